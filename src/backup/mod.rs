@@ -1,0 +1,171 @@
+//! The backup job: from an image to a committed backup.
+//!
+//! ```text
+//! reader -> workers, one a core -> the store's writer
+//!                \-> collector: puts the results in order -> manifest
+//! ```
+//!
+//! Owns the pipeline and what it counts. Memory: [`BackupOptions::jobs`] + 2 buffers of a segment for what
+//! is read and the store's buffers for what is encoded, whatever the disk's size.
+
+mod pipeline;
+mod worker;
+
+use std::time::{Duration, Instant};
+
+use crate::codec::{CodecError, CompressionSetting};
+use crate::error::ErrorKind;
+use crate::image::{Image, ImageError};
+use crate::manifest::{ImageName, ManifestError};
+use crate::progress::Progress;
+use crate::repository::{CommittedBackup, RepositoryError, RepositoryWriter};
+use crate::store::StoreError;
+
+/// A backup that was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The source failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A codec could not be set up.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A thread of the pipeline ended before its work did.
+    #[error("a worker ended unexpectedly; the backup was not committed")]
+    WorkerLost,
+}
+
+impl From<StoreError> for BackupError {
+    fn from(error: StoreError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl From<ManifestError> for BackupError {
+    fn from(error: ManifestError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl BackupError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Image(error) => error.kind(),
+            Self::Repository(error) => error.kind(),
+            Self::Codec(error) => error.kind(),
+            Self::WorkerLost => ErrorKind::Io,
+        }
+    }
+
+    fn distrusts_index(&self) -> bool {
+        matches!(self, Self::Repository(error) if error.distrusts_index())
+    }
+}
+
+/// How a backup is made.
+#[derive(Clone, Copy, Debug)]
+pub struct BackupOptions {
+    /// How new segments are compressed.
+    pub compression: CompressionSetting,
+    /// How many threads hash and compress, at least one.
+    pub jobs: usize,
+}
+
+/// What a backup did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackupStats {
+    /// Segments that the disk divides into: the sum of the four below.
+    pub segments: u64,
+    /// Segments of zeros, which are not stored.
+    pub zero_segments: u64,
+    /// Segments that are the parent's at the same place.
+    pub unchanged_segments: u64,
+    /// Other segments that were stored already.
+    pub deduplicated_segments: u64,
+    /// Segments that this backup stored.
+    pub new_segments: u64,
+    /// Bytes read from the source; holes are not.
+    pub read_bytes: u64,
+    /// Plain bytes of the new segments.
+    pub new_bytes: u64,
+    /// Encoded bytes of the new segments.
+    pub stored_bytes: u64,
+}
+
+/// A backup that exists, and what making it did.
+#[derive(Clone, Debug)]
+pub struct BackupSummary {
+    /// The backup.
+    pub backup: CommittedBackup,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// What was done.
+    pub stats: BackupStats,
+    /// How long it took, the commit included.
+    pub elapsed: Duration,
+}
+
+/// Backs `image` up as the next backup of `name`.
+///
+/// When this returns a summary, the backup is durable. A failure leaves the repository as it was, but for
+/// segments that the next backup re-uses; if it was the index that failed, the index is made anew and the
+/// backup tried once more.
+///
+/// # Errors
+/// The outer error means that the repository is lost to this process: it is to be opened again.
+pub fn back_up(
+    writer: RepositoryWriter,
+    name: &ImageName,
+    image: &dyn Image,
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
+    match attempt(&writer, name, image, options, progress) {
+        Ok(summary) if summary.backup.replace_index => Ok((writer.replace_index(progress)?, Ok(summary))),
+        Err(error) if error.distrusts_index() => {
+            let writer = writer.replace_index(progress)?;
+            let second = attempt(&writer, name, image, options, progress);
+            Ok((writer, second))
+        }
+        first => Ok((writer, first)),
+    }
+}
+
+fn attempt(
+    writer: &RepositoryWriter,
+    name: &ImageName,
+    image: &dyn Image,
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<BackupSummary, BackupError> {
+    let begun = Instant::now();
+    writer.prepare_for_growth()?;
+    let draft = writer.begin_backup(name, image.size())?;
+    progress.begin(name.as_str(), image.size());
+    let result = writer.create_manifest(&draft).map_err(BackupError::from).and_then(|mut manifest| {
+        let stats = pipeline::run(writer, &draft, &mut manifest, image, options, progress)?;
+        image.verify_unchanged()?;
+        Ok((manifest, stats))
+    });
+    progress.end();
+    let (manifest, stats) = match result {
+        Ok(done) => done,
+        Err(error) => {
+            writer.abandon(&draft);
+            if let BackupError::Repository(error) = &error
+                && error.is_full()
+            {
+                writer.release_reserve();
+            }
+            return Err(error);
+        }
+    };
+    let size_of_disk = draft.info().geometry.size_of_disk();
+    let backup = writer.commit(draft, manifest)?;
+    Ok(BackupSummary { backup, size_of_disk, stats, elapsed: begun.elapsed() })
+}

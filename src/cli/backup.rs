@@ -1,0 +1,215 @@
+//! `ekko backup`
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::backup::{BackupError, BackupOptions, BackupSummary, back_up};
+use crate::cli::args::BackupArgs;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::{Outcome, format};
+use crate::error::ErrorKind;
+use crate::image::{Image, RawImage, source_use};
+use crate::manifest::ImageName;
+use crate::progress::{Notice, Progress};
+use crate::repository::{InitOptions, Repository, RepositoryError, RepositoryWriter};
+
+#[derive(Serialize)]
+struct Document {
+    created_repository: bool,
+    backups: Vec<Done>,
+    failed: Vec<Failed>,
+}
+
+#[derive(Serialize)]
+struct Done {
+    name: String,
+    backup: String,
+    backupset: String,
+    incremental: u32,
+    size_of_disk: u64,
+    segments: u64,
+    zero_segments: u64,
+    unchanged_segments: u64,
+    deduplicated_segments: u64,
+    new_segments: u64,
+    read_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    source: String,
+    error: String,
+}
+
+/// A source and the name it is backed up under.
+struct Source {
+    name: ImageName,
+    path: PathBuf,
+}
+
+/// Reads `[NAME=]SOURCE`. A path that begins with `/`, `./` or `../` has no name before it, so that paths
+/// with `=` in them can be said.
+fn source(text: &str) -> Result<Source, CliError> {
+    let is_path = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
+    let invalid = |error: &dyn std::fmt::Display| CliError::new(ErrorKind::Invalid, error.to_string());
+    if let Some((name, path)) = text.split_once('=').filter(|_| !is_path) {
+        let name = ImageName::new(name).map_err(|error| invalid(&error))?;
+        return Ok(Source { name, path: PathBuf::from(path) });
+    }
+    let file_name = Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = ImageName::new(file_name)
+        .map_err(|error| invalid(&format!("{error}; give it one with NAME={text}")))?;
+    Ok(Source { name, path: PathBuf::from(text) })
+}
+
+pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliError> {
+    let sources = args.sources.iter().map(|text| source(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut names = HashSet::new();
+    if let Some(twice) = sources.iter().find(|source| !names.insert(&source.name)) {
+        let message = format!("the name {} is given twice: each source needs its own", twice.name);
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    // Opened before the repository is touched: none is made for a run that could not back anything up.
+    let opened: Vec<_> = sources.iter().map(|source| (source, RawImage::open(&source.path))).collect();
+    let (created_repository, mut writer) = if opened.iter().any(|(_, image)| image.is_ok()) {
+        let (created, writer) = open_or_create(args, context)?;
+        (created, Some(writer))
+    } else {
+        (false, None)
+    };
+    let mut document = Document { created_repository, backups: Vec::new(), failed: Vec::new() };
+    for (source, image) in opened {
+        let result = match (image, writer.take()) {
+            (Err(error), open) => {
+                writer = open;
+                Err(error.into())
+            }
+            // An earlier failure closed the repository: from here on nothing more is backed up.
+            (Ok(_), None) => Err(closed(context)?),
+            (Ok(image), Some(open)) => {
+                let (open, result) = back_up_one(open, source, &image, args, context)?;
+                writer = Some(open);
+                result
+            }
+        };
+        match result {
+            Ok(summary) => document.backups.push(done(source, &summary)),
+            Err(error) => document.failed.push(failed(source, &error, context)),
+        }
+    }
+    if let Some(writer) = writer
+        && let Err(error) = writer.close()
+    {
+        // Every backup above is durable; the next opening checks the index.
+        tracing::warn!(%error, "the repository was not closed in order");
+    }
+    context.print(&document, |out| {
+        document.backups.iter().try_for_each(|done| {
+            writeln!(
+                out,
+                "{}: {} in {} segments: {} new ({}, stored as {}), {} deduplicated, {} unchanged, {} zero; {:.1} s",
+                done.backup,
+                format::bytes(done.size_of_disk),
+                done.segments,
+                done.new_segments,
+                format::bytes(done.new_bytes),
+                format::bytes(done.stored_bytes),
+                done.deduplicated_segments,
+                done.unchanged_segments,
+                done.zero_segments,
+                done.seconds,
+            )
+        })
+    })?;
+    Ok(match (document.failed.is_empty(), document.backups.is_empty()) {
+        (true, _) if context.progress().saw_problems() => Outcome::Problems,
+        (true, _) => Outcome::Done,
+        (false, false) => Outcome::Problems,
+        (false, true) => Outcome::Failed,
+    })
+}
+
+fn closed(context: &Context) -> Result<BackupError, CliError> {
+    let reason = format!("{} was closed after a failure", context.repository_path()?.display());
+    Ok(RepositoryError::Poisoned { reason }.into())
+}
+
+fn back_up_one(
+    writer: RepositoryWriter,
+    source: &Source,
+    image: &dyn Image,
+    args: &BackupArgs,
+    context: &Context,
+) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), CliError> {
+    if let Some(how) = source_use(&source.path) {
+        context.progress().notice(Notice::SourceInUse { path: source.path.clone(), how });
+    }
+    let compression = args.compression.unwrap_or_else(|| writer.repository().compression());
+    let options = BackupOptions { compression, jobs: args.jobs.number() };
+    Ok(back_up(writer, &source.name, image, &options, context.progress())?)
+}
+
+fn open_or_create(args: &BackupArgs, context: &Context) -> Result<(bool, RepositoryWriter), CliError> {
+    let path = context.repository_path()?;
+    let created = match Repository::open(path) {
+        Ok(_) => false,
+        Err(RepositoryError::NotFound { .. }) => {
+            Repository::init(path, &InitOptions::default())?;
+            context.progress().line(&format!("made the repository {}", path.display()));
+            true
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((created, context.open_writer(args.jobs.number(), false)?))
+}
+
+fn done(source: &Source, summary: &BackupSummary) -> Done {
+    let BackupSummary { backup, size_of_disk, stats, elapsed } = summary;
+    Done {
+        name: source.name.to_string(),
+        backup: backup.id.to_string(),
+        backupset: backup.backupset.to_string(),
+        incremental: backup.incremental.0,
+        size_of_disk: *size_of_disk,
+        segments: stats.segments,
+        zero_segments: stats.zero_segments,
+        unchanged_segments: stats.unchanged_segments,
+        deduplicated_segments: stats.deduplicated_segments,
+        new_segments: stats.new_segments,
+        read_bytes: stats.read_bytes,
+        new_bytes: stats.new_bytes,
+        stored_bytes: stats.stored_bytes,
+        seconds: elapsed.as_secs_f64(),
+    }
+}
+
+fn failed(source: &Source, error: &BackupError, context: &Context) -> Failed {
+    if !context.json {
+        context.progress().line(&format!("{} was not backed up: {error}", source.name));
+    }
+    Failed { source: source.path.display().to_string(), error: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_are_told_apart() {
+        let read = |text| source(text).ok().map(|it| (it.name.to_string(), it.path.display().to_string()));
+        let pair = |name: &str, path: &str| Some((name.to_owned(), path.to_owned()));
+        assert_eq!(read("web=/dev/vg/web"), pair("web", "/dev/vg/web"));
+        assert_eq!(read("web/vda=a=b"), pair("web/vda", "a=b"));
+        assert_eq!(read("/srv/a=b/disk.raw"), pair("disk.raw", "/srv/a=b/disk.raw"));
+        assert_eq!(read("./x=y"), None, "its file name has a = in it, so it needs a name");
+        assert_eq!(read("disk.raw"), pair("disk.raw", "disk.raw"));
+        assert_eq!(read("a@b=disk"), None);
+        assert_eq!(read("/"), None);
+    }
+}

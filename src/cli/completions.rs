@@ -1,0 +1,54 @@
+//! `ekko completions` and `ekko man`
+
+use std::io;
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use crate::cli::Outcome;
+use crate::cli::args::{Cli, CompletionsArgs, ManArgs};
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::error::ErrorKind;
+
+#[derive(Serialize)]
+struct Text {
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Files {
+    files: Vec<String>,
+}
+
+pub(super) fn completions(args: &CompletionsArgs, context: &Context) -> Result<Outcome, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "ekko", &mut script);
+    print_text(script, context)
+}
+
+fn print_text(text: Vec<u8>, context: &Context) -> Result<Outcome, CliError> {
+    let document = Text { text: String::from_utf8_lossy(&text).into_owned() };
+    context.print(&document, |out| out.write_all(&text))?;
+    Ok(Outcome::Done)
+}
+
+pub(super) fn man(args: &ManArgs, context: &Context) -> Result<Outcome, CliError> {
+    let Some(folder) = &args.folder else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+        return print_text(page, context);
+    };
+    let failed = |error: io::Error| {
+        CliError::new(ErrorKind::Io, format!("cannot write manual pages to {}: {error}", folder.display()))
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    clap_mangen::generate_to(Cli::command(), folder).map_err(failed)?;
+    let names = std::fs::read_dir(folder).map_err(failed)?.flatten();
+    let mut files: Vec<_> =
+        names.map(|entry| entry.path().display().to_string()).filter(|path| path.ends_with(".1")).collect();
+    files.sort_unstable();
+    let document = Files { files };
+    context.print(&document, |out| document.files.iter().try_for_each(|file| writeln!(out, "{file}")))?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,72 @@
+//! A failed command.
+
+use std::io;
+
+use crate::backup::BackupError;
+use crate::error::ErrorKind;
+use crate::manifest::ManifestError;
+use crate::repository::RepositoryError;
+use crate::restore::RestoreError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) enum CliError {
+    /// What a person is told, and of what kind it is.
+    Failed { kind: ErrorKind, message: String },
+    /// Nobody reads our output any longer.
+    BrokenPipe,
+}
+
+impl CliError {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::Failed { kind, message: message.into() }
+    }
+
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::BrokenPipe => 0,
+            Self::Failed { kind, .. } => match kind {
+                ErrorKind::Invalid => 2,
+                ErrorKind::NotFound
+                | ErrorKind::Busy
+                | ErrorKind::Corrupt
+                | ErrorKind::Unsupported
+                | ErrorKind::Io => 1,
+            },
+        }
+    }
+}
+
+impl From<RepositoryError> for CliError {
+    fn from(error: RepositoryError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<BackupError> for CliError {
+    fn from(error: BackupError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<ManifestError> for CliError {
+    fn from(error: ManifestError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<RestoreError> for CliError {
+    fn from(error: RestoreError) -> Self {
+        if error.is_broken_pipe() { Self::BrokenPipe } else { Self::new(error.kind(), error.to_string()) }
+    }
+}
+
+impl From<io::Error> for CliError {
+    /// For writing to stdout alone; every other failure names its path.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::BrokenPipe,
+            _ => Self::new(ErrorKind::Io, format!("cannot write to stdout: {error}")),
+        }
+    }
+}

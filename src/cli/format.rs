@@ -1,0 +1,76 @@
+//! Numbers and tables for people.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// Writes a number of bytes in binary units.
+pub(super) fn bytes(number: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut divisor: u64 = 1024;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while number / divisor >= 1024
+        && let Some(next) = units.next()
+    {
+        divisor <<= 10;
+        unit = Some(next);
+    }
+    // In tenths, rounded; u128 because 16 EiB in tenths does not fit u64.
+    let tenths = (u128::from(number) * 10 + u128::from(divisor) / 2) / u128::from(divisor);
+    format!("{}.{} {}", tenths / 10, tenths % 10, unit.unwrap_or(&""))
+}
+
+/// Writes a moment in UTC, to the second.
+pub(super) fn time(timestamp: jiff::Timestamp) -> String {
+    timestamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// Writes rows under a header, without lines between them.
+pub(super) fn table(
+    out: &mut dyn Write,
+    header: &[&str],
+    numbers: &[usize],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    table.add_rows(rows);
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Writes names and values, one pair a line.
+pub(super) fn pairs(out: &mut dyn Write, pairs: &[(&str, String)]) -> io::Result<()> {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    pairs.iter().try_for_each(|(name, value)| writeln!(out, "{name:width$}  {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_to_tenths_of_binary_units() {
+        for (number, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (8 << 30, "8.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(number), text);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `ekko init`
+
+use serde::Serialize;
+
+use crate::cli::args::InitArgs;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::{Outcome, format};
+use crate::repository::{InitOptions, Repository};
+
+#[derive(Serialize)]
+struct Document {
+    repository: String,
+    id: String,
+    segment_size: u32,
+    compression: String,
+}
+
+pub(super) fn run(args: &InitArgs, context: &Context) -> Result<Outcome, CliError> {
+    let path = context.repository_path()?;
+    let options = InitOptions { segment_size: args.segment_size, compression: args.compression };
+    let repository = Repository::init(path, &options)?;
+    let settings = repository.settings();
+    let document = Document {
+        repository: path.display().to_string(),
+        id: settings.repository.to_string(),
+        segment_size: settings.segment_size.bytes(),
+        compression: settings.compression.to_string(),
+    };
+    context.print(&document, |out| {
+        let size = format::bytes(u64::from(document.segment_size));
+        writeln!(out, "made repository {} with segments of {size}", document.repository)
+    })?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,100 @@
+//! The command line: the only place that prints.
+//!
+//! One file a command. Owns arguments, tables, JSON, progress bars and exit codes: 0 done, 1 failed,
+//! 2 wrong usage, 3 done but problems were found.
+
+mod args;
+mod backup;
+mod completions;
+mod context;
+mod error;
+mod format;
+mod init;
+mod list;
+mod manifest;
+mod progress;
+mod rebuild;
+mod restore;
+mod show;
+mod stats;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Cli;
+
+use crate::cli::args::Command;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::store::in_guarded_call;
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Exit 0.
+    Done,
+    /// Exit 3.
+    Problems,
+    /// Exit 1: the command has told why.
+    Failed,
+}
+
+impl Outcome {
+    fn code(self) -> ExitCode {
+        match self {
+            Self::Done => ExitCode::SUCCESS,
+            Self::Problems => ExitCode::from(3),
+            Self::Failed => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    quiet_guarded_panics();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap writes help and version to stdout with code 0, and wrong usage to stderr with code 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let context = Context::new(&cli.global);
+    context.start_log();
+    match run(cli.command, &context) {
+        Ok(outcome) => outcome.code(),
+        // Whoever read our output has gone; that is no failure of ours.
+        Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            context.fail(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
+    match command {
+        Command::Init(args) => init::run(&args, context),
+        Command::Backup(args) => backup::run(&args, context),
+        Command::Restore(args) => restore::run(&args, context),
+        Command::List(args) => list::run(&args, context),
+        Command::Show(args) => show::run(&args, context),
+        Command::Stats => stats::run(context),
+        Command::Rebuild => rebuild::run(context),
+        Command::Manifest(args) => manifest::run(&args, context),
+        Command::Completions(args) => completions::completions(&args, context),
+        Command::Man(args) => completions::man(&args, context),
+    }
+}
+
+/// A panic inside sled is caught and answered with a new index; nobody needs to see it.
+fn quiet_guarded_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !in_guarded_call() {
+            usual(panic);
+        }
+    }));
+}

@@ -1,0 +1,96 @@
+//! Progress bars and notices, on stderr.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::progress::{Notice, Progress};
+
+/// Tells a person at a terminal.
+#[derive(Debug)]
+pub(super) struct Console {
+    bars: bool,
+    notices: bool,
+    bar: Mutex<Option<ProgressBar>>,
+    problems: AtomicBool,
+}
+
+impl Console {
+    pub(super) fn new(bars: bool, notices: bool) -> Self {
+        Self { bars, notices, bar: Mutex::default(), problems: AtomicBool::new(false) }
+    }
+
+    /// Says whether a problem was noticed: the exit code is then 3.
+    pub(super) fn saw_problems(&self) -> bool {
+        self.problems.load(Ordering::Acquire)
+    }
+
+    fn with_bar(&self, then: impl FnOnce(&ProgressBar)) {
+        if self.bars
+            && let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+        {
+            then(bar);
+        }
+    }
+
+    /// Prints a line above the bar, if there is one.
+    pub(super) fn line(&self, text: &str) {
+        let print = || {
+            // A closed stderr is nobody's loss.
+            let _ = writeln!(std::io::stderr().lock(), "ekko: {text}");
+        };
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+}
+
+impl Progress for Console {
+    fn begin(&self, label: &str, bytes: u64) {
+        if !self.bars {
+            return;
+        }
+        let template = "{prefix:16!} {bar:30} {binary_bytes:>11} / {binary_total_bytes} {binary_bytes_per_sec:>13}, {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(bytes).with_style(style).with_prefix(label.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.with_bar(|bar| bar.inc(bytes));
+    }
+
+    fn end(&self) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        let text = match notice {
+            Notice::IndexRebuilt { reason, segments } => {
+                format!("the index was rebuilt with {segments} segments: {reason}")
+            }
+            Notice::Recovered { what } => format!("recovered: {what}"),
+            Notice::SourceInUse { path, how } => {
+                format!("warning: {} is {how}: the backup may mix what was and what is", path.display())
+            }
+            Notice::TwinStored { hash } => {
+                format!("warning: two different segments have the SHA-1 {hash}; both are kept")
+            }
+            Notice::Problem { what, .. } => {
+                self.problems.store(true, Ordering::Release);
+                format!("problem: {what}")
+            }
+        };
+        if self.notices {
+            self.line(&text);
+        }
+    }
+}

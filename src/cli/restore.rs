@@ -1,0 +1,104 @@
+//! `ekko restore`
+
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::cli::args::RestoreArgs;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::{Outcome, format};
+use crate::error::ErrorKind;
+use crate::repository::Repository;
+use crate::restore::{RestoreOptions, restore_to_path, restore_to_stream};
+
+#[derive(Serialize)]
+struct Document {
+    backup: String,
+    target: String,
+    segments: u64,
+    written_bytes: u64,
+    damaged: Vec<Damaged>,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    new_backupset: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Damaged {
+    segment: u32,
+    offset: u64,
+    length: u64,
+    error: String,
+}
+
+pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliError> {
+    let to_stdout = args.target == Path::new("-");
+    if to_stdout {
+        context.reserve_stdout();
+    }
+    let repository = context.open()?;
+    let (sets, problems) = repository.backupsets()?;
+    for problem in problems {
+        context.progress().line(&format!("problem: {problem}"));
+    }
+    let (set, backup) = repository.find(&sets, &args.backup)?;
+    if let Some(name) = &args.over
+        && set.name != *name
+    {
+        let message = format!("{} is a backup of {}, not of {name}", args.backup, set.name);
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    let manifest = repository.manifest(set, backup)?;
+    let options = RestoreOptions { jobs: args.jobs.number(), force: args.force, sync: !args.no_sync };
+    let summary = if to_stdout {
+        let mut stdout = io::stdout().lock();
+        restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?
+    } else {
+        restore_to_path(&repository, &manifest, &args.target, &options, context.progress())?
+    };
+    let new_backupset = match &args.over {
+        Some(name) => {
+            let writer = context.open_writer(1, false)?;
+            let id = writer.begin_set_after_restore(name, set, backup.incremental)?;
+            writer.close()?;
+            Some(id.to_string())
+        }
+        None => None,
+    };
+    let damaged = summary.damaged.into_iter().map(|damaged| Damaged {
+        segment: damaged.index.0,
+        offset: damaged.range.start,
+        length: damaged.range.end - damaged.range.start,
+        error: damaged.error,
+    });
+    let document = Document {
+        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
+        target: args.target.display().to_string(),
+        segments: summary.segments,
+        written_bytes: summary.written_bytes,
+        damaged: damaged.collect(),
+        seconds: summary.elapsed.as_secs_f64(),
+        new_backupset,
+    };
+    if !context.json {
+        for damaged in &document.damaged {
+            let Damaged { segment, offset, length, error } = damaged;
+            let line =
+                format!("problem: segment {segment} ({length} bytes at {offset}) is left zero: {error}");
+            context.progress().line(&line);
+        }
+    }
+    context.print(&document, |out| {
+        writeln!(
+            out,
+            "restored {} to {}: {} written in {:.1} s",
+            document.backup,
+            document.target,
+            format::bytes(document.written_bytes),
+            document.seconds,
+        )
+    })?;
+    Ok(if document.damaged.is_empty() { Outcome::Done } else { Outcome::Problems })
+}

@@ -1,0 +1,141 @@
+//! Images: disks as they are read.
+//!
+//! Owns how a source of any format is opened, where in it data lies, and how its bytes are read; and
+//! what can be found out about who else uses it ([`source_use`]). Must not know what becomes of the
+//! bytes: nothing of segments, of the store or of manifests.
+
+mod in_use;
+mod raw;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use in_use::source_use;
+pub use raw::RawImage;
+
+use crate::error::ErrorKind;
+
+/// A disk that can be read at any place, by several threads at once.
+pub trait Image: Send + Sync + Debug {
+    /// Returns the path it was opened by.
+    fn path(&self) -> &Path;
+
+    /// Returns its size in bytes, as it was when it was opened.
+    fn size(&self) -> u64;
+
+    /// Returns the next extent that holds data at or after `from`; `None` when there is only hole up to
+    /// the end.
+    ///
+    /// The extent is never empty, begins at or after `from` and ends within [`Image::size`]. What lies
+    /// outside all extents reads as zeros; the bytes inside one may be zeros too.
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError>;
+
+    /// Fills `buffer` with the bytes from `offset` on. A disk that ends before is an error.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError>;
+
+    /// Says, after all was read, whether the disk is still as large as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Shrank`] if it has become smaller: what was read past its new end is not to be
+    /// believed. One that grew is no error: what was read is the disk as it was opened.
+    fn verify_unchanged(&self) -> Result<(), ImageError>;
+}
+
+/// A range of bytes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Extent {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes there are.
+    pub length: u64,
+}
+
+/// A disk that could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// There is nothing at the path.
+    #[error("cannot open image {}: there is no such file or device; check the path", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path names something that has no bytes to read at chosen places.
+    #[error("cannot read image {}: it is {what}; name a regular file or a block device", path.display())]
+    NotAnImage {
+        /// The path.
+        path: PathBuf,
+        /// What it is, with its article: "a folder".
+        what: &'static str,
+    },
+    /// The source is there but cannot be opened or examined.
+    #[error("cannot open image {}: {source}; check that this user may read it", path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The search for the next data failed.
+    #[error("cannot find the data in image {} from byte {offset} on: {source}", path.display())]
+    Seek {
+        /// The path.
+        path: PathBuf,
+        /// The byte from which data was looked for.
+        offset: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A read failed.
+    #[error(
+        "cannot read image {} at byte {offset}: {source}; check the health of the disk it is on",
+        path.display()
+    )]
+    Read {
+        /// The path.
+        path: PathBuf,
+        /// The byte at which the read failed.
+        offset: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A read ended too early, though the source is as large as it was.
+    #[error("image {} ends at byte {offset}, where {missing} more bytes were to be read", path.display())]
+    ShortRead {
+        /// The path.
+        path: PathBuf,
+        /// The first byte that could not be read.
+        offset: u64,
+        /// How many bytes from there on are missing.
+        missing: u64,
+    },
+    /// The source has become smaller since it was opened.
+    #[error(
+        "image {} shrank from {was} to {now} bytes while it was read; stop what changes it, then try again",
+        path.display()
+    )]
+    Shrank {
+        /// The path.
+        path: PathBuf,
+        /// Its size in bytes when it was opened.
+        was: u64,
+        /// Its size in bytes now.
+        now: u64,
+    },
+}
+
+impl ImageError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NotAnImage { .. } => ErrorKind::Invalid,
+            Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {
+                ErrorKind::Io
+            }
+            Self::Shrank { .. } => ErrorKind::Busy,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Manifests: everything needed to put one backup together again.
+//!
+//! A manifest is a 128-byte header of our own and an rkyv archive that is mapped into memory and read
+//! in place (`docs/format.md` has it byte by byte). Owns the archive, its writer and reader, and what
+//! follows from comparing manifests of one backupset ([`stays`]). Knows nothing of packs, of the index
+//! or of where in a repository a manifest lies.
+
+mod archive;
+mod header;
+mod ids;
+mod map;
+mod reader;
+pub mod stays;
+mod writer;
+
+use std::path::PathBuf;
+
+pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
+pub use reader::{Cursor, ManifestReader, SegmentRef};
+pub use writer::{FinishedManifest, ManifestWriter};
+
+use crate::error::ErrorKind;
+use crate::segment::Geometry;
+use crate::storage::StorageError;
+
+/// What a manifest says about its backup as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestInfo {
+    /// The backupset it belongs to.
+    pub backupset: BackupsetId,
+    /// Its number in the backupset.
+    pub incremental: Incremental,
+    /// The name of the image.
+    pub name: ImageName,
+    /// The disk's size and its division into segments.
+    pub geometry: Geometry,
+    /// When the backup was begun.
+    pub timestamp: jiff::Timestamp,
+    /// Earlier backupsets that segments were first stored by; a segment's [`BaseIndex`] counts them.
+    pub bases: Vec<BackupsetId>,
+    /// Keys and values for what has no field of its own.
+    pub attributes: Vec<(String, Vec<u8>)>,
+}
+
+/// A manifest that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// The operating system failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The file is something else.
+    #[error("{} is not an Ekko manifest", path.display())]
+    NotAManifest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer release wrote it.
+    #[error("{} has manifest format {found}; this release reads up to {}: use a newer ekko", path.display(), header::FORMAT)]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Its bytes are not those that were written.
+    #[error("manifest {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// What was to be written makes no manifest.
+    #[error("cannot write manifest {}: {what}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+}
+
+impl ManifestError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Storage(error) => error.kind(),
+            Self::NotAManifest { .. } | Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::NewerFormat { .. } => ErrorKind::Unsupported,
+            Self::Damaged { .. } => ErrorKind::Corrupt,
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! `set.toml`: a backupset and its backups.
+//!
+//! It is replaced atomically; a backup exists from the moment that it stands in here. Its last line is a
+//! comment with the BLAKE3 of all before it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::repository::settings::{FORMAT, check_format, read_text};
+use crate::repository::{Layout, Repository, RepositoryError};
+use crate::segment::Fingerprint;
+use crate::storage::{Storage, replace};
+
+/// The backup that a disk was restored from when a backupset began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Its backupset.
+    pub backupset: BackupsetId,
+    /// Its number.
+    pub incremental: Incremental,
+}
+
+/// What a backupset says about one of its backups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupRecord {
+    /// Its number.
+    pub incremental: Incremental,
+    /// The BLAKE3 of the body of its manifest.
+    pub manifest: Fingerprint,
+    /// When it was begun.
+    pub timestamp: jiff::Timestamp,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// How many segments the disk divides into.
+    pub segments: u32,
+    /// Words a person gave it.
+    pub tags: Vec<String>,
+    /// Whether it may not be deleted.
+    pub protected: bool,
+    /// A person's note.
+    pub note: Option<String>,
+}
+
+/// One disk's chain of backups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backupset {
+    /// Its id.
+    pub id: BackupsetId,
+    /// The name of the image.
+    pub name: ImageName,
+    /// When it began.
+    pub created: jiff::Timestamp,
+    /// Earlier backupsets of the disk; the order is that of the manifests' bases.
+    pub bases: Vec<BackupsetId>,
+    /// What the disk was restored from when the set began, if it was.
+    pub origin: Option<Origin>,
+    /// The number of the next backup: never given twice.
+    pub next_incremental: u32,
+    /// The backups, by number.
+    pub backups: Vec<BackupRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    backupset: String,
+    name: String,
+    created: String,
+    bases: Vec<String>,
+    next_incremental: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<FileOrigin>,
+    #[serde(default, rename = "backup")]
+    backups: Vec<FileBackup>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileOrigin {
+    backupset: String,
+    incremental: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileBackup {
+    incremental: u32,
+    manifest: String,
+    timestamp: String,
+    size_of_disk: u64,
+    segments: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    #[serde(default)]
+    protected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+const CHECKSUM: &str = "# BLAKE3 of all before this line: ";
+
+impl Backupset {
+    fn encode(&self) -> Result<String, toml::ser::Error> {
+        let origin = self.origin.map(|origin| FileOrigin {
+            backupset: origin.backupset.to_string(),
+            incremental: origin.incremental.0,
+        });
+        let backups = self.backups.iter().map(|backup| FileBackup {
+            incremental: backup.incremental.0,
+            manifest: backup.manifest.to_string(),
+            timestamp: backup.timestamp.to_string(),
+            size_of_disk: backup.size_of_disk,
+            segments: backup.segments,
+            tags: backup.tags.clone(),
+            protected: backup.protected,
+            note: backup.note.clone(),
+        });
+        let file = File {
+            format: FORMAT,
+            backupset: self.id.to_string(),
+            name: self.name.as_str().to_owned(),
+            created: self.created.to_string(),
+            bases: self.bases.iter().map(ToString::to_string).collect(),
+            next_incremental: self.next_incremental,
+            origin,
+            backups: backups.collect(),
+        };
+        let text = toml::to_string(&file)?;
+        let checksum = Fingerprint::of(text.as_bytes());
+        Ok(format!("{text}{CHECKSUM}{checksum}\n"))
+    }
+
+    fn decode(text: &str) -> Result<Self, String> {
+        let wrong = |what: &dyn std::fmt::Display| what.to_string();
+        let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        let id = |text: &str| text.parse::<BackupsetId>().map_err(|error| wrong(&error));
+        let time = |text: &str| text.parse::<jiff::Timestamp>().map_err(|error| wrong(&error));
+        let origin = match file.origin {
+            None => None,
+            Some(origin) => Some(Origin {
+                backupset: id(&origin.backupset)?,
+                incremental: Incremental(origin.incremental),
+            }),
+        };
+        let backup = |backup: FileBackup| {
+            Ok(BackupRecord {
+                incremental: Incremental(backup.incremental),
+                manifest: backup
+                    .manifest
+                    .parse()
+                    .map_err(|error: crate::segment::InvalidHash| wrong(&error))?,
+                timestamp: time(&backup.timestamp)?,
+                size_of_disk: backup.size_of_disk,
+                segments: backup.segments,
+                tags: backup.tags,
+                protected: backup.protected,
+                note: backup.note,
+            })
+        };
+        let backups = file.backups.into_iter().map(backup).collect::<Result<Vec<_>, String>>()?;
+        if !backups.is_sorted_by(|a, b| a.incremental < b.incremental)
+            || backups.last().is_some_and(|last| last.incremental.0 >= file.next_incremental)
+        {
+            return Err("its backups are not in order".to_owned());
+        }
+        Ok(Self {
+            id: id(&file.backupset)?,
+            name: ImageName::new(file.name).map_err(|error| wrong(&error))?,
+            created: time(&file.created)?,
+            bases: file.bases.iter().map(|base| id(base)).collect::<Result<_, _>>()?,
+            origin,
+            next_incremental: file.next_incremental,
+            backups,
+        })
+    }
+
+    /// Reads the settings of the backupset `id`.
+    pub(super) fn read(
+        storage: &dyn Storage,
+        layout: &Layout,
+        id: BackupsetId,
+    ) -> Result<Self, RepositoryError> {
+        let path = layout.set_settings(id);
+        let text = read_text(storage, &path)?;
+        let damaged =
+            |what: &str| RepositoryError::SettingsDamaged { path: path.clone(), what: what.to_owned() };
+        let (covered, checksum) =
+            text.rsplit_once(CHECKSUM).ok_or_else(|| damaged("its last line is gone"))?;
+        if checksum.strip_suffix('\n') != Some(Fingerprint::of(covered.as_bytes()).to_string().as_str()) {
+            return Err(damaged("it does not fit the BLAKE3 in its last line"));
+        }
+        check_format(&path, covered)?;
+        let set =
+            Self::decode(covered).map_err(|what| RepositoryError::Settings { path: path.clone(), what })?;
+        if set.id == id { Ok(set) } else { Err(damaged("it belongs to another backupset")) }
+    }
+
+    /// Replaces the settings of the backupset; durable when this returns.
+    pub(super) fn write(&self, storage: &dyn Storage, layout: &Layout) -> Result<(), RepositoryError> {
+        let path = layout.set_settings(self.id);
+        let text = self
+            .encode()
+            .map_err(|error| RepositoryError::Settings { path: path.clone(), what: error.to_string() })?;
+        Ok(replace(storage, &path, text.as_bytes())?)
+    }
+
+    /// Makes the folder of a new backupset and its settings; durable when this returns.
+    pub(super) fn create(&self, storage: &dyn Storage, layout: &Layout) -> Result<(), RepositoryError> {
+        storage.create_folder(&layout.set(self.id))?;
+        storage.sync_folder(&layout.sets())?;
+        self.write(storage, layout)
+    }
+}
+
+impl Repository {
+    /// Reads all backupsets, in the order of name and beginning. Those that cannot be read are left out
+    /// and returned beside.
+    pub fn backupsets(&self) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
+        let (mut sets, mut problems) = (Vec::new(), Vec::new());
+        for name in self.storage.list(&self.layout.sets())? {
+            let Ok(id) = name.parse::<BackupsetId>() else { continue };
+            match Backupset::read(self.storage.as_ref(), &self.layout, id) {
+                Ok(set) => sets.push(set),
+                // Its folder is made before its settings, and a crash may come between.
+                Err(RepositoryError::Storage(error)) if error.is_not_found() && self.is_unborn(id) => {}
+                Err(error) => problems.push(error),
+            }
+        }
+        sets.sort_by(|a, b| (&a.name, a.created, a.id).cmp(&(&b.name, b.created, b.id)));
+        Ok((sets, problems))
+    }
+
+    fn is_unborn(&self, id: BackupsetId) -> bool {
+        let leftover =
+            |name: &String| Path::new(name).extension().is_some_and(|it| it == crate::storage::TEMPORARY);
+        self.storage.list(&self.layout.set(id)).is_ok_and(|names| names.iter().all(leftover))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::OsStorage;
+
+    fn set() -> Backupset {
+        let time: jiff::Timestamp = "2026-01-02T03:04:05.6Z".parse().unwrap();
+        let record = |number| BackupRecord {
+            incremental: Incremental(number),
+            manifest: Fingerprint::of(b"m"),
+            timestamp: time,
+            size_of_disk: 1 << 40,
+            segments: 1 << 18,
+            tags: vec!["monthly".to_owned()],
+            protected: number == 1,
+            note: (number == 1).then(|| "before the \"upgrade\"\n# BLAKE3".to_owned()),
+        };
+        Backupset {
+            id: BackupsetId::random(),
+            name: ImageName::new("web").unwrap(),
+            created: time,
+            bases: vec![BackupsetId::random()],
+            origin: Some(Origin { backupset: BackupsetId::random(), incremental: Incremental(4) }),
+            next_incremental: 5,
+            backups: vec![record(1), record(4)],
+        }
+    }
+
+    #[test]
+    fn settings_come_back_and_every_changed_byte_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let set = set();
+        std::fs::create_dir(layout.sets()).unwrap();
+        set.create(&OsStorage, &layout).unwrap();
+        assert_eq!(Backupset::read(&OsStorage, &layout, set.id).unwrap(), set);
+        let path = layout.set_settings(set.id);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x04;
+            std::fs::write(&path, &changed).unwrap();
+            assert!(Backupset::read(&OsStorage, &layout, set.id).is_err(), "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(Backupset::read(&OsStorage, &layout, set.id).is_err(), "cut at {at}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Where a repository's files lie.
+
+use std::path::{Path, PathBuf};
+
+use crate::manifest::{BackupsetId, Incremental};
+
+/// The paths of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Makes the layout of a repository at `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Returns the repository's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the file of settings.
+    pub fn settings(&self) -> PathBuf {
+        self.root.join("ekko.toml")
+    }
+
+    /// Returns the file with generation and clean mark.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Returns the file that a writer locks.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Returns the file that is given up when the disk is full.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    /// Returns the folder of the packs.
+    pub fn packs(&self) -> PathBuf {
+        self.root.join("packs")
+    }
+
+    /// Returns the folder of the indexes.
+    pub fn indexes(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    /// Returns the folder of one index.
+    pub fn index(&self, number: u64) -> PathBuf {
+        self.indexes().join(number.to_string())
+    }
+
+    /// Returns the folder of the backupsets.
+    pub fn sets(&self) -> PathBuf {
+        self.root.join("manifests")
+    }
+
+    /// Returns the folder of one backupset.
+    pub fn set(&self, id: BackupsetId) -> PathBuf {
+        self.sets().join(id.to_string())
+    }
+
+    /// Returns the settings of one backupset.
+    pub fn set_settings(&self, id: BackupsetId) -> PathBuf {
+        self.set(id).join("set.toml")
+    }
+
+    /// Returns the manifest of one backup.
+    pub fn manifest(&self, id: BackupsetId, incremental: Incremental) -> PathBuf {
+        self.set(id).join(incremental.to_string())
+    }
+}

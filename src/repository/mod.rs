@@ -1,0 +1,286 @@
+//! The repository: one store on disk.
+//!
+//! Owns the layout, opening and locking, the backupsets' settings, the order in which a backup comes into
+//! being, and recovery. Knows nothing of images and of how a backup's data is moved.
+//!
+//! [`Repository`] reads: it takes no lock, never opens the index, and works beside a process that writes.
+//! [`RepositoryWriter`] is the one process that changes anything.
+
+mod backupset;
+mod commit;
+mod counting;
+mod layout;
+mod lock;
+mod open;
+mod recovery;
+mod select;
+mod settings;
+mod state;
+mod statistics;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use backupset::{BackupRecord, Backupset, Origin};
+pub use commit::{BackupDraft, CommittedBackup, Parent};
+pub use layout::Layout;
+pub use open::{OpenOptions, RepositoryWriter};
+pub use select::{BackupId, BackupSelector, InvalidSelector, Which};
+pub use settings::{InitOptions, Settings};
+pub use statistics::RepositoryStats;
+
+use crate::codec::CompressionSetting;
+use crate::error::ErrorKind;
+use crate::manifest::{ImageName, ManifestError, ManifestReader};
+use crate::storage::{OsStorage, Storage, StorageError};
+use crate::store::pack::PackError;
+use crate::store::{Catalog, StoreError};
+
+/// A repository that cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// The operating system failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A manifest failed.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no repository at the path.
+    #[error("there is no repository at {}: make one with \"ekko init\"", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The folder exists and is empty: it may be a mount point that is not mounted.
+    #[error(
+        "{} is an empty folder: if it is a mount point, mount it; if a repository is to be made in it, run \"ekko init\"",
+        path.display()
+    )]
+    EmptyFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something else at the path.
+    #[error("{} exists and holds something else than a repository", path.display())]
+    Occupied {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a repository at the path already.
+    #[error("there is a repository at {} already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A newer release wrote it.
+    #[error("{} has format {found}; this release reads up to {}: use a newer ekko", path.display(), settings::FORMAT)]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A file of settings cannot be read.
+    #[error("{} cannot be understood: {what}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// A file of settings is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    SettingsDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// Another process changes the repository.
+    #[error(
+        "the repository {} is in use by {}: try again later, or with --wait",
+        path.display(),
+        process.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"))
+    )]
+    InUse {
+        /// The repository.
+        path: PathBuf,
+        /// The process, if it said who it is.
+        process: Option<u32>,
+    },
+    /// The filesystem cannot lock files.
+    #[error("{} lies on a filesystem that cannot lock files ({source}): a repository cannot be changed there", path.display())]
+    CannotLock {
+        /// The repository.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// No such backup.
+    #[error("there is no backup {what} in {}", path.display())]
+    NoSuchBackup {
+        /// The repository.
+        path: PathBuf,
+        /// What was asked for.
+        what: String,
+    },
+    /// The manifest of a backup is not the one that was committed.
+    #[error("the manifest {} is not the one that was committed as {backup}", path.display())]
+    WrongManifest {
+        /// The file.
+        path: PathBuf,
+        /// The backup.
+        backup: String,
+    },
+    /// A write failed before.
+    #[error("the repository stopped writing after a failure: {reason}")]
+    Poisoned {
+        /// The first failure.
+        reason: String,
+    },
+    /// A backupset has no incremental left.
+    #[error("backupset {backupset} has no number left for another backup")]
+    NoIncremental {
+        /// The backupset.
+        backupset: String,
+    },
+}
+
+impl From<PackError> for RepositoryError {
+    fn from(error: PackError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl RepositoryError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Storage(error) => error.kind(),
+            Self::Manifest(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::NotFound { .. } | Self::NoSuchBackup { .. } => ErrorKind::NotFound,
+            Self::EmptyFolder { .. }
+            | Self::Occupied { .. }
+            | Self::Exists { .. }
+            | Self::Settings { .. } => ErrorKind::Invalid,
+            Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
+                ErrorKind::Unsupported
+            }
+            Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
+            Self::InUse { .. } => ErrorKind::Busy,
+            Self::Poisoned { .. } => ErrorKind::Io,
+        }
+    }
+
+    /// Says whether the index is to be replaced by a new one.
+    pub fn distrusts_index(&self) -> bool {
+        matches!(self, Self::Store(error) if error.distrusts_index())
+    }
+
+    /// Says whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Storage(error) | Self::Manifest(ManifestError::Storage(error)) => error.is_full(),
+            Self::Store(error) => error.is_full(),
+            _ => false,
+        }
+    }
+}
+
+/// A repository, for reading.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    layout: Layout,
+    settings: Settings,
+}
+
+impl Repository {
+    /// Opens the repository at `path`.
+    pub fn open(path: &Path) -> Result<Self, RepositoryError> {
+        Self::open_with(Arc::new(OsStorage), path)
+    }
+
+    /// Opens the repository at `path` through a storage of the caller's.
+    pub fn open_with(storage: Arc<dyn Storage>, path: &Path) -> Result<Self, RepositoryError> {
+        let layout = Layout::new(path);
+        match settings::read(storage.as_ref(), &layout) {
+            Ok(settings) => Ok(Self { storage, layout, settings }),
+            Err(RepositoryError::Storage(error)) if error.is_not_found() => {
+                Err(match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+                    Ok(true) => RepositoryError::EmptyFolder { path: path.to_owned() },
+                    Ok(false) => RepositoryError::Occupied { path: path.to_owned() },
+                    Err(_) => RepositoryError::NotFound { path: path.to_owned() },
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a repository at `path`, which must not exist or be an empty folder.
+    pub fn init(path: &Path, options: &InitOptions) -> Result<Self, RepositoryError> {
+        Self::init_with(Arc::new(OsStorage), path, options)
+    }
+
+    /// Makes a repository at `path` through a storage of the caller's.
+    pub fn init_with(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        options: &InitOptions,
+    ) -> Result<Self, RepositoryError> {
+        let layout = Layout::new(path);
+        let settings = settings::create(storage.as_ref(), &layout, options)?;
+        Ok(Self { storage, layout, settings })
+    }
+
+    /// Returns where its files lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Returns its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Returns the compression that is used unless a backup says otherwise.
+    pub fn compression(&self) -> CompressionSetting {
+        self.settings.compression
+    }
+
+    /// Returns a catalog of what the packs hold now.
+    pub fn catalog(&self) -> Result<Catalog, RepositoryError> {
+        Ok(Catalog::open(Arc::clone(&self.storage), &self.layout.packs())?)
+    }
+
+    /// Opens the manifest of a backup and makes sure that it is the one that was committed.
+    pub fn manifest(
+        &self,
+        set: &Backupset,
+        backup: &BackupRecord,
+    ) -> Result<ManifestReader, RepositoryError> {
+        let path = self.layout.manifest(set.id, backup.incremental);
+        let manifest = ManifestReader::open(&path)?;
+        let info = manifest.info();
+        if manifest.fingerprint() != backup.manifest
+            || (info.backupset, info.incremental) != (set.id, backup.incremental)
+        {
+            let backup = format!("{}@{}", set.id, backup.incremental);
+            return Err(RepositoryError::WrongManifest { path, backup });
+        }
+        Ok(manifest)
+    }
+
+    /// Returns the backupset that the next backup of `name` belongs to, if there is one.
+    pub fn current_set<'a>(sets: &'a [Backupset], name: &ImageName) -> Option<&'a Backupset> {
+        let named = || sets.iter().filter(|set| set.name == *name);
+        named()
+            .filter(|set| !named().any(|other| other.bases.contains(&set.id)))
+            .max_by_key(|set| (set.created, set.id))
+    }
+}

@@ -1,0 +1,206 @@
+//! Opening a repository to change it, and closing it in order.
+//!
+//! Order of opening: lock; undo what a crash left half made; read `state`, and from then on it says "not
+//! closed in order"; open the index, or make a new one if it cannot be believed; bring it into step with
+//! packs and manifests. Order of closing: seal the pack, close the index and sync its files, then `state`
+//! says "closed in order" and names the digest of the index's files.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::error::ErrorKind;
+use crate::progress::{Notice, Progress};
+use crate::repository::lock::Lock;
+use crate::repository::recovery::{self, OpenedIndex};
+use crate::repository::settings::refill_reserve;
+use crate::repository::state::{State, StateFile};
+use crate::repository::{Repository, RepositoryError};
+use crate::storage::{OsStorage, Storage};
+use crate::store::{IndexWriter, SegmentStore, StoreFolders};
+
+/// How a repository is opened for writing.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// How long to wait for another process to let the repository go.
+    pub wait: Duration,
+    /// How many segments may be encoded at once: one buffer of a segment's size for each.
+    pub buffers: usize,
+    /// Make a new index, whatever the old one is worth.
+    pub rebuild: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { wait: Duration::ZERO, buffers: 4, rebuild: false }
+    }
+}
+
+/// A repository that this process alone may change.
+///
+/// [`Self::close`] ends it in order. Dropping it does not: the next opening then checks the index against
+/// its sum and brings it into step, as after a crash.
+#[derive(Debug)]
+pub struct RepositoryWriter {
+    pub(super) repository: Repository,
+    pub(super) state: Mutex<StateFile>,
+    pub(super) store: SegmentStore,
+    /// One commit at a time.
+    pub(super) committing: Mutex<()>,
+    poison: OnceLock<String>,
+    options: OpenOptions,
+    _lock: Lock,
+}
+
+impl RepositoryWriter {
+    /// Opens the repository at `path`.
+    pub fn open(
+        path: &Path,
+        options: &OpenOptions,
+        progress: &dyn Progress,
+    ) -> Result<Self, RepositoryError> {
+        let storage: Arc<dyn Storage> = Arc::new(OsStorage);
+        Self::open_with(&storage, path, options, progress)
+    }
+
+    /// Opens the repository at `path` through a storage of the caller's.
+    pub fn open_with(
+        storage: &Arc<dyn Storage>,
+        path: &Path,
+        options: &OpenOptions,
+        progress: &dyn Progress,
+    ) -> Result<Self, RepositoryError> {
+        let repository = Repository::open_with(Arc::clone(storage), path)?;
+        let lock = Lock::take(&repository.layout, options.wait)?;
+        recovery::undo_unfinished(&repository, progress)?;
+        let (mut file, found) = StateFile::open(storage.as_ref(), &repository.layout.state())?;
+        let found = found.unwrap_or_else(|| {
+            let what = "the file \"state\" is gone or damaged and was made anew".to_owned();
+            progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+            recovery::unknown_state(file.state())
+        });
+        file.write(State { clean: None, ..found })?;
+        let opened = recovery::open_index(&repository, &found, options.rebuild, progress)?;
+        let store = start(&repository, &mut file, opened, options)?;
+        Ok(Self {
+            repository,
+            state: Mutex::new(file),
+            store,
+            committing: Mutex::default(),
+            poison: OnceLock::new(),
+            options: *options,
+            _lock: lock,
+        })
+    }
+
+    /// Returns the part that reads.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &SegmentStore {
+        &self.store
+    }
+
+    /// Makes sure that the reserve is there: a backup on a disk without room for it is not begun.
+    pub fn prepare_for_growth(&self) -> Result<(), RepositoryError> {
+        self.check()?;
+        Ok(refill_reserve(self.repository.storage.as_ref(), &self.repository.layout)?)
+    }
+
+    /// Gives the reserve up after the disk was found full, so that what comes next has room to clean up.
+    pub fn release_reserve(&self) {
+        let path = self.repository.layout.reserve();
+        match self.repository.storage.unlink(&path) {
+            Err(error) if !error.is_not_found() => tracing::warn!(%error, "the reserve stays"),
+            _ => {}
+        }
+    }
+
+    /// Replaces an index that is not believed any longer by a new one. What was appended and not flushed is
+    /// found in the packs.
+    pub fn replace_index(self, progress: &dyn Progress) -> Result<Self, RepositoryError> {
+        let Self { repository, state, store, options, _lock: lock, .. } = self;
+        // The store's thread ends without touching the index again.
+        drop(store);
+        let mut file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let opened = recovery::open_index(&repository, &file.state(), true, progress)?;
+        let store = start(&repository, &mut file, opened, &options)?;
+        Ok(Self {
+            repository,
+            state: Mutex::new(file),
+            store,
+            committing: Mutex::default(),
+            poison: OnceLock::new(),
+            options,
+            _lock: lock,
+        })
+    }
+
+    /// Ends in order; when this returns, the next opening need not check the index.
+    pub fn close(self) -> Result<(), RepositoryError> {
+        self.check()?;
+        let Self { state, store, .. } = self;
+        let closed = store.close()?;
+        let mut file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let state = file.state();
+        let generation = state.generation.max(closed.generation);
+        Ok(file.write(State { generation, clean: Some(closed.digest), ..state })?)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {
+        // The state in memory changes only after the write succeeded.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to go on after a failed write.
+    pub(super) fn check(&self) -> Result<(), RepositoryError> {
+        match self.poison.get() {
+            None => Ok(()),
+            Some(reason) => Err(RepositoryError::Poisoned { reason: reason.clone() }),
+        }
+    }
+
+    /// Keeps a failure so that nothing is written after it.
+    pub(super) fn poisoned_by(&self, error: &RepositoryError) {
+        let _ = self.poison.set(error.to_string());
+        if error.is_full() {
+            self.release_reserve();
+        }
+    }
+}
+
+/// Makes the index's generation, then the state's, higher than any before, and starts the store over it.
+fn start(
+    repository: &Repository,
+    file: &mut StateFile,
+    opened: OpenedIndex,
+    options: &OpenOptions,
+) -> Result<SegmentStore, RepositoryError> {
+    let OpenedIndex { number, index } = opened;
+    let state = file.state();
+    let generation = index.generation();
+    if state.index != number || state.generation < generation {
+        file.write(State {
+            generation: state.generation.max(generation),
+            index: number,
+            clean: None,
+            ..state
+        })?;
+    }
+    recovery::drop_other_indexes(repository, number);
+    start_store(repository, index, options)
+}
+
+fn start_store(
+    repository: &Repository,
+    index: IndexWriter,
+    options: &OpenOptions,
+) -> Result<SegmentStore, RepositoryError> {
+    let folders = StoreFolders {
+        packs: repository.layout.packs(),
+        repository: *repository.settings.repository.as_bytes(),
+    };
+    Ok(SegmentStore::start(Arc::clone(&repository.storage), folders, index, options.buffers)?)
+}

@@ -1,0 +1,256 @@
+//! What happens between taking the lock and the first change: undoing what a crash left half made, and an
+//! index that can be believed.
+
+use std::collections::HashMap;
+
+use crate::error::ErrorKind;
+use crate::manifest::stays::Neighbours;
+use crate::manifest::{BackupsetId, Incremental};
+use crate::progress::{Notice, Progress};
+use crate::repository::counting::{Counting, neighbour};
+use crate::repository::state::State;
+use crate::repository::{Backupset, Repository, RepositoryError};
+use crate::storage::TEMPORARY;
+use crate::store::{
+    Change, Counted, CountedState, IndexError, IndexWriter, StoreError, digest, reconcile_packs,
+};
+
+/// An index in step with packs and manifests.
+#[derive(Debug)]
+pub(super) struct OpenedIndex {
+    /// Its number.
+    pub(super) number: u64,
+    pub(super) index: IndexWriter,
+}
+
+/// Stands for a state that cannot be read: no index is believed, and generations begin above every one
+/// that can have been, at the seconds since 1970.
+pub(super) fn unknown_state(blank: State) -> State {
+    let now = jiff::Timestamp::now().as_second();
+    State { generation: u64::try_from(now).unwrap_or(0), clean: None, ..blank }
+}
+
+/// Removes temporary files, and manifests that were named before their backup was in `set.toml`: it was
+/// never acknowledged. A number is never given twice, so such a manifest has the next one.
+pub(super) fn undo_unfinished(
+    repository: &Repository,
+    progress: &dyn Progress,
+) -> Result<(), RepositoryError> {
+    let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
+    let (sets, _) = repository.backupsets()?;
+    for name in storage.list(&layout.sets())? {
+        let Ok(id) = name.parse::<BackupsetId>() else { continue };
+        let folder = layout.set(id);
+        let set = sets.iter().find(|set| set.id == id);
+        let mut changed = false;
+        for name in storage.list(&folder)? {
+            let path = folder.join(&name);
+            let unfinished =
+                name.parse::<u32>().is_ok_and(|number| set.is_some_and(|set| number >= set.next_incremental));
+            if unfinished || path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                storage.unlink(&path)?;
+                changed = true;
+            }
+            if unfinished {
+                let what = format!("an unfinished backup ({}) was undone", path.display());
+                progress.notice(Notice::Recovered { what });
+            }
+        }
+        if changed {
+            storage.sync_folder(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens the index that `state` names if it can be believed, or makes a new one; either way it is then in
+/// step with packs and manifests.
+pub(super) fn open_index(
+    repository: &Repository,
+    state: &State,
+    rebuild: bool,
+    progress: &dyn Progress,
+) -> Result<OpenedIndex, RepositoryError> {
+    let reason = if rebuild {
+        "it was asked for".to_owned()
+    } else {
+        match believe(repository, state, progress) {
+            Ok(index) => return Ok(OpenedIndex { number: state.index, index }),
+            Err(error) if error.distrusts_index() || error.kind() == ErrorKind::NotFound => error.to_string(),
+            Err(error) => return Err(error),
+        }
+    };
+    build(repository, state, &reason, progress)
+}
+
+/// Opens the index and checks everything that would make it unbelievable.
+fn believe(
+    repository: &Repository,
+    state: &State,
+    progress: &dyn Progress,
+) -> Result<IndexWriter, RepositoryError> {
+    let path = repository.layout.index(state.index);
+    let distrust = |what: &str| -> RepositoryError {
+        StoreError::from(IndexError::Damaged { path: path.clone(), what: what.to_owned() }).into()
+    };
+    if state.index == 0 || !path.is_dir() {
+        return Err(distrust("it is missing"));
+    }
+    // Before sled touches it: after an orderly end its files are those whose digest the state keeps.
+    let clean = match state.clean {
+        Some(expected) => match digest(&path) {
+            Ok(found) if found == expected => true,
+            Ok(_) => return Err(distrust("its files have changed since they were closed")),
+            Err(error) => return Err(distrust(&error.to_string())),
+        },
+        None => false,
+    };
+    let mut index = IndexWriter::open(&path).map_err(StoreError::from)?;
+    if index.generation() < state.generation {
+        return Err(distrust("it is older than the repository"));
+    }
+    if !clean {
+        index.verify_sum().map_err(StoreError::from)?;
+    }
+    reconcile(repository, &mut index, progress)?;
+    if !clean {
+        index.flush().map_err(StoreError::from)?;
+    }
+    Ok(index)
+}
+
+/// Builds a new index beside the old ones.
+fn build(
+    repository: &Repository,
+    state: &State,
+    reason: &str,
+    progress: &dyn Progress,
+) -> Result<OpenedIndex, RepositoryError> {
+    let layout = &repository.layout;
+    let names = match repository.storage.list(&layout.indexes()) {
+        Ok(names) => names,
+        Err(error) if error.is_not_found() => {
+            // Somebody removed `index` whole, as the documentation allows.
+            repository.storage.create_folder(&layout.indexes())?;
+            repository.storage.sync_folder(layout.root())?;
+            Vec::new()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let taken = names.iter().filter_map(|name| name.parse::<u64>().ok()).max().unwrap_or(0);
+    let number = taken.max(state.index).saturating_add(1);
+    let mut index = IndexWriter::create(&layout.index(number)).map_err(StoreError::from)?;
+    let generation = state.generation.saturating_add(1);
+    index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
+    reconcile(repository, &mut index, progress)?;
+    index.flush().map_err(StoreError::from)?;
+    repository.storage.sync_folder(&layout.indexes())?;
+    // A new repository has no index yet; that is nothing to tell.
+    if state.index != 0 || index.segments() > 0 {
+        progress.notice(Notice::IndexRebuilt { reason: reason.to_owned(), segments: index.segments() });
+    }
+    Ok(OpenedIndex { number, index })
+}
+
+/// Brings an index into step with packs and manifests.
+fn reconcile(
+    repository: &Repository,
+    index: &mut IndexWriter,
+    progress: &dyn Progress,
+) -> Result<(), RepositoryError> {
+    let packs = reconcile_packs(repository.storage.as_ref(), &repository.layout.packs(), index)?;
+    if packs.sealed > 0 {
+        let what = format!("{} unfinished pack(s) were sealed; what they hold is re-used", packs.sealed);
+        progress.notice(Notice::Recovered { what });
+    }
+    for what in packs.problems {
+        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+    }
+    let (sets, problems) = repository.backupsets()?;
+    for error in problems {
+        progress.notice(Notice::Problem { kind: error.kind(), what: error.to_string() });
+    }
+    let mut counted = index.index().counted().map_err(StoreError::from)?;
+    for set in &sets {
+        count_set(repository, set, index, &mut counted, progress)?;
+    }
+    // What is left was counted for a backup that no set names. A set that cannot be read may still name it.
+    let gone = |id: BackupsetId| sets.iter().any(|set| set.id == id) || !repository.layout.set(id).exists();
+    match counted.keys().find(|(id, _)| gone(*id)) {
+        None => Ok(()),
+        Some((id, incremental)) => {
+            let path = index.index().path().to_owned();
+            let what = format!("it counts backup {id}@{incremental}, which does not exist");
+            Err(StoreError::from(IndexError::Damaged { path, what }).into())
+        }
+    }
+}
+
+/// Counts what is not counted yet of one backupset's backups, and takes what is out of `counted`.
+fn count_set(
+    repository: &Repository,
+    set: &Backupset,
+    index: &mut IndexWriter,
+    counted: &mut HashMap<(BackupsetId, Incremental), Counted>,
+    progress: &dyn Progress,
+) -> Result<(), RepositoryError> {
+    let distrust = |index: &IndexWriter, what: String| -> RepositoryError {
+        StoreError::from(IndexError::Damaged { path: index.index().path().to_owned(), what }).into()
+    };
+    let mut last_counted = None;
+    for (position, backup) in set.backups.iter().enumerate() {
+        let entry = counted.remove(&(set.id, backup.incremental));
+        if let Some(entry) = entry
+            && entry.manifest != *backup.manifest.as_bytes()
+        {
+            return Err(distrust(
+                index,
+                format!("it counts another manifest as {}@{}", set.id, backup.incremental),
+            ));
+        }
+        if entry.is_some_and(|entry| entry.state == CountedState::Whole) {
+            last_counted = Some(position);
+            continue;
+        }
+        let manifest = match repository.manifest(set, backup) {
+            Ok(manifest) => manifest,
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                let what = format!("{error}; backup {}@{} is not counted", set.name, backup.incremental);
+                progress.notice(Notice::Problem { kind: error.kind(), what });
+                continue;
+            }
+        };
+        // The neighbours are the nearest backups that are counted: before, and, if this one comes late, after.
+        let before = neighbour(repository, set, last_counted.into_iter())?;
+        let is_counted = |at: &usize| {
+            set.backups.get(*at).is_some_and(|backup| {
+                counted
+                    .get(&(set.id, backup.incremental))
+                    .is_some_and(|entry| entry.state == CountedState::Whole)
+            })
+        };
+        let after = neighbour(repository, set, (position + 1..set.backups.len()).filter(is_counted))?;
+        let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
+        let counting = Counting { backupset: set.id, neighbours };
+        if !counting.add(entry.as_ref(), |changes| Ok(index.apply(&changes)?))? {
+            return Err(distrust(
+                index,
+                format!("it counts {}@{} beside others", set.id, backup.incremental),
+            ));
+        }
+        last_counted = Some(position);
+    }
+    Ok(())
+}
+
+/// Removes the indexes that are not in use. One that cannot be removed does no harm.
+pub(super) fn drop_other_indexes(repository: &Repository, number: u64) {
+    let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
+    let Ok(names) = storage.list(&layout.indexes()) else { return };
+    for other in names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|other| *other != number) {
+        if let Err(error) = storage.remove_folder(&layout.index(other)) {
+            tracing::warn!(%error, "an old index stays");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The restore job: from a manifest to a disk.
+//!
+//! Segments are found through the packs' tables of contents, read in the order of the packs, decoded and
+//! verified on every core, and written with positioned writes; to a stream they are written in order. Owns
+//! targets and the plan; knows nothing of the index.
+//!
+//! Memory: the plan covers 2^18 segments at a time (about 40 MB), and each thread has buffers for one
+//! segment, whatever the disk's size.
+
+mod fetch;
+mod plan;
+mod stream;
+mod target;
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::codec::CodecError;
+use crate::error::ErrorKind;
+use crate::manifest::{ManifestError, ManifestReader};
+use crate::progress::{Notice, Progress};
+use crate::repository::{Repository, RepositoryError};
+use crate::segment::{SegmentIndex, SegmentKey};
+use crate::store::pack::PackError;
+use crate::store::{CatalogProblem, StoreError};
+
+/// A restore that could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A codec could not be set up.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The target exists.
+    #[error("{} exists: use --force to overwrite it", path.display())]
+    TargetExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is neither a file nor a block device.
+    #[error("{} is neither a file nor a block device: a disk cannot be restored to it", path.display())]
+    NotATarget {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is mounted or belongs to another device.
+    #[error("{} is in use (mounted, or part of another device): nothing was written", path.display())]
+    TargetInUse {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target device is smaller than the disk.
+    #[error("{} has {size} bytes, and the disk has {needed}: nothing was written", path.display())]
+    TargetTooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The disk's size in bytes.
+        needed: u64,
+    },
+    /// An operation on the target failed.
+    #[error("cannot {operation} {}: {source}; the target is incomplete", path.display())]
+    Target {
+        /// What was tried.
+        operation: &'static str,
+        /// The target.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl From<StoreError> for RestoreError {
+    fn from(error: StoreError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl From<ManifestError> for RestoreError {
+    fn from(error: ManifestError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl RestoreError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Repository(error) => error.kind(),
+            Self::Codec(error) => error.kind(),
+            Self::TargetExists { .. } | Self::NotATarget { .. } | Self::TargetTooSmall { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::TargetInUse { .. } => ErrorKind::Busy,
+            Self::Target { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                _ => ErrorKind::Io,
+            },
+        }
+    }
+
+    /// Says whether whoever reads the stream has gone away.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Target { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Why one segment could not be restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SegmentError {
+    /// No pack holds it.
+    #[error("segment {key} is in no pack that can be read")]
+    Missing {
+        /// The segment.
+        key: SegmentKey,
+    },
+    /// It cannot be read, or is not what was stored.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// It has another length than its place.
+    #[error("segment {key} has {found} bytes where {expected} belong")]
+    Length {
+        /// The segment.
+        key: SegmentKey,
+        /// Its length in bytes.
+        found: u64,
+        /// The length of its place in bytes.
+        expected: u32,
+    },
+}
+
+/// A segment that could not be restored; its range in the target is zero.
+#[derive(Debug)]
+pub struct DamagedSegment {
+    /// Its place.
+    pub index: SegmentIndex,
+    /// Its range on the disk, in bytes.
+    pub range: Range<u64>,
+    /// Why, in words.
+    pub error: String,
+}
+
+/// How a disk is restored.
+#[derive(Clone, Copy, Debug)]
+pub struct RestoreOptions {
+    /// How many threads read, decode and verify, at least one.
+    pub jobs: usize,
+    /// Whether a target that exists is overwritten.
+    pub force: bool,
+    /// Whether the target is made durable before this returns.
+    pub sync: bool,
+}
+
+/// What a restore did.
+#[derive(Debug, Default)]
+pub struct RestoreSummary {
+    /// Segments that the disk divides into.
+    pub segments: u64,
+    /// Bytes written to the target; holes are not.
+    pub written_bytes: u64,
+    /// What could not be restored, in the order of the places.
+    pub damaged: Vec<DamagedSegment>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Restores a backup to a file, which is made sparse, or to a block device, whose other bytes are zeroed up
+/// to the disk's size.
+///
+/// A damaged segment does not stop it: the segment is named in the summary and its range left zero.
+pub fn restore_to_path(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    target: &Path,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
+    let begun = Instant::now();
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
+    let mut summary =
+        RestoreSummary { segments: u64::from(geometry.segments()), ..RestoreSummary::default() };
+    let catalog = repository.catalog()?;
+    let target = target::Target::open(target, geometry.size_of_disk(), options.force)?;
+    progress.begin("restore", geometry.size_of_disk());
+    let result = target.zero_gaps(manifest, progress).and_then(|()| {
+        plan::windows(geometry).try_for_each(|window| {
+            let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
+            tell(&problems, progress);
+            let damaged = fetch::run(&catalog, &plan, &target, geometry, options.jobs, progress)?;
+            summary.damaged.extend(damaged);
+            Ok(())
+        })
+    });
+    progress.end();
+    summary.damaged.sort_by_key(|damaged| damaged.index);
+    summary.written_bytes = target.written_bytes();
+    target.finish(result.is_ok(), options.sync).and(result)?;
+    summary.elapsed = begun.elapsed();
+    Ok(summary)
+}
+
+/// Restores a backup to a stream, in order, zeros included.
+pub fn restore_to_stream(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    stream: &mut dyn Write,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
+    let begun = Instant::now();
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
+    let catalog = repository.catalog()?;
+    progress.begin("restore", geometry.size_of_disk());
+    let mut output = stream::Output::new(stream, geometry);
+    let result = plan::windows(geometry).try_for_each(|window| {
+        let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
+        tell(&problems, progress);
+        output.run(&catalog, &plan, options.jobs, progress)
+    });
+    let result = result.and_then(|()| output.finish(progress));
+    progress.end();
+    let mut summary = result?;
+    summary.segments = u64::from(geometry.segments());
+    summary.elapsed = begun.elapsed();
+    Ok(summary)
+}
+
+fn tell(problems: &[CatalogProblem], progress: &dyn Progress) {
+    for problem in problems {
+        progress.notice(Notice::Problem { kind: problem.error.kind(), what: problem.error.to_string() });
+    }
+}

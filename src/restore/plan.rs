@@ -1,0 +1,82 @@
+//! What is to be fetched from where, a window of the disk at a time.
+
+use std::ops::Range;
+
+use crate::manifest::ManifestReader;
+use crate::restore::RestoreError;
+use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::store::{Catalog, CatalogProblem, SegmentPlace};
+
+/// How many segments one window covers.
+const WINDOW: u32 = 1 << 18;
+
+/// The windows of a disk, in order.
+pub(super) fn windows(geometry: Geometry) -> impl Iterator<Item = Range<u32>> {
+    let segments = geometry.segments();
+    (0..segments.div_ceil(WINDOW)).map(move |window| {
+        let first = window * WINDOW;
+        first..first.saturating_add(WINDOW).min(segments)
+    })
+}
+
+/// One segment of the plan: where its copies lie and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Item {
+    pub(super) key: SegmentKey,
+    /// Its copies, as a range of [`Plan::places`]; none if it is missing.
+    copies: Range<usize>,
+    pub(super) targets: Vec<SegmentIndex>,
+}
+
+/// A window's segments.
+#[derive(Debug)]
+pub(super) struct Plan {
+    places: Vec<SegmentPlace>,
+    /// Each segment once, in the order of the packs.
+    pub(super) items: Vec<Item>,
+}
+
+impl Plan {
+    /// Makes the plan of a window.
+    pub(super) fn of(
+        manifest: &ManifestReader,
+        catalog: &Catalog,
+        window: Range<u32>,
+    ) -> Result<(Self, Vec<CatalogProblem>), RestoreError> {
+        let mut cursor = manifest.cursor(SegmentIndex(window.start));
+        let mut wanted: Vec<(SegmentKey, SegmentIndex)> =
+            window.map(SegmentIndex).filter_map(|index| Some((cursor.at(index)?.key, index))).collect();
+        wanted.sort_unstable();
+        let mut keys: Vec<_> = wanted.iter().map(|(key, _)| *key).collect();
+        keys.dedup();
+        let (places, problems) = catalog.locate(&keys)?;
+        let mut items: Vec<Item> = Vec::with_capacity(keys.len());
+        for (key, index) in wanted {
+            match items.last_mut() {
+                Some(item) if item.key == key => item.targets.push(index),
+                _ => {
+                    let first = places.partition_point(|place| place.key < key);
+                    let behind = places.partition_point(|place| place.key <= key);
+                    items.push(Item { key, copies: first..behind, targets: vec![index] });
+                }
+            }
+        }
+        let mut plan = Self { places, items: Vec::new() };
+        items.sort_by_key(|item| plan.copies(item).first().map(|copy| copy.place));
+        plan.items = items;
+        Ok((plan, problems))
+    }
+
+    /// Returns where the copies of a segment lie.
+    pub(super) fn copies(&self, item: &Item) -> &[SegmentPlace] {
+        self.places.get(item.copies.clone()).unwrap_or(&[])
+    }
+
+    /// Returns each place of the window with its item, in the order of the places.
+    pub(super) fn in_order(&self) -> Vec<(SegmentIndex, &Item)> {
+        let mut order: Vec<_> =
+            self.items.iter().flat_map(|item| item.targets.iter().map(move |index| (*index, item))).collect();
+        order.sort_unstable_by_key(|(index, _)| *index);
+        order
+    }
+}

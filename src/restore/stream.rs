@@ -1,0 +1,155 @@
+//! Restoring to a stream: fetched on all cores, written in order.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_channel::bounded;
+
+use crate::progress::Progress;
+use crate::restore::fetch::{Fetcher, check_length, damaged};
+use crate::restore::plan::Plan;
+use crate::restore::{DamagedSegment, RestoreError, RestoreSummary, SegmentError};
+use crate::segment::{Geometry, SegmentIndex};
+use crate::store::Catalog;
+
+/// How many zeros are written at once.
+const ZEROS: usize = 1 << 18;
+
+/// A stream that a disk is written to, and how far.
+pub(super) struct Output<'a> {
+    stream: &'a mut dyn Write,
+    geometry: Geometry,
+    position: u64,
+    damaged: Vec<DamagedSegment>,
+}
+
+/// What a worker hands over: a buffer and whether it holds the segment.
+struct Fetched {
+    sequence: usize,
+    index: SegmentIndex,
+    plain: Vec<u8>,
+    result: Result<(), SegmentError>,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(stream: &'a mut dyn Write, geometry: Geometry) -> Self {
+        Self { stream, geometry, position: 0, damaged: Vec::new() }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.stream.write_all(bytes).map_err(|source| RestoreError::Target {
+            operation: "write to",
+            path: PathBuf::from("-"),
+            source,
+        })?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn zeros_to(&mut self, end: u64, progress: &dyn Progress) -> Result<(), RestoreError> {
+        let zeros = vec![0; ZEROS];
+        while self.position < end {
+            let length = usize::try_from(end - self.position).unwrap_or(ZEROS).min(ZEROS);
+            self.write(zeros.get(..length).unwrap_or(&[]))?;
+            progress.advance(length as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes a window.
+    ///
+    /// A worker takes a buffer *before* it takes the next segment, so the segment whose turn it is always
+    /// has one, and no more than the buffers are ever ahead.
+    pub(super) fn run(
+        &mut self,
+        catalog: &Catalog,
+        plan: &Plan,
+        jobs: usize,
+        progress: &dyn Progress,
+    ) -> Result<(), RestoreError> {
+        let jobs = jobs.max(1);
+        let buffers = 2 * jobs;
+        let (free_in, free) = bounded(buffers);
+        let (done_in, done) = bounded::<Fetched>(buffers);
+        for _ in 0..buffers {
+            // The channel has room for all of them.
+            let _ = free_in.send(Vec::new());
+        }
+        let order = plan.in_order();
+        let fetchers = (0..jobs).map(|_| Fetcher::new(catalog)).collect::<Result<Vec<_>, _>>()?;
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let geometry = self.geometry;
+        std::thread::scope(|scope| {
+            for mut fetcher in fetchers {
+                let (free, done) = (free.clone(), done_in.clone());
+                let (order, next, stop) = (&order, &next, &stop);
+                scope.spawn(move || {
+                    while let Ok(mut plain) = free.recv() {
+                        let sequence = next.fetch_add(1, Ordering::Relaxed);
+                        let Some((index, item)) = order.get(sequence) else { return };
+                        if stop.load(Ordering::Acquire) {
+                            return;
+                        }
+                        let result = fetcher
+                            .fetch(plan, item, &mut plain)
+                            .and_then(|()| check_length(item, &plain, geometry, *index));
+                        if done.send(Fetched { sequence, index: *index, plain, result }).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop((done_in, free));
+            let written = self.write_in_order(&done, &free_in, progress);
+            // Workers that wait, for a buffer or to hand one over, see that nobody listens any longer.
+            stop.store(true, Ordering::Release);
+            drop((free_in, done));
+            written
+        })
+    }
+
+    fn write_in_order(
+        &mut self,
+        done: &crossbeam_channel::Receiver<Fetched>,
+        free: &crossbeam_channel::Sender<Vec<u8>>,
+        progress: &dyn Progress,
+    ) -> Result<(), RestoreError> {
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for fetched in done {
+            early.insert(fetched.sequence, fetched);
+            while let Some(Fetched { index, plain, result, .. }) = early.remove(&next) {
+                next += 1;
+                self.zeros_to(self.geometry.offset(index), progress)?;
+                match result {
+                    Ok(()) => {
+                        self.write(&plain)?;
+                        progress.advance(plain.len() as u64);
+                    }
+                    // Its range is written as zeros before the next segment, or at the end.
+                    Err(error) => self.damaged.push(damaged(self.geometry, index, &error)),
+                }
+                // A worker that has ended needs no buffer.
+                let _ = free.try_send(plain);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the zeros up to the end of the disk.
+    pub(super) fn finish(mut self, progress: &dyn Progress) -> Result<RestoreSummary, RestoreError> {
+        self.zeros_to(self.geometry.size_of_disk(), progress)?;
+        self.stream.flush().map_err(|source| RestoreError::Target {
+            operation: "write to",
+            path: PathBuf::from("-"),
+            source,
+        })?;
+        Ok(RestoreSummary {
+            written_bytes: self.position,
+            damaged: self.damaged,
+            ..RestoreSummary::default()
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! Where a disk is restored to, when it can be written at any place.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+
+use crate::manifest::ManifestReader;
+use crate::progress::Progress;
+use crate::restore::RestoreError;
+use crate::segment::data_runs;
+
+/// How many zeros are written at once where the target cannot zero a range by itself.
+const ZEROS: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Made by this restore: removed if it fails.
+    NewFile,
+    /// Existed, and was cut to nothing first, so that it holds no old data.
+    OldFile,
+    /// Keeps its old data where nothing is written.
+    Device,
+}
+
+/// A file or a block device that is being restored to.
+#[derive(Debug)]
+pub(super) struct Target {
+    path: PathBuf,
+    file: File,
+    kind: Kind,
+    written: AtomicU64,
+}
+
+impl Target {
+    /// Opens a target for a disk of `size` bytes. Nothing is changed before it is known to fit.
+    pub(super) fn open(path: &Path, size: u64, force: bool) -> Result<Self, RestoreError> {
+        let failed =
+            |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
+        let (file, kind) = match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+                (options.map_err(failed("create"))?, Kind::NewFile)
+            }
+            Err(error) => return Err(failed("examine")(error)),
+            Ok(metadata) if !metadata.is_file() && !metadata.file_type().is_block_device() => {
+                return Err(RestoreError::NotATarget { path: path.to_owned() });
+            }
+            Ok(_) if !force => return Err(RestoreError::TargetExists { path: path.to_owned() }),
+            Ok(metadata) if metadata.is_file() => {
+                let file = OpenOptions::new().write(true).open(path).map_err(failed("open"))?;
+                file.set_len(0).map_err(failed("empty"))?;
+                (file, Kind::OldFile)
+            }
+            Ok(_) => (open_device(path, size)?, Kind::Device),
+        };
+        if kind != Kind::Device {
+            file.set_len(size).map_err(failed("size"))?;
+        }
+        Ok(Self { path: path.to_owned(), file, kind, written: AtomicU64::new(0) })
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
+        let path = self.path.clone();
+        move |source| RestoreError::Target { operation, path, source }
+    }
+
+    fn write_all(&self, bytes: &[u8], offset: u64) -> Result<(), RestoreError> {
+        self.file.write_all_at(bytes, offset).map_err(self.failed("write"))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes a segment. Blocks of zeros are left out where the target is zero already.
+    pub(super) fn write(&self, offset: u64, plain: &[u8]) -> Result<(), RestoreError> {
+        if self.kind == Kind::Device {
+            return self.write_all(plain, offset);
+        }
+        data_runs(plain).try_for_each(|run| {
+            let start = offset + run.start as u64;
+            self.write_all(plain.get(run).unwrap_or(&[]), start)
+        })
+    }
+
+    /// Makes a range zero.
+    pub(super) fn zero(&self, range: Range<u64>) -> Result<(), RestoreError> {
+        if self.kind != Kind::Device || range.is_empty() {
+            return Ok(());
+        }
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
+            return Ok(());
+        }
+        // A device that cannot do it by itself, or not at this alignment.
+        let zeros = vec![0; ZEROS];
+        let mut offset = range.start;
+        while offset < range.end {
+            let length = usize::try_from(range.end - offset).unwrap_or(ZEROS).min(ZEROS);
+            self.write_all(zeros.get(..length).unwrap_or(&[]), offset)?;
+            offset += length as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes everything zero that the manifest says is.
+    pub(super) fn zero_gaps(
+        &self,
+        manifest: &ManifestReader,
+        progress: &dyn Progress,
+    ) -> Result<(), RestoreError> {
+        let geometry = manifest.info().geometry;
+        let mut end = 0;
+        for (index, _) in manifest.segments() {
+            let start = geometry.offset(index);
+            self.zero(end..start)?;
+            progress.advance(start - end);
+            end = start + u64::from(geometry.length(index));
+        }
+        self.zero(end..geometry.size_of_disk())?;
+        progress.advance(geometry.size_of_disk() - end);
+        Ok(())
+    }
+
+    /// Returns how many bytes were written so far.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Ends the restore: makes a good target durable if asked to, and removes a new file that is not good.
+    pub(super) fn finish(self, good: bool, sync: bool) -> Result<(), RestoreError> {
+        if !good {
+            if self.kind == Kind::NewFile
+                && let Err(error) = std::fs::remove_file(&self.path)
+            {
+                tracing::warn!(%error, "the incomplete target stays");
+            }
+            return Ok(());
+        }
+        if sync {
+            self.file.sync_all().map_err(self.failed("sync"))?;
+            if self.kind == Kind::NewFile {
+                let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let folder = File::open(parent.unwrap_or(Path::new(".")));
+                folder.and_then(|folder| folder.sync_all()).map_err(self.failed("sync the folder of"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_device(path: &Path, size: u64) -> Result<File, RestoreError> {
+    let failed = |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
+    // On a block device O_EXCL means: unless the kernel uses it, for a mount or for another device.
+    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or(0);
+    let file = match OpenOptions::new().write(true).custom_flags(exclusive).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(RestoreError::TargetInUse { path: path.to_owned() });
+        }
+        Err(error) => return Err(failed("open")(error)),
+    };
+    let has = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
+        .map_err(|errno| failed("measure")(errno.into()))?;
+    if has < size {
+        return Err(RestoreError::TargetTooSmall { path: path.to_owned(), size: has, needed: size });
+    }
+    Ok(file)
+}

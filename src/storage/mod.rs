@@ -1,0 +1,159 @@
+//! The one seam to files.
+//!
+//! Every file and folder of a repository but the index's own (sled opens those itself) is written
+//! through [`Storage`], so that one test double can fail, or lose power, at any single operation.
+//! Owns how an operation reaches the disk and what is durable after it; knows nothing of what is in
+//! the files.
+//!
+//! # What is durable when
+//! - bytes written with [`StorageFile::write_at`]: after [`StorageFile::sync`] on that file;
+//! - a name made, renamed or unlinked: after [`Storage::sync_folder`] on its folder;
+//! - [`replace`]: when it returns.
+
+mod fault;
+mod fields;
+mod os;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use fault::{FaultPlan, FaultStorage, Keep};
+pub use fields::{FieldReader, FieldWriter, TooShort};
+pub use os::OsStorage;
+
+use crate::error::ErrorKind;
+
+/// An operation on a file or folder that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}: {source}", path.display())]
+pub struct StorageError {
+    /// What was tried, as a verb: "write", "sync", "rename".
+    pub operation: &'static str,
+    /// On which path.
+    pub path: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
+
+impl StorageError {
+    /// Makes an error of an operation on a path.
+    pub fn new(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self { operation, path: path.into(), source }
+    }
+
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self.source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
+            _ => ErrorKind::Io,
+        }
+    }
+
+    /// Says whether the path does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Says whether the disk, or a quota on it, is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// The files and folders of one repository.
+pub trait Storage: Send + Sync + Debug {
+    /// Creates a file that must not exist, for reading and writing.
+    fn create(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError>;
+
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError>;
+
+    /// Opens an existing file for reading alone.
+    fn open_read(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError>;
+
+    /// Renames a file; a file that has the new name already is replaced.
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError>;
+
+    /// Renames a file; fails if the new name is taken.
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<(), StorageError>;
+
+    /// Removes a file.
+    fn unlink(&self, path: &Path) -> Result<(), StorageError>;
+
+    /// Creates a folder; one that exists already is left as it is.
+    fn create_folder(&self, path: &Path) -> Result<(), StorageError>;
+
+    /// Removes a folder and all that is in it.
+    fn remove_folder(&self, path: &Path) -> Result<(), StorageError>;
+
+    /// Makes the names in a folder durable.
+    fn sync_folder(&self, path: &Path) -> Result<(), StorageError>;
+
+    /// Returns the names in a folder, sorted. Names that are not Unicode are left out: none is ours.
+    fn list(&self, path: &Path) -> Result<Vec<String>, StorageError>;
+}
+
+/// One open file.
+pub trait StorageFile: Send + Sync + Debug {
+    /// Returns the path it was opened by.
+    fn path(&self) -> &Path;
+
+    /// Returns its length in bytes.
+    fn size(&self) -> Result<u64, StorageError>;
+
+    /// Fills `buffer` from `offset`; a file that ends before is an error.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError>;
+
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError>;
+
+    /// Makes what was written durable. After a failure nothing that was written since the last
+    /// success may be believed, whatever a later call says.
+    fn sync(&self) -> Result<(), StorageError>;
+
+    /// Cuts or extends the file.
+    fn truncate(&self, size: u64) -> Result<(), StorageError>;
+
+    /// Makes sure that the first `size` bytes have blocks on the disk.
+    fn allocate(&self, size: u64) -> Result<(), StorageError>;
+
+    /// Gives the blocks of a range back; it then reads as zeros.
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StorageError>;
+}
+
+/// Reads a whole small file; one longer than `limit` is refused before it is read.
+pub fn read_small(storage: &dyn Storage, path: &Path, limit: u64) -> Result<Vec<u8>, StorageError> {
+    let file = storage.open_read(path)?;
+    let size = file.size()?;
+    let too_large = || {
+        let why = format!("it has {size} bytes, and {limit} is the most it may have");
+        StorageError::new("read", path, io::Error::new(io::ErrorKind::InvalidData, why))
+    };
+    if size > limit {
+        return Err(too_large());
+    }
+    let mut bytes = vec![0; usize::try_from(size).map_err(|_| too_large())?];
+    file.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The ending of a file that is not yet what its name says; recovery removes what a crash leaves.
+pub const TEMPORARY: &str = "tmp";
+
+/// Replaces the content of `path` by `bytes`: after a crash it holds the old or the new, whole. When it
+/// returns, the new content is durable.
+pub fn replace(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
+    let temporary = path.with_added_extension(TEMPORARY);
+    match storage.unlink(&temporary) {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    let file = storage.create(&temporary)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    drop(file);
+    storage.rename(&temporary, path)?;
+    storage.sync_folder(path.parent().unwrap_or(Path::new(".")))
+}

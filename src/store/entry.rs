@@ -1,0 +1,174 @@
+//! The records of the index, and the changes to them.
+//!
+//! Values are rkyv archives (little-endian, unaligned, 64-bit pointers), read in place. The index is
+//! derived, so its format may change with a release: [`INDEX_FORMAT`] is then raised and every index is
+//! rebuilt at the next opening.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::manifest::{BackupsetId, Incremental};
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::store::pack::{Appended, ContentsEntry, PackNumber, RecordPlace};
+
+/// The format of the index's records.
+pub(super) const INDEX_FORMAT: u64 = 1;
+
+/// What the index says of a stored segment.
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentEntry {
+    pub(super) fingerprint: [u8; 32],
+    /// The number of its stays.
+    pub refcount: u64,
+    /// The generation in which the refcount became 0, or in which it was stored.
+    pub zero_since: u64,
+    pub(super) pack: u64,
+    pub(super) offset: u64,
+    /// The length of its stored bytes.
+    pub stored_length: u32,
+    /// The length of its plain bytes.
+    pub plain_length: u32,
+    /// The compression id.
+    pub compression: u8,
+    /// The encryption id.
+    pub encryption: u8,
+}
+
+impl SegmentEntry {
+    /// Makes the entry of a segment that no manifest names yet.
+    pub fn new(number: PackNumber, entry: &ContentsEntry) -> Self {
+        Self {
+            fingerprint: *entry.fingerprint.as_bytes(),
+            refcount: 0,
+            zero_since: 0,
+            pack: number.0,
+            offset: entry.offset,
+            stored_length: u32::try_from(entry.stored_length).unwrap_or(u32::MAX),
+            plain_length: entry.plain_length,
+            compression: entry.compression,
+            encryption: entry.encryption,
+        }
+    }
+
+    /// Makes the entry of a segment that was just appended.
+    pub(super) fn appended(appended: &Appended) -> Self {
+        Self {
+            fingerprint: *appended.meta.fingerprint.as_bytes(),
+            refcount: 0,
+            zero_since: 0,
+            pack: appended.place.pack.0,
+            offset: appended.place.offset,
+            stored_length: appended.stored_length,
+            plain_length: appended.meta.plain_length,
+            compression: appended.meta.codec.compression.id(),
+            encryption: appended.meta.codec.encryption.id(),
+        }
+    }
+
+    /// Returns the BLAKE3 of its plain bytes.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::from_bytes(self.fingerprint)
+    }
+
+    /// Returns where its record lies.
+    pub fn place(&self) -> RecordPlace {
+        RecordPlace { pack: PackNumber(self.pack), offset: self.offset }
+    }
+}
+
+/// What the index says of a pack.
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackEntry {
+    /// How many bytes the file has.
+    pub size: u64,
+    /// How many segments it holds.
+    pub segments: u64,
+}
+
+/// How far a backup's segments are counted.
+#[derive(Archive, Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountedState {
+    /// All of them.
+    Whole,
+    /// It is being added: the windows before this one are counted, and of it this many keys.
+    Adding {
+        /// The window.
+        window: u32,
+        /// How many keys of it, in their order.
+        keys: u32,
+    },
+}
+
+/// What the index says of a backup whose segments it counts.
+#[derive(Archive, Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The BLAKE3 of its manifest.
+    pub manifest: [u8; 32],
+    /// How far.
+    pub state: CountedState,
+    /// The neighbour before it when it was counted.
+    pub before: Option<u32>,
+    /// The neighbour after it when it was counted.
+    pub after: Option<u32>,
+}
+
+/// One change to the index.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A segment is stored; an entry that exists already stays as it is.
+    Insert(SegmentKey, SegmentEntry),
+    /// A segment's refcount grows by this, or shrinks.
+    Count(SegmentKey, i64),
+    /// A pack has this.
+    Pack(PackNumber, PackEntry),
+    /// A backup is counted this far.
+    Counted(BackupsetId, Incremental, Counted),
+    /// The generation is this.
+    Generation(u64),
+}
+
+/// The keys of the index: a letter for the kind, then the key proper, big-endian so that they sort.
+pub(super) mod key {
+    use super::{BackupsetId, Incremental, PackNumber, SegmentHash, SegmentKey, Twin};
+
+    pub(in crate::store) const COUNTED: u8 = b'c';
+    pub(in crate::store) const META: u8 = b'm';
+    pub(in crate::store) const PACK: u8 = b'p';
+    pub(in crate::store) const SEGMENT: u8 = b's';
+
+    pub(in crate::store) fn segment(key: SegmentKey) -> [u8; 23] {
+        let mut bytes = [SEGMENT; 23];
+        let parts = key.hash.as_bytes().iter().copied().chain(key.twin.0.to_be_bytes());
+        bytes.iter_mut().skip(1).zip(parts).for_each(|(to, from)| *to = from);
+        bytes
+    }
+
+    pub(in crate::store) fn read_segment(bytes: &[u8]) -> Option<SegmentKey> {
+        let (SEGMENT, rest) = bytes.split_first().map(|(kind, rest)| (*kind, rest))? else { return None };
+        let (hash, twin) = rest.split_first_chunk::<20>()?;
+        let twin = Twin(u16::from_be_bytes(*<&[u8; 2]>::try_from(twin).ok()?));
+        Some(SegmentKey { hash: SegmentHash::from_bytes(*hash), twin })
+    }
+
+    pub(in crate::store) fn pack(number: PackNumber) -> Vec<u8> {
+        [&[PACK][..], &number.0.to_be_bytes()].concat()
+    }
+
+    pub(in crate::store) fn read_pack(bytes: &[u8]) -> Option<PackNumber> {
+        let number = bytes.strip_prefix(&[PACK])?.try_into().ok()?;
+        Some(PackNumber(u64::from_be_bytes(number)))
+    }
+
+    pub(in crate::store) fn counted(backupset: BackupsetId, incremental: Incremental) -> Vec<u8> {
+        [&[COUNTED][..], backupset.as_bytes(), &incremental.0.to_be_bytes()].concat()
+    }
+
+    pub(in crate::store) fn read_counted(bytes: &[u8]) -> Option<(BackupsetId, Incremental)> {
+        let (backupset, incremental) = bytes.strip_prefix(&[COUNTED])?.split_first_chunk::<16>()?;
+        let incremental = Incremental(u32::from_be_bytes(incremental.try_into().ok()?));
+        Some((BackupsetId::from_bytes(*backupset), incremental))
+    }
+
+    pub(in crate::store) fn meta(name: &str) -> Vec<u8> {
+        [&[META][..], name.as_bytes()].concat()
+    }
+}

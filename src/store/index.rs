@@ -1,0 +1,563 @@
+//! The index: sled, guarded. The only file that names it.
+//!
+//! Everything in it can be made anew from packs and manifests, so it is believed only so far. Every call
+//! into sled runs under `catch_unwind`; an error, a panic, a value that does not decode, or a missing
+//! segment that a manifest names means [`IndexError::distrusts`]: the caller stops using this index and
+//! builds a new one.
+//!
+//! [`Index`] looks up, from any thread; the one [`IndexWriter`] alone changes. It keeps a sum over all
+//! records (BLAKE3 of key and value, added lane by lane, so that the order does not matter) in the same
+//! atomic batch as every change: after an unclean end, [`IndexWriter::verify_sum`] scans once and
+//! compares.
+//!
+//! sled's `flush` hands dirty pages to the kernel with `sync_file_range`, which does not flush a disk's
+//! own cache; so after it, the index's files are fsynced here.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rkyv::api::high::HighValidator;
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+
+use crate::error::ErrorKind;
+use crate::manifest::{BackupsetId, Incremental};
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::storage::{FieldReader, FieldWriter, StorageError, TooShort};
+use crate::store::entry::{
+    ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, INDEX_FORMAT, PackEntry,
+    SegmentEntry, key,
+};
+use crate::store::pack::PackNumber;
+
+/// The most changes in one batch: more, and sled keeps gigabytes.
+pub(super) const BATCH: usize = 64;
+
+/// sled's page cache, in bytes.
+const CACHE: u64 = 64 << 20;
+
+/// An index that failed, or that says what cannot be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// sled returned an error.
+    #[error("the index {} failed to {operation}: {message}", path.display())]
+    Sled {
+        /// The index's folder.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// What sled said.
+        message: String,
+        /// The kind of the I/O error, where it was one.
+        io: Option<io::ErrorKind>,
+    },
+    /// sled panicked.
+    #[error("the index {} broke when it was to {operation}", path.display())]
+    Panicked {
+        /// The index's folder.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+    },
+    /// The index does not hold together.
+    #[error("the index {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The index's folder.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// The index lacks a segment that a manifest names.
+    #[error("the index {} lacks segment {key}", path.display())]
+    Missing {
+        /// The index's folder.
+        path: PathBuf,
+        /// The segment.
+        key: SegmentKey,
+    },
+    /// Syncing the index's files failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl IndexError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Sled { io, .. } if io.is_some() => ErrorKind::Io,
+            Self::Sled { .. } | Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => {
+                ErrorKind::Corrupt
+            }
+            Self::Storage(error) => error.kind(),
+        }
+    }
+
+    /// Says whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Sled { io, .. } => matches!(io, Some(io::ErrorKind::StorageFull)),
+            Self::Storage(error) => error.is_full(),
+            Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => false,
+        }
+    }
+
+    /// Says whether the index is to be replaced by a new one. A full disk is no reason to.
+    pub fn distrusts(&self) -> bool {
+        match self {
+            Self::Storage(_) => false,
+            other => !other.is_full(),
+        }
+    }
+}
+
+thread_local! {
+    static GUARDED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Says whether this thread is inside a call whose panic will be caught: a panic hook may then be quiet.
+pub fn in_guarded_call() -> bool {
+    GUARDED.get()
+}
+
+fn guarded<T>(
+    path: &Path,
+    operation: &'static str,
+    call: impl FnOnce() -> Result<T, sled::Error>,
+) -> Result<T, IndexError> {
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            let io = if let sled::Error::Io(source) = &error { Some(source.kind()) } else { None };
+            Err(IndexError::Sled { path: path.to_owned(), operation, message: error.to_string(), io })
+        }
+        Err(_) => Err(IndexError::Panicked { path: path.to_owned(), operation }),
+    }
+}
+
+/// Looks up in the index, from any thread.
+#[derive(Clone, Debug)]
+pub struct Index {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    db: sled::Db,
+    /// How many entries have a twin number above 0. While there are none, a lookup is one `get`.
+    twins: AtomicU64,
+}
+
+/// What the index's own records say, and the only way to change any.
+#[derive(Debug)]
+pub struct IndexWriter {
+    index: Index,
+    sum: [u64; 4],
+    generation: u64,
+    segments: u64,
+    closed: bool,
+}
+
+impl Drop for IndexWriter {
+    fn drop(&mut self) {
+        if !self.closed {
+            // Not an orderly end: this index may not be believed any longer, and must neither write again nor
+            // panic while it is dropped. One handle that is never dropped keeps sled from doing either; its
+            // folder is not opened again by this process.
+            std::mem::forget(self.index.clone());
+        }
+    }
+}
+
+fn read<'a, T>(bytes: &'a [u8], path: &Path) -> Result<&'a T, IndexError>
+where
+    T: rkyv::Portable + for<'v> CheckBytes<HighValidator<'v, rancor::Failure>>,
+{
+    rkyv::access::<T, rancor::Failure>(bytes).map_err(|_| IndexError::Damaged {
+        path: path.to_owned(),
+        what: "a value does not decode".to_owned(),
+    })
+}
+
+fn segment_entry(archived: &ArchivedSegmentEntry) -> SegmentEntry {
+    SegmentEntry {
+        fingerprint: archived.fingerprint,
+        refcount: archived.refcount.to_native(),
+        zero_since: archived.zero_since.to_native(),
+        pack: archived.pack.to_native(),
+        offset: archived.offset.to_native(),
+        stored_length: archived.stored_length.to_native(),
+        plain_length: archived.plain_length.to_native(),
+        compression: archived.compression,
+        encryption: archived.encryption,
+    }
+}
+
+impl Index {
+    fn db(&self) -> &sled::Db {
+        &self.shared.db
+    }
+
+    /// Returns the folder it lies in.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
+        guarded(self.path(), "look up", || self.db().get(key))
+    }
+
+    /// Returns what is known of a segment.
+    pub fn lookup(&self, key: SegmentKey) -> Result<Option<SegmentEntry>, IndexError> {
+        match self.get(&key::segment(key))? {
+            Some(bytes) => Ok(Some(segment_entry(read::<ArchivedSegmentEntry>(&bytes, self.path())?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns what is known of a segment that a manifest names: that it is missing is an error.
+    pub fn require(&self, key: SegmentKey) -> Result<SegmentEntry, IndexError> {
+        self.lookup(key)?.ok_or_else(|| IndexError::Missing { path: self.path().to_owned(), key })
+    }
+
+    /// Returns the entries of all segments with this SHA-1, by twin number.
+    pub fn twins(&self, hash: SegmentHash) -> Result<Vec<(Twin, SegmentEntry)>, IndexError> {
+        let first = SegmentKey { hash, twin: Twin(0) };
+        if self.shared.twins.load(Ordering::Acquire) == 0 {
+            return Ok(self.lookup(first)?.map(|entry| (Twin(0), entry)).into_iter().collect());
+        }
+        let last = SegmentKey { hash, twin: Twin(u16::MAX) };
+        let found = guarded(self.path(), "look up", || {
+            self.db().range(key::segment(first)..=key::segment(last)).collect::<Result<Vec<_>, _>>()
+        })?;
+        let entry = |(key, value): &(sled::IVec, sled::IVec)| {
+            let key = key::read_segment(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            Ok((key.twin, segment_entry(read::<ArchivedSegmentEntry>(value, self.path())?)))
+        };
+        found.iter().map(entry).collect()
+    }
+
+    fn damaged(&self, what: impl Into<String>) -> IndexError {
+        IndexError::Damaged { path: self.path().to_owned(), what: what.into() }
+    }
+
+    /// Calls `each` with every record whose key begins with `prefix`, in their order.
+    fn scan(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let mut records = guarded(self.path(), "scan", || Ok(self.db().scan_prefix(prefix)))?;
+        while let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())? {
+            each(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the packs whose segments are all in the index.
+    pub fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, IndexError> {
+        let mut packs = HashMap::new();
+        self.scan(&[key::PACK], |key, value| {
+            let number = key::read_pack(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let entry = read::<ArchivedPackEntry>(value, self.path())?;
+            let entry = PackEntry { size: entry.size.to_native(), segments: entry.segments.to_native() };
+            packs.insert(number, entry);
+            Ok(())
+        })?;
+        Ok(packs)
+    }
+
+    /// Returns the backups whose segments are counted, wholly or in part.
+    pub fn counted(&self) -> Result<HashMap<(BackupsetId, Incremental), Counted>, IndexError> {
+        let mut counted = HashMap::new();
+        self.scan(&[key::COUNTED], |key, value| {
+            let id = key::read_counted(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let archived = read::<ArchivedCounted>(value, self.path())?;
+            let value = rkyv::deserialize::<Counted, rancor::Failure>(archived)
+                .map_err(|_| self.damaged("a value does not decode"))?;
+            counted.insert(id, value);
+            Ok(())
+        })?;
+        Ok(counted)
+    }
+
+    /// Calls `each` with every segment, in the order of their keys.
+    pub fn segments(&self, mut each: impl FnMut(SegmentKey, &SegmentEntry)) -> Result<(), IndexError> {
+        self.scan(&[key::SEGMENT], |key, value| {
+            let key = key::read_segment(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            each(key, &segment_entry(read::<ArchivedSegmentEntry>(value, self.path())?));
+            Ok(())
+        })
+    }
+}
+
+/// The record with the index's own numbers.
+struct Meta {
+    sum: [u64; 4],
+    generation: u64,
+    segments: u64,
+    twins: u64,
+}
+
+impl Meta {
+    fn encode(&self) -> Vec<u8> {
+        let writer = FieldWriter::default().u64(INDEX_FORMAT);
+        let writer = self.sum.into_iter().fold(writer, FieldWriter::u64);
+        writer.u64(self.generation).u64(self.segments).u64(self.twins).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Option<Self>, TooShort> {
+        let mut reader = FieldReader::new(bytes);
+        if reader.u64()? != INDEX_FORMAT {
+            return Ok(None);
+        }
+        let sum = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
+        Ok(Some(Self { sum, generation: reader.u64()?, segments: reader.u64()?, twins: reader.u64()? }))
+    }
+}
+
+const META: &str = "meta";
+
+fn open_sled(path: &Path) -> Result<sled::Db, IndexError> {
+    guarded(path, "open", || sled::Config::new().path(path).cache_capacity(CACHE).flush_every_ms(None).open())
+}
+
+/// Adds, or takes away, a record's part of the sum.
+fn add_to_sum(sum: &mut [u64; 4], key: &[u8], value: &[u8], part: fn(u64, u64) -> u64) {
+    let hash =
+        blake3::Hasher::new().update(&(key.len() as u64).to_le_bytes()).update(key).update(value).finalize();
+    let (lanes, _) = hash.as_bytes().as_chunks::<8>();
+    for (lane, bytes) in sum.iter_mut().zip(lanes) {
+        *lane = part(*lane, u64::from_le_bytes(*bytes));
+    }
+}
+
+impl IndexWriter {
+    /// Makes an empty index in a folder that does not exist.
+    pub fn create(path: &Path) -> Result<Self, IndexError> {
+        let mut writer =
+            Self::with(path, open_sled(path)?, &Meta { sum: [0; 4], generation: 0, segments: 0, twins: 0 });
+        writer.apply(&[])?;
+        Ok(writer)
+    }
+
+    /// Opens an index that exists.
+    pub fn open(path: &Path) -> Result<Self, IndexError> {
+        let damaged = |what: &str| IndexError::Damaged { path: path.to_owned(), what: what.to_owned() };
+        let db = open_sled(path)?;
+        let meta = match guarded(path, "look up", || db.get(key::meta(META))) {
+            Ok(Some(bytes)) => Meta::decode(&bytes)
+                .map_err(|_| damaged("its own record does not decode"))
+                .and_then(|meta| meta.ok_or_else(|| damaged("another release wrote it"))),
+            Ok(None) => Err(damaged("it lacks its own record")),
+            Err(error) => Err(error),
+        };
+        match meta {
+            Ok(meta) => Ok(Self::with(path, db, &meta)),
+            Err(error) => {
+                std::mem::forget(db);
+                Err(error)
+            }
+        }
+    }
+
+    fn with(path: &Path, db: sled::Db, meta: &Meta) -> Self {
+        let shared = Shared { path: path.to_owned(), db, twins: AtomicU64::new(meta.twins) };
+        Self {
+            index: Index { shared: Arc::new(shared) },
+            sum: meta.sum,
+            generation: meta.generation,
+            segments: meta.segments,
+            closed: false,
+        }
+    }
+
+    /// Returns the part that looks up.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Returns the generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns how many segments it holds.
+    pub fn segments(&self) -> u64 {
+        self.segments
+    }
+
+    /// Scans all records and compares their sum with the one that was kept.
+    pub fn verify_sum(&self) -> Result<(), IndexError> {
+        let mut sum = [0; 4];
+        let own = key::meta(META);
+        self.index.scan(&[], |key, value| {
+            if key != own {
+                add_to_sum(&mut sum, key, value, u64::wrapping_add);
+            }
+            Ok(())
+        })?;
+        if sum == self.sum { Ok(()) } else { Err(self.index.damaged("its records do not give its sum")) }
+    }
+
+    /// Applies changes in batches of at most 64. A batch is atomic; a slice of at most 64 is one batch.
+    /// Nothing is durable before [`Self::flush`].
+    pub fn apply(&mut self, changes: &[Change]) -> Result<(), IndexError> {
+        if changes.is_empty() {
+            return self.apply_batch(&[]);
+        }
+        changes.chunks(BATCH).try_for_each(|batch| self.apply_batch(batch))
+    }
+
+    fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
+        // The values this batch leaves, for keys that it changes twice.
+        let mut values: HashMap<Vec<u8>, Vec<u8>> = HashMap::with_capacity(changes.len());
+        let (mut sum, mut generation, mut segments) = (self.sum, self.generation, self.segments);
+        let mut twins = self.index.shared.twins.load(Ordering::Acquire);
+        for change in changes {
+            let key = match change {
+                Change::Insert(key, _) | Change::Count(key, _) => key::segment(*key).to_vec(),
+                Change::Pack(number, _) => key::pack(*number),
+                Change::Counted(backupset, incremental, _) => key::counted(*backupset, *incremental),
+                Change::Generation(number) => {
+                    generation = generation.max(*number);
+                    continue;
+                }
+            };
+            let old = match values.get(&key) {
+                Some(value) => Some(value.clone()),
+                None => self.index.get(&key)?.map(|value| value.to_vec()),
+            };
+            let new = match change {
+                Change::Insert(..) if old.is_some() => continue,
+                Change::Insert(key, entry) => {
+                    segments += 1;
+                    twins += u64::from(key.twin.0 > 0);
+                    self.encode(&SegmentEntry { zero_since: generation, ..*entry })?
+                }
+                Change::Count(key, difference) => {
+                    let missing = || IndexError::Missing { path: self.index.path().to_owned(), key: *key };
+                    let old =
+                        read::<ArchivedSegmentEntry>(old.as_deref().ok_or_else(missing)?, self.index.path())?;
+                    let mut entry = segment_entry(old);
+                    entry.refcount = entry.refcount.checked_add_signed(*difference).ok_or_else(|| {
+                        self.index.damaged(format!("the refcount of segment {key} would fall below zero"))
+                    })?;
+                    if entry.refcount == 0 {
+                        entry.zero_since = generation;
+                    }
+                    self.encode(&entry)?
+                }
+                Change::Pack(_, entry) => self.encode(entry)?,
+                Change::Counted(_, _, entry) => self.encode(entry)?,
+                Change::Generation(_) => continue,
+            };
+            if let Some(old) = old {
+                add_to_sum(&mut sum, &key, &old, u64::wrapping_sub);
+            }
+            add_to_sum(&mut sum, &key, &new, u64::wrapping_add);
+            values.insert(key, new);
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in values {
+            batch.insert(key, value);
+        }
+        batch.insert(key::meta(META), Meta { sum, generation, segments, twins }.encode());
+        guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;
+        (self.sum, self.generation, self.segments) = (sum, generation, segments);
+        self.index.shared.twins.store(twins, Ordering::Release);
+        Ok(())
+    }
+
+    fn encode(
+        &self,
+        value: &impl for<'a> rkyv::Serialize<
+            rkyv::api::high::HighSerializer<
+                rkyv::util::AlignedVec,
+                rkyv::ser::allocator::ArenaHandle<'a>,
+                rancor::Error,
+            >,
+        >,
+    ) -> Result<Vec<u8>, IndexError> {
+        let bytes = rkyv::to_bytes::<rancor::Error>(value);
+        Ok(bytes.map_err(|error| self.index.damaged(error.to_string()))?.into_vec())
+    }
+
+    /// Makes everything applied durable.
+    pub fn flush(&self) -> Result<(), IndexError> {
+        guarded(self.index.path(), "flush", || self.index.db().flush())?;
+        Ok(sync_files(self.index.path())?)
+    }
+
+    /// Makes everything durable, closes the index, and returns the digest of its files.
+    ///
+    /// # Errors
+    /// The index could not be closed; it is then not to be marked as clean.
+    pub fn close(mut self) -> Result<Fingerprint, IndexError> {
+        self.flush()?;
+        let path = self.index.path().to_owned();
+        if Arc::strong_count(&self.index.shared) > 1 {
+            return Err(self.index.damaged("it is still in use"));
+        }
+        self.closed = true;
+        guarded(&path, "close", || {
+            drop(self);
+            Ok(())
+        })?;
+        sync_files(&path)?;
+        digest(&path)
+    }
+}
+
+fn sync_files(path: &Path) -> Result<(), StorageError> {
+    for_each_file(path, &mut |path| {
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_data())
+            .map_err(|source| StorageError::new("sync", path, source))
+    })
+}
+
+fn for_each_file(
+    path: &Path,
+    each: &mut dyn FnMut(&Path) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let failed = |source| StorageError::new("list", path, source);
+    let mut entries =
+        std::fs::read_dir(path).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type().map_err(failed)?.is_dir() {
+            for_each_file(&path, each)?;
+        } else {
+            each(&path)?;
+        }
+    }
+    each(path)
+}
+
+/// Computes the digest of an index that is not open: of the name, length and bytes of each of its files.
+pub fn digest(path: &Path) -> Result<Fingerprint, IndexError> {
+    let mut hasher = blake3::Hasher::new();
+    for_each_file(path, &mut |file| {
+        let failed = |source| StorageError::new("read", file, source);
+        let name = file.strip_prefix(path).unwrap_or(file).as_os_str().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        if file.is_dir() {
+            return Ok(());
+        }
+        let opened = std::fs::File::open(file).map_err(failed)?;
+        hasher.update(&opened.metadata().map_err(failed)?.len().to_le_bytes());
+        hasher.update_reader(opened).map_err(failed)?;
+        Ok(())
+    })?;
+    Ok(Fingerprint::from_bytes(*hasher.finalize().as_bytes()))
+}

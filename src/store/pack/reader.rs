@@ -1,0 +1,174 @@
+//! Reading a pack.
+
+use std::path::{Path, PathBuf};
+
+use crate::codec::Decoder;
+use crate::segment::{Fingerprint, SegmentKey};
+use crate::storage::{Storage, StorageFile};
+use crate::store::pack::contents::{ContentsEntry, decode_trailer};
+use crate::store::pack::header::{FIRST_RECORD, HeaderError, PackHeader, PackNumber};
+use crate::store::pack::record::{DeadSegment, HEADER_LENGTH, RecordHeader, RecordKind, TRAILER_LENGTH};
+use crate::store::pack::{ALIGNMENT, PackError};
+
+/// A pack that is open for reading. Shared between threads; every read is positioned.
+#[derive(Debug)]
+pub struct PackReader {
+    file: Box<dyn StorageFile>,
+    header: PackHeader,
+}
+
+impl PackReader {
+    /// Opens a pack and checks its header, or the copy of it if the first is damaged.
+    pub fn open(storage: &dyn Storage, folder: &Path, number: PackNumber) -> Result<Self, PackError> {
+        Self::from_file(storage.open_read(&folder.join(number.file_name()))?, number)
+    }
+
+    /// Checks the header of an open pack.
+    pub(super) fn from_file(file: Box<dyn StorageFile>, number: PackNumber) -> Result<Self, PackError> {
+        let mut newer = None;
+        for copy in [0, ALIGNMENT] {
+            let mut bytes = [0; 256];
+            if file.read_at(&mut bytes, copy).is_err() {
+                continue;
+            }
+            match PackHeader::decode(&bytes) {
+                Ok(header) if header.number == number => return Ok(Self { file, header }),
+                Ok(_) | Err(HeaderError::Damaged) => {}
+                Err(HeaderError::Format(found)) => newer = Some(found),
+            }
+        }
+        let path = file.path().to_owned();
+        Err(match newer {
+            Some(found) => PackError::NewerFormat { path, found },
+            None => PackError::NotAPack { path },
+        })
+    }
+
+    /// Returns the pack's header.
+    pub fn header(&self) -> &PackHeader {
+        &self.header
+    }
+
+    /// Returns the path it was opened by.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Returns how many bytes the file has now.
+    pub fn size(&self) -> Result<u64, PackError> {
+        Ok(self.file.size()?)
+    }
+
+    pub(super) fn into_file(self) -> (Box<dyn StorageFile>, PackHeader) {
+        (self.file, self.header)
+    }
+
+    pub(in crate::store) fn damaged(&self, offset: u64, what: &'static str) -> PackError {
+        PackError::RecordDamaged { path: PathBuf::from(self.path()), offset, what }
+    }
+
+    /// Reads the header of the record at `offset`.
+    pub fn record(&self, offset: u64) -> Result<RecordHeader, PackError> {
+        let mut bytes = [0; HEADER_LENGTH];
+        self.file.read_at(&mut bytes, offset)?;
+        RecordHeader::decode(&bytes, &self.header, offset)
+            .ok_or_else(|| self.damaged(offset, "its header does not fit its checksum"))
+    }
+
+    /// Reads the record at `offset`, whose stored bytes have `stored_length` bytes by what the caller
+    /// knows, into `buffer`. Returns its header; the stored bytes are in `buffer` behind it.
+    fn read(&self, offset: u64, stored_length: u64, buffer: &mut Vec<u8>) -> Result<RecordHeader, PackError> {
+        let length = usize::try_from(stored_length).ok().and_then(|length| length.checked_add(HEADER_LENGTH));
+        buffer.resize(length.ok_or_else(|| self.damaged(offset, "it is impossibly long"))?, 0);
+        self.file.read_at(buffer, offset)?;
+        let header = RecordHeader::decode(buffer, &self.header, offset)
+            .ok_or_else(|| self.damaged(offset, "its header does not fit its checksum"))?;
+        if header.stored_length == stored_length {
+            Ok(header)
+        } else {
+            Err(self.damaged(offset, "its length is not the one that was looked for"))
+        }
+    }
+
+    /// Reads, decodes and verifies the segment `key` at `offset`.
+    ///
+    /// `stored` is working memory; `plain` receives the segment's bytes. When this returns, their BLAKE3
+    /// is the one in the record, whose header names `key`.
+    pub fn segment(
+        &self,
+        key: SegmentKey,
+        offset: u64,
+        stored_length: u32,
+        decoder: &mut Decoder,
+        stored: &mut Vec<u8>,
+        plain: &mut Vec<u8>,
+    ) -> Result<RecordHeader, PackError> {
+        let header = self.read(offset, u64::from(stored_length), stored)?;
+        if header.kind != RecordKind::Segment || header.key != key {
+            return Err(self.damaged(offset, "it is not the segment that was looked for"));
+        }
+        let undecodable =
+            |source| PackError::SegmentUndecodable { key, path: self.path().into(), offset, source };
+        let codec = header.codec().map_err(undecodable)?;
+        let plain_length = u32::try_from(header.plain_length)
+            .map_err(|_| self.damaged(offset, "it is longer than a segment can be"))?;
+        let bytes = stored.get(HEADER_LENGTH..).unwrap_or(&[]);
+        decoder.decode(codec, bytes, plain_length, plain).map_err(undecodable)?;
+        if Fingerprint::of(plain) != header.fingerprint {
+            return Err(PackError::SegmentCorrupt { key, path: self.path().into(), offset });
+        }
+        Ok(header)
+    }
+
+    /// Reads the payload of one of our own records and verifies it.
+    pub(super) fn own_payload(&self, offset: u64, record: &RecordHeader) -> Result<Vec<u8>, PackError> {
+        if offset.saturating_add(record.span()) > self.size()? {
+            return Err(self.damaged(offset, "it reaches beyond the end of the file"));
+        }
+        let mut bytes = Vec::new();
+        self.read(offset, record.stored_length, &mut bytes)?;
+        let payload = bytes.split_off(HEADER_LENGTH.min(bytes.len()));
+        if Fingerprint::of(&payload) == record.fingerprint {
+            Ok(payload)
+        } else {
+            Err(self.damaged(offset, "its BLAKE3 does not match"))
+        }
+    }
+
+    /// Reads which segments the dead record at `offset` names.
+    pub fn dead_segments(&self, offset: u64) -> Result<Vec<DeadSegment>, PackError> {
+        let record = self.record(offset)?;
+        if record.kind != RecordKind::Dead {
+            return Err(self.damaged(offset, "it is not the dead record that was looked for"));
+        }
+        let payload = self.own_payload(offset, &record)?;
+        DeadSegment::decode(&payload).map_err(|_| self.damaged(offset, "its list does not hold together"))
+    }
+
+    /// Reads the table of contents, or nothing if the pack is not sealed or its table is damaged.
+    pub fn contents(&self) -> Result<Option<Vec<ContentsEntry>>, PackError> {
+        let size = self.size()?;
+        let Some(position) = size.checked_sub(TRAILER_LENGTH).filter(|at| *at >= FIRST_RECORD) else {
+            return Ok(None);
+        };
+        let mut trailer = [0; 64];
+        self.file.read_at(&mut trailer, position)?;
+        let Some(offset) = decode_trailer(&trailer, &self.header, size) else { return Ok(None) };
+        match self.table(offset) {
+            Ok(entries) => Ok(Some(entries)),
+            Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => {
+                Err(error.into())
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn table(&self, offset: u64) -> Result<Vec<ContentsEntry>, PackError> {
+        let record = self.record(offset)?;
+        if record.kind != RecordKind::Contents {
+            return Err(self.damaged(offset, "it is not the table that was looked for"));
+        }
+        let payload = self.own_payload(offset, &record)?;
+        ContentsEntry::decode(&payload).map_err(|_| self.damaged(offset, "its table does not hold together"))
+    }
+}

@@ -1,0 +1,133 @@
+//! Walking a pack that has no usable table of contents.
+//!
+//! A walk goes from record to record and never looks inside a payload, with one exception: where a header
+//! is damaged, its length is unknown, and the walk looks for the next header on the multiples of 4,096
+//! behind it. That is safe only because a header's checksum is keyed by the pack and its offset.
+//!
+//! Behind the last mark nothing is known to be durable. There each record is decoded and its BLAKE3
+//! compared, and the pack ends at the first that fails. A record that fails *before* the last mark is
+//! damage: it is passed over and reported, and nothing is cut.
+
+use crate::codec::Decoder;
+use crate::storage::Storage;
+use crate::store::pack::contents::ContentsEntry;
+use crate::store::pack::header::FIRST_RECORD;
+use crate::store::pack::reader::PackReader;
+use crate::store::pack::record::{RecordHeader, RecordKind};
+use crate::store::pack::writer::PackWriter;
+use crate::store::pack::{ALIGNMENT, PackError};
+
+/// How much of a pack is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanDepth {
+    /// Headers alone: enough to look for segments beside the process that is writing the pack.
+    Headers,
+    /// Also the bytes behind the last mark: what a pack's end is decided by.
+    Tail,
+}
+
+/// What a walk found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackScan {
+    /// The segments and dead records, in order.
+    pub entries: Vec<ContentsEntry>,
+    /// Where the last good record ends.
+    pub end: u64,
+    /// Offsets before the last mark at which a record should begin and none can be read.
+    pub damaged: Vec<u64>,
+}
+
+impl PackScan {
+    /// Walks a pack.
+    pub fn of(pack: &PackReader, depth: ScanDepth) -> Result<Self, PackError> {
+        let size = pack.size()?;
+        let mut records: Vec<(u64, RecordHeader)> = Vec::new();
+        let mut gaps = Vec::new();
+        let mut offset = FIRST_RECORD;
+        while let Some(found) = next_record(pack, offset, size)? {
+            if found.0 != offset {
+                gaps.push(offset);
+            }
+            offset = found.0.saturating_add(found.1.span());
+            records.push(found);
+        }
+        let last_mark = records
+            .iter()
+            .rev()
+            .find(|(_, record)| record.kind == RecordKind::Mark)
+            .map_or(FIRST_RECORD, |(offset, record)| offset + record.span());
+        let mut scan = Self { entries: Vec::new(), end: FIRST_RECORD, damaged: Vec::new() };
+        scan.damaged.extend(gaps.iter().filter(|gap| **gap < last_mark));
+        // A gap behind the last mark is where the durable pack ends.
+        let limit = gaps.iter().copied().find(|gap| *gap >= last_mark).unwrap_or(u64::MAX);
+        let mut tail = Tail::new()?;
+        for (offset, record) in records {
+            let behind = offset >= last_mark;
+            // A table behind the last mark is one that was cut short, or is damaged: it is made anew.
+            let ends = offset >= limit
+                || (behind && record.kind == RecordKind::Contents)
+                || (behind && depth == ScanDepth::Tail && !tail.holds(pack, offset, &record));
+            if ends {
+                break;
+            }
+            scan.end = offset + record.span();
+            scan.entries.extend(ContentsEntry::of(&record, offset));
+        }
+        Ok(scan)
+    }
+
+    /// Cuts a pack behind its last good record and seals it with a table of what it holds.
+    pub fn seal(&self, storage: &dyn Storage, pack: PackReader, time: u64) -> Result<u64, PackError> {
+        let (file, header) = pack.into_file();
+        let file = storage.open(file.path())?;
+        if file.size()? > self.end {
+            file.truncate(self.end)?;
+        }
+        // What is behind the last mark was read from the page cache; make sure of it.
+        file.sync()?;
+        PackWriter::resume(file, header, self.end, self.entries.clone()).seal(time)
+    }
+}
+
+/// Finds the first readable record header at or behind `offset` whose record ends inside the file.
+fn next_record(
+    pack: &PackReader,
+    mut offset: u64,
+    size: u64,
+) -> Result<Option<(u64, RecordHeader)>, PackError> {
+    while offset.saturating_add(ALIGNMENT) <= size {
+        match pack.record(offset) {
+            Ok(record) if offset.saturating_add(record.span()) <= size => return Ok(Some((offset, record))),
+            Ok(_) | Err(PackError::RecordDamaged { .. }) => offset += ALIGNMENT,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Verifies records behind the last mark.
+struct Tail {
+    decoder: Decoder,
+    stored: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Tail {
+    fn new() -> Result<Self, PackError> {
+        let decoder = Decoder::new().map_err(|source| PackError::Decoder { source })?;
+        Ok(Self { decoder, stored: Vec::new(), plain: Vec::new() })
+    }
+
+    fn holds(&mut self, pack: &PackReader, offset: u64, record: &RecordHeader) -> bool {
+        match record.kind {
+            RecordKind::Segment => {
+                let Ok(stored_length) = u32::try_from(record.stored_length) else { return false };
+                let Self { decoder, stored, plain } = self;
+                pack.segment(record.key, offset, stored_length, decoder, stored, plain).is_ok()
+            }
+            RecordKind::Dead => pack.own_payload(offset, record).is_ok(),
+            RecordKind::Mark => true,
+            RecordKind::Contents => false,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Appending to a pack.
+
+use std::path::Path;
+
+use crate::storage::{Storage, StorageError, StorageFile};
+use crate::store::pack::contents::{ContentsEntry, encode_trailer};
+use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackNumber};
+use crate::store::pack::record::{RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH};
+use crate::store::pack::{PackError, RecordPlace};
+
+/// A segment that was appended; it is durable after the next [`PackWriter::sync`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Where its record lies.
+    pub place: RecordPlace,
+    /// What the record is.
+    pub meta: SegmentMeta,
+    /// The length of its stored bytes.
+    pub stored_length: u32,
+}
+
+/// A pack that this process appends to.
+///
+/// Durable are: the pack's name, after `create`; everything appended, after `sync` returned; and that it
+/// is complete, after `seal`.
+#[derive(Debug)]
+pub struct PackWriter {
+    file: Box<dyn StorageFile>,
+    header: PackHeader,
+    end: u64,
+    /// The end of what was durable at the last sync, its mark included.
+    synced: u64,
+    entries: Vec<ContentsEntry>,
+    own: RecordBuffer,
+}
+
+impl PackWriter {
+    /// Creates a pack in `folder` and makes its name durable.
+    pub fn create(storage: &dyn Storage, folder: &Path, header: PackHeader) -> Result<Self, PackError> {
+        let file = storage.create(&folder.join(header.number.file_name()))?;
+        file.write_at(&header.encode(), 0)?;
+        file.sync()?;
+        storage.sync_folder(folder)?;
+        Ok(Self::resume(file, header, FIRST_RECORD, Vec::new()))
+    }
+
+    /// Goes on with a pack whose records up to `end` have been scanned and are durable: to seal it.
+    pub(super) fn resume(
+        file: Box<dyn StorageFile>,
+        header: PackHeader,
+        end: u64,
+        entries: Vec<ContentsEntry>,
+    ) -> Self {
+        Self { file, header, end, synced: end, entries, own: RecordBuffer::new() }
+    }
+
+    /// Returns the pack's number.
+    pub fn number(&self) -> PackNumber {
+        self.header.number
+    }
+
+    /// Returns how many bytes it has.
+    pub fn size(&self) -> u64 {
+        self.end
+    }
+
+    /// Appends a segment whose stored bytes are in `buffer`.
+    pub fn append(
+        &mut self,
+        meta: SegmentMeta,
+        buffer: &mut RecordBuffer,
+        time: u64,
+    ) -> Result<Appended, PackError> {
+        let stored_length = buffer.stored_length();
+        let record = RecordHeader::segment(&meta, stored_length, time);
+        let offset = self.end;
+        self.write(&record, buffer)?;
+        let place = RecordPlace { pack: self.header.number, offset };
+        // A segment has at most 64 MiB, and is never stored longer than it is.
+        let stored_length = u32::try_from(stored_length).unwrap_or(u32::MAX);
+        Ok(Appended { place, meta, stored_length })
+    }
+
+    fn write(&mut self, record: &RecordHeader, buffer: &mut RecordBuffer) -> Result<(), StorageError> {
+        let bytes = buffer.seal(record, &self.header, self.end);
+        self.file.write_at(bytes, self.end)?;
+        self.entries.extend(ContentsEntry::of(record, self.end));
+        self.end += record.span();
+        Ok(())
+    }
+
+    fn write_own(&mut self, kind: RecordKind, payload: &[u8], time: u64) -> Result<(), StorageError> {
+        let record = RecordHeader::own(kind, payload, time);
+        let mut buffer = std::mem::take(&mut self.own);
+        buffer.restart().extend_from_slice(payload);
+        let written = self.write(&record, &mut buffer);
+        self.own = buffer;
+        written
+    }
+
+    /// Says whether anything was appended since the last sync.
+    pub fn is_dirty(&self) -> bool {
+        self.end > self.synced
+    }
+
+    /// Makes everything appended durable, then appends a mark that says so.
+    ///
+    /// The mark itself need not be durable: without it a scan decodes a few records more.
+    pub fn sync(&mut self, time: u64) -> Result<(), PackError> {
+        if self.is_dirty() {
+            self.file.sync()?;
+            self.write_own(RecordKind::Mark, &[], time)?;
+            self.synced = self.end;
+        }
+        Ok(())
+    }
+
+    /// Cuts off what is not known to be durable, after a failed write or sync: the page cache may show
+    /// bytes that never reached the disk.
+    pub fn cut_unsynced(&self) -> Result<(), StorageError> {
+        self.file.truncate(self.synced)
+    }
+
+    /// Appends the table of contents and makes the pack durable. It is never appended to again.
+    ///
+    /// Returns its final size.
+    pub fn seal(mut self, time: u64) -> Result<u64, PackError> {
+        self.sync(time)?;
+        let payload = ContentsEntry::encode(&self.entries);
+        let record = RecordHeader::own(RecordKind::Contents, &payload, time);
+        let size = self.end + record.span();
+        self.own.restart().extend_from_slice(&payload);
+        let offset = self.end;
+        let bytes = self.own.seal(&record, &self.header, offset);
+        let trailer = encode_trailer(&self.header, offset, size);
+        let room = bytes.len().saturating_sub(usize::try_from(TRAILER_LENGTH).unwrap_or(usize::MAX));
+        bytes.truncate(room);
+        bytes.extend_from_slice(&trailer);
+        self.file.write_at(bytes, offset)?;
+        self.file.sync()?;
+        Ok(size)
+    }
+}

@@ -1,0 +1,249 @@
+//! The store as jobs use it: look up, claim, append, flush.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::codec::Codec;
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey};
+use crate::storage::Storage;
+use crate::store::StoreError;
+use crate::store::entry::{Change, SegmentEntry};
+use crate::store::index::{Index, IndexWriter};
+use crate::store::pack::{RecordBuffer, SegmentMeta};
+use crate::store::pending::{Claimed, Identity, Pending};
+use crate::store::writer::{Closed, Command, StoreWriter};
+
+/// Where a store writes.
+#[derive(Clone, Debug)]
+pub struct StoreFolders {
+    /// The folder of the packs.
+    pub packs: PathBuf,
+    /// The repository's id, which every pack carries.
+    pub repository: [u8; 16],
+}
+
+/// Why a store has stopped writing.
+#[derive(Clone, Debug)]
+pub(super) struct Poison {
+    pub(super) reason: String,
+    pub(super) full: bool,
+    pub(super) index: bool,
+}
+
+/// What the store's threads share.
+#[derive(Debug)]
+pub(super) struct StoreState {
+    pub(super) pending: Pending,
+    poison: OnceLock<Poison>,
+}
+
+impl StoreState {
+    pub(super) fn poison(&self, poison: Poison) {
+        tracing::error!(reason = poison.reason, "the repository stops writing");
+        // The first failure is the one to tell of.
+        let _ = self.poison.set(poison);
+    }
+
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.poison.get() {
+            None => Ok(()),
+            Some(Poison { reason, full, index }) => {
+                Err(StoreError::Poisoned { reason: reason.clone(), full: *full, index: *index })
+            }
+        }
+    }
+}
+
+/// A store that is open for writing. Shared between threads; one thread of its own does all writing.
+///
+/// Memory: `buffers` record buffers of a segment each, and about 100 bytes for each segment appended since
+/// the last flush, which the writer does by itself every 256 MiB.
+#[derive(Debug)]
+pub struct SegmentStore {
+    state: Arc<StoreState>,
+    index: Option<Index>,
+    commands: Option<Sender<Command>>,
+    free: Receiver<RecordBuffer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What came of [`SegmentStore::claim`].
+#[derive(Debug)]
+pub enum Claim {
+    /// The segment is stored already, or is being stored by somebody else.
+    Known(SegmentKey),
+    /// The caller is the one to store it.
+    New(NewSegment),
+}
+
+/// A segment that the caller has claimed and must append: others count on it. Dropped without being
+/// appended it stops the store, so that no backup is committed that names it.
+#[derive(Debug)]
+pub struct NewSegment {
+    key: SegmentKey,
+    identity: Identity,
+    state: Option<Arc<StoreState>>,
+}
+
+impl NewSegment {
+    /// Returns the key it will have.
+    pub fn key(&self) -> SegmentKey {
+        self.key
+    }
+}
+
+impl Drop for NewSegment {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            let reason = format!("segment {} was claimed and never stored", self.key);
+            state.poison(Poison { reason, full: false, index: false });
+        }
+    }
+}
+
+impl SegmentStore {
+    /// Starts the store's thread over an index that is in step with the packs.
+    ///
+    /// `buffers` is how many record buffers there are, at least one for each thread that appends.
+    pub fn start(
+        storage: Arc<dyn Storage>,
+        folders: StoreFolders,
+        index: IndexWriter,
+        buffers: usize,
+    ) -> Result<Self, StoreError> {
+        let state = Arc::new(StoreState { pending: Pending::default(), poison: OnceLock::new() });
+        let lookups = index.index().clone();
+        let (commands, inbox) = bounded(buffers.max(1));
+        let (recycle, free) = bounded(buffers.max(1));
+        for _ in 0..buffers.max(1) {
+            // The channel has room for all of them.
+            let _ = recycle.send(RecordBuffer::new());
+        }
+        let writer = StoreWriter::new(storage, folders, index, Arc::clone(&state), recycle)?;
+        let thread = std::thread::Builder::new()
+            .name("ekko-store".to_owned())
+            .spawn(move || writer.run(&inbox))
+            .map_err(|source| crate::storage::StorageError::new("start a thread for", "the store", source))?;
+        Ok(Self { state, index: Some(lookups), commands: Some(commands), free, thread: Some(thread) })
+    }
+
+    fn index(&self) -> Result<&Index, StoreError> {
+        self.index.as_ref().ok_or_else(stopped)
+    }
+
+    /// Returns what is stored of a segment that a manifest names: that the index lacks it is an error that
+    /// [distrusts](StoreError::distrusts_index) it.
+    pub fn require(&self, key: SegmentKey) -> Result<SegmentEntry, StoreError> {
+        Ok(self.index()?.require(key)?)
+    }
+
+    /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append.
+    pub fn claim(
+        &self,
+        hash: SegmentHash,
+        fingerprint: Fingerprint,
+        plain_length: u32,
+    ) -> Result<Claim, StoreError> {
+        self.state.check()?;
+        let index = self.index()?;
+        let identity = Identity { fingerprint, plain_length };
+        let claimed = self.state.pending.claim(hash, identity, || {
+            let twins = index.twins(hash)?.into_iter().map(|(twin, entry)| {
+                (twin, Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length })
+            });
+            Ok::<_, StoreError>(twins.collect())
+        })?;
+        match claimed {
+            Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
+            Claimed::New(twin) => {
+                let key = SegmentKey { hash, twin };
+                Ok(Claim::New(NewSegment { key, identity, state: Some(Arc::clone(&self.state)) }))
+            }
+            Claimed::Full => {
+                let key = SegmentKey { hash, twin: crate::segment::Twin(u16::MAX) };
+                Err(StoreError::TooManyTwins { key })
+            }
+        }
+    }
+
+    /// Waits for a free buffer to encode a segment into.
+    pub fn buffer(&self) -> Result<RecordBuffer, StoreError> {
+        self.free.recv().map_err(|_| self.state.check().err().unwrap_or_else(stopped))
+    }
+
+    /// Hands a claimed segment, whose stored bytes are in `buffer`, to the writer. It is durable after the
+    /// next [`Self::flush`].
+    pub fn append(
+        &self,
+        mut segment: NewSegment,
+        codec: Codec,
+        buffer: RecordBuffer,
+    ) -> Result<(), StoreError> {
+        let meta = SegmentMeta {
+            key: segment.key,
+            fingerprint: segment.identity.fingerprint,
+            plain_length: segment.identity.plain_length,
+            codec,
+        };
+        self.send(Command::Append { meta, buffer })?;
+        segment.state = None;
+        self.state.check()
+    }
+
+    /// Makes everything appended so far durable in packs and puts it into the index.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.ask(Command::Flush)
+    }
+
+    /// Changes the index, in batches of at most 64, each atomic. Not durable by itself.
+    pub fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Apply(changes, reply))
+    }
+
+    /// Raises the index's generation and makes the index durable.
+    pub fn raise_generation(&self, generation: u64) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Generation(generation, reply))
+    }
+
+    /// Seals the pack, closes the index, and returns the digest of its files.
+    pub fn close(mut self) -> Result<Closed, StoreError> {
+        let (reply, answer) = bounded(1);
+        self.index = None;
+        self.send(Command::Close(reply))?;
+        let closed = answer.recv().map_err(|_| stopped())?;
+        self.stop();
+        closed
+    }
+
+    fn ask(&self, command: impl FnOnce(Sender<Result<(), StoreError>>) -> Command) -> Result<(), StoreError> {
+        let (reply, answer) = bounded(1);
+        self.send(command(reply))?;
+        answer.recv().map_err(|_| stopped())?
+    }
+
+    fn send(&self, command: Command) -> Result<(), StoreError> {
+        let commands = self.commands.as_ref().ok_or_else(stopped)?;
+        commands.send(command).map_err(|_| stopped())
+    }
+
+    fn stop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic in the writer has been answered with `stopped` to whoever waited for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for SegmentStore {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Poisoned { reason: "its writer has ended".to_owned(), full: false, index: false }
+}
