@@ -24,12 +24,12 @@ struct Files {
 pub(super) fn completions(args: &CompletionsArgs, context: &Context) -> Result<Outcome, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ekko", &mut script);
-    print_text(script, context)
+    print_text(&script, context)
 }
 
-fn print_text(text: Vec<u8>, context: &Context) -> Result<Outcome, CliError> {
-    let document = Text { text: String::from_utf8_lossy(&text).into_owned() };
-    context.print(&document, |out| out.write_all(&text))?;
+fn print_text(text: &[u8], context: &Context) -> Result<Outcome, CliError> {
+    let document = Text { text: String::from_utf8_lossy(text).into_owned() };
+    context.print(&document, |out| out.write_all(text))?;
     Ok(Outcome::Done)
 }
 
@@ -37,7 +37,7 @@ pub(super) fn man(args: &ManArgs, context: &Context) -> Result<Outcome, CliError
     let Some(folder) = &args.folder else {
         let mut page = Vec::new();
         clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-        return print_text(page, context);
+        return print_text(&page, context);
     };
     let failed = |error: io::Error| {
         CliError::new(ErrorKind::Io, format!("cannot write manual pages to {}: {error}", folder.display()))

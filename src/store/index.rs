@@ -14,7 +14,6 @@
 //! own cache; so after it, the index's files are fsynced here.
 
 use std::collections::HashMap;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,14 +23,15 @@ use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
 
-use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::storage::{FieldReader, FieldWriter, StorageError, TooShort};
+use crate::storage::{FieldReader, FieldWriter, TooShort};
 use crate::store::entry::{
     ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, INDEX_FORMAT, PackEntry,
     SegmentEntry, key,
 };
+use crate::store::index_error::IndexError;
+use crate::store::index_files::{digest, sync_files};
 use crate::store::pack::PackNumber;
 
 /// The most changes in one batch: more, and sled keeps gigabytes.
@@ -39,81 +39,6 @@ pub(super) const BATCH: usize = 64;
 
 /// sled's page cache, in bytes.
 const CACHE: u64 = 64 << 20;
-
-/// An index that failed, or that says what cannot be.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IndexError {
-    /// sled returned an error.
-    #[error("the index {} failed to {operation}: {message}", path.display())]
-    Sled {
-        /// The index's folder.
-        path: PathBuf,
-        /// What was tried.
-        operation: &'static str,
-        /// What sled said.
-        message: String,
-        /// The kind of the I/O error, where it was one.
-        io: Option<io::ErrorKind>,
-    },
-    /// sled panicked.
-    #[error("the index {} broke when it was to {operation}", path.display())]
-    Panicked {
-        /// The index's folder.
-        path: PathBuf,
-        /// What was tried.
-        operation: &'static str,
-    },
-    /// The index does not hold together.
-    #[error("the index {} is damaged: {what}", path.display())]
-    Damaged {
-        /// The index's folder.
-        path: PathBuf,
-        /// What does not fit.
-        what: String,
-    },
-    /// The index lacks a segment that a manifest names.
-    #[error("the index {} lacks segment {key}", path.display())]
-    Missing {
-        /// The index's folder.
-        path: PathBuf,
-        /// The segment.
-        key: SegmentKey,
-    },
-    /// Syncing the index's files failed.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
-
-impl IndexError {
-    /// Returns what kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Sled { io, .. } if io.is_some() => ErrorKind::Io,
-            Self::Sled { .. } | Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => {
-                ErrorKind::Corrupt
-            }
-            Self::Storage(error) => error.kind(),
-        }
-    }
-
-    /// Says whether the disk is full.
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::Sled { io, .. } => matches!(io, Some(io::ErrorKind::StorageFull)),
-            Self::Storage(error) => error.is_full(),
-            Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => false,
-        }
-    }
-
-    /// Says whether the index is to be replaced by a new one. A full disk is no reason to.
-    pub fn distrusts(&self) -> bool {
-        match self {
-            Self::Storage(_) => false,
-            other => !other.is_full(),
-        }
-    }
-}
 
 thread_local! {
     static GUARDED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
@@ -513,51 +438,6 @@ impl IndexWriter {
             Ok(())
         })?;
         sync_files(&path)?;
-        digest(&path)
+        Ok(digest(&path)?)
     }
-}
-
-fn sync_files(path: &Path) -> Result<(), StorageError> {
-    for_each_file(path, &mut |path| {
-        std::fs::File::open(path)
-            .and_then(|file| file.sync_data())
-            .map_err(|source| StorageError::new("sync", path, source))
-    })
-}
-
-fn for_each_file(
-    path: &Path,
-    each: &mut dyn FnMut(&Path) -> Result<(), StorageError>,
-) -> Result<(), StorageError> {
-    let failed = |source| StorageError::new("list", path, source);
-    let mut entries =
-        std::fs::read_dir(path).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        if entry.file_type().map_err(failed)?.is_dir() {
-            for_each_file(&path, each)?;
-        } else {
-            each(&path)?;
-        }
-    }
-    each(path)
-}
-
-/// Computes the digest of an index that is not open: of the name, length and bytes of each of its files.
-pub fn digest(path: &Path) -> Result<Fingerprint, IndexError> {
-    let mut hasher = blake3::Hasher::new();
-    for_each_file(path, &mut |file| {
-        let failed = |source| StorageError::new("read", file, source);
-        let name = file.strip_prefix(path).unwrap_or(file).as_os_str().as_encoded_bytes();
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
-        if file.is_dir() {
-            return Ok(());
-        }
-        let opened = std::fs::File::open(file).map_err(failed)?;
-        hasher.update(&opened.metadata().map_err(failed)?.len().to_le_bytes());
-        hasher.update_reader(opened).map_err(failed)?;
-        Ok(())
-    })?;
-    Ok(Fingerprint::from_bytes(*hasher.finalize().as_bytes()))
 }

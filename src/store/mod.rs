@@ -8,6 +8,8 @@
 mod catalog;
 mod entry;
 mod index;
+mod index_error;
+mod index_files;
 pub mod pack;
 mod pending;
 mod reconcile;
@@ -18,7 +20,9 @@ use std::path::PathBuf;
 
 pub use catalog::{Catalog, CatalogProblem, SegmentPlace};
 pub use entry::{Change, Counted, CountedState, PackEntry, SegmentEntry};
-pub use index::{Index, IndexError, IndexWriter, digest, in_guarded_call};
+pub use index::{Index, IndexWriter, in_guarded_call};
+pub use index_error::IndexError;
+pub use index_files::digest;
 pub use reconcile::{Reconciled, reconcile_packs};
 pub use segments::{Claim, NewSegment, SegmentStore, StoreFolders};
 pub use writer::Closed;

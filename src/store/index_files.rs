@@ -1,0 +1,54 @@
+//! The files of an index, as files: made durable, and their digest.
+//!
+//! sled opens and writes them itself, past the storage seam.
+
+use std::path::Path;
+
+use crate::segment::Fingerprint;
+use crate::storage::StorageError;
+
+/// Makes the files of an index durable.
+pub(super) fn sync_files(path: &Path) -> Result<(), StorageError> {
+    for_each_file(path, &mut |path| {
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_data())
+            .map_err(|source| StorageError::new("sync", path, source))
+    })
+}
+
+fn for_each_file(
+    path: &Path,
+    each: &mut dyn FnMut(&Path) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let failed = |source| StorageError::new("list", path, source);
+    let mut entries =
+        std::fs::read_dir(path).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type().map_err(failed)?.is_dir() {
+            for_each_file(&path, each)?;
+        } else {
+            each(&path)?;
+        }
+    }
+    each(path)
+}
+
+/// Computes the digest of an index that is not open: of the name, length and bytes of each of its files.
+pub fn digest(path: &Path) -> Result<Fingerprint, StorageError> {
+    let mut hasher = blake3::Hasher::new();
+    for_each_file(path, &mut |file| {
+        let failed = |source| StorageError::new("read", file, source);
+        let name = file.strip_prefix(path).unwrap_or(file).as_os_str().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        if file.is_dir() {
+            return Ok(());
+        }
+        let opened = std::fs::File::open(file).map_err(failed)?;
+        hasher.update(&opened.metadata().map_err(failed)?.len().to_le_bytes());
+        hasher.update_reader(opened).map_err(failed)?;
+        Ok(())
+    })?;
+    Ok(Fingerprint::from_bytes(*hasher.finalize().as_bytes()))
+}
