@@ -11,7 +11,8 @@ use std::path::Path;
 use crate::storage::Storage;
 use crate::store::StoreError;
 use crate::store::entry::{Change, PackEntry, SegmentEntry};
-use crate::store::index::{IndexError, IndexWriter};
+use crate::store::index::IndexWriter;
+use crate::store::index_error::IndexError;
 use crate::store::pack::{
     ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind, ScanDepth,
 };
