@@ -126,9 +126,11 @@ pub fn back_up(
     progress: &dyn Progress,
 ) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
     match attempt(&writer, name, image, options, progress) {
-        Ok(summary) if summary.backup.replace_index => Ok((writer.replace_index(progress)?, Ok(summary))),
+        Ok(summary) if summary.backup.replace_index => {
+            Ok((writer.replace_index("it failed while a backup was counted", progress)?, Ok(summary)))
+        }
         Err(error) if error.distrusts_index() => {
-            let writer = writer.replace_index(progress)?;
+            let writer = writer.replace_index(&error.to_string(), progress)?;
             let second = attempt(&writer, name, image, options, progress);
             Ok((writer, second))
         }

@@ -80,7 +80,10 @@ impl RepositoryWriter {
             recovery::unknown_state(file.state())
         });
         file.write(State { clean: None, ..found })?;
-        let opened = recovery::open_index(&repository, &found, options.rebuild, progress)?;
+        let opened = {
+            let asked = options.rebuild.then_some("it was asked for");
+            recovery::open_index(&repository, &found, asked, progress)?
+        };
         let store = start(&repository, &mut file, opened, options)?;
         Ok(Self {
             repository,
@@ -120,12 +123,12 @@ impl RepositoryWriter {
 
     /// Replaces an index that is not believed any longer by a new one. What was appended and not flushed is
     /// found in the packs.
-    pub fn replace_index(self, progress: &dyn Progress) -> Result<Self, RepositoryError> {
+    pub fn replace_index(self, reason: &str, progress: &dyn Progress) -> Result<Self, RepositoryError> {
         let Self { repository, state, store, options, _lock: lock, .. } = self;
         // The store's thread ends without touching the index again.
         drop(store);
         let mut file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let opened = recovery::open_index(&repository, &file.state(), true, progress)?;
+        let opened = recovery::open_index(&repository, &file.state(), Some(reason), progress)?;
         let store = start(&repository, &mut file, opened, &options)?;
         Ok(Self {
             repository,

@@ -63,22 +63,21 @@ pub(super) fn undo_unfinished(
     Ok(())
 }
 
-/// Opens the index that `state` names if it can be believed, or makes a new one; either way it is then in
-/// step with packs and manifests.
+/// Opens the index that `state` names if it can be believed, or makes a new one, as it also does if `rebuild`
+/// gives a reason to; either way it is then in step with packs and manifests.
 pub(super) fn open_index(
     repository: &Repository,
     state: &State,
-    rebuild: bool,
+    rebuild: Option<&str>,
     progress: &dyn Progress,
 ) -> Result<OpenedIndex, RepositoryError> {
-    let reason = if rebuild {
-        "it was asked for".to_owned()
-    } else {
-        match believe(repository, state, progress) {
+    let reason = match rebuild {
+        Some(reason) => reason.to_owned(),
+        None => match believe(repository, state, progress) {
             Ok(index) => return Ok(OpenedIndex { number: state.index, index }),
             Err(error) if error.distrusts_index() || error.kind() == ErrorKind::NotFound => error.to_string(),
             Err(error) => return Err(error),
-        }
+        },
     };
     build(repository, state, &reason, progress)
 }
