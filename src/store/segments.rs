@@ -60,7 +60,7 @@ impl StoreState {
 /// A store that is open for writing. Shared between threads; one thread of its own does all writing.
 ///
 /// Memory: `buffers` record buffers of a segment each, and about 100 bytes for each segment appended since
-/// the last flush, which the writer does by itself every 256 MiB.
+/// the last flush; the writer begins one by itself every 64 MiB.
 #[derive(Debug)]
 pub struct SegmentStore {
     state: Arc<StoreState>,

@@ -2,31 +2,34 @@
 //!
 //! Order of a flush: the pack's bytes are fsynced, a mark says so, then the entries go into the index,
 //! then they leave the table of pending segments. So whatever the index names is durable, and at every
-//! moment a stored segment is found in one of the two.
+//! moment a stored segment is found in one of the two. While much is appended, the fsync runs beside, on a
+//! thread of its own, so that a commit has little left to wait for; its result is taken in before anything
+//! else is flushed.
 //!
 //! After a failed write or sync nothing more is written: the pack is cut at its last mark and every later
 //! command is refused, until the repository is opened again.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::segment::Fingerprint;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 use crate::store::StoreError;
 use crate::store::entry::{Change, PackEntry, SegmentEntry};
 use crate::store::index::IndexWriter;
 use crate::store::pack::{
-    Appended, PACK_LIMIT, PackHeader, PackNumber, PackWriter, RecordBuffer, SegmentMeta,
+    Appended, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, SegmentMeta,
 };
 use crate::store::reconcile::highest_pack;
 use crate::store::segments::{Poison, StoreFolders, StoreState};
 
-/// A flush happens by itself after so many bytes...
-const FLUSH_BYTES: u64 = 256 << 20;
-/// ... or so many segments.
-const FLUSH_SEGMENTS: usize = 1 << 14;
+/// A sync in the background begins by itself after so many bytes...
+const SYNC_BYTES: u64 = 64 << 20;
+/// ... or so many segments. While one runs, up to four times as much is appended before the writer waits.
+const SYNC_SEGMENTS: usize = 1 << 12;
 
 /// What became of a store that was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +57,40 @@ pub(super) enum Command {
 struct OpenPack {
     writer: PackWriter,
     segments: u64,
-    /// Appended and not yet in the index.
-    unflushed: Vec<Appended>,
-    flushed_size: u64,
+    /// Appended and not yet in the index, in the order of their offsets.
+    unflushed: VecDeque<Appended>,
+    /// Where the last sync, finished or not, ends.
+    sync_begun: u64,
+    /// How many of `unflushed` the sync that is running covers, and where its result comes from.
+    syncing: Option<(usize, Receiver<Result<u64, PackError>>)>,
+}
+
+impl OpenPack {
+    fn new(writer: PackWriter) -> Self {
+        let sync_begun = writer.size();
+        Self { writer, segments: 0, unflushed: VecDeque::new(), sync_begun, syncing: None }
+    }
+
+    /// Says whether `times` the amount was appended at which a sync begins by itself.
+    fn wants_sync(&self, times: usize) -> bool {
+        let covered = self.syncing.as_ref().map_or(0, |(segments, _)| *segments);
+        self.writer.size() - self.sync_begun >= SYNC_BYTES * times as u64
+            || self.unflushed.len() - covered >= SYNC_SEGMENTS * times
+    }
+
+    /// Begins a sync on a thread of its own.
+    fn begin_sync(&mut self) -> Result<(), StoreError> {
+        let (done, result) = bounded(1);
+        let sync = self.writer.begin_sync();
+        std::thread::Builder::new()
+            .name("ekko-sync".to_owned())
+            // If nobody waits any longer, the writer has ended, and nothing depends on it.
+            .spawn(move || drop(done.send(sync.run())))
+            .map_err(|source| StorageError::new("start a thread for", "the store", source))?;
+        self.sync_begun = self.writer.size();
+        self.syncing = Some((self.unflushed.len(), result));
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -151,35 +185,61 @@ impl StoreWriter {
                 let header = PackHeader::new(self.next_pack, now(), self.folders.repository)?;
                 let writer = PackWriter::create(self.storage.as_ref(), &self.folders.packs, header)?;
                 self.next_pack.0 = self.next_pack.0.saturating_add(1);
-                let flushed_size = writer.size();
-                empty.insert(OpenPack { writer, segments: 0, unflushed: Vec::new(), flushed_size })
+                empty.insert(OpenPack::new(writer))
             }
         };
-        pack.unflushed.push(pack.writer.append(meta, buffer, now())?);
+        pack.unflushed.push_back(pack.writer.append(meta, buffer, now())?);
         pack.segments += 1;
         if pack.writer.size() >= PACK_LIMIT {
             self.flush()?;
-            self.seal()?;
-        } else if pack.writer.size() - pack.flushed_size >= FLUSH_BYTES
-            || pack.unflushed.len() >= FLUSH_SEGMENTS
-        {
-            self.flush()?;
+            return self.seal();
         }
+        if pack.syncing.is_none() && pack.wants_sync(1) {
+            return pack.begin_sync();
+        }
+        let wait = pack.wants_sync(4);
+        self.end_sync(wait)
+    }
+
+    /// Takes in the result of a sync in the background, if it is there or is to be waited for.
+    fn end_sync(&mut self, wait: bool) -> Result<(), StoreError> {
+        let Some(pack) = &mut self.pack else { return Ok(()) };
+        let Some((segments, result)) = &pack.syncing else { return Ok(()) };
+        let durable = if wait {
+            result.recv().map_err(|_| lost_sync())?
+        } else {
+            match result.try_recv() {
+                Ok(durable) => durable,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(lost_sync()),
+            }
+        };
+        let segments = *segments;
+        pack.syncing = None;
+        pack.writer.mark(durable?, now())?;
+        self.enter(segments)
+    }
+
+    /// Puts the first `segments` segments, which are durable, into the index.
+    fn enter(&mut self, segments: usize) -> Result<(), StoreError> {
+        let Some(pack) = &mut self.pack else { return Ok(()) };
+        let entered = || pack.unflushed.iter().take(segments);
+        let changes: Vec<Change> = entered()
+            .map(|appended| Change::Insert(appended.meta.key, SegmentEntry::appended(appended)))
+            .collect();
+        self.index.apply(&changes)?;
+        self.state.pending.drain(entered().map(|appended| appended.meta.key));
+        pack.unflushed.drain(..segments.min(pack.unflushed.len()));
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
+        self.end_sync(true)?;
         let Some(pack) = &mut self.pack else { return Ok(()) };
         pack.writer.sync(now())?;
-        let changes: Vec<Change> = pack
-            .unflushed
-            .iter()
-            .map(|appended| Change::Insert(appended.meta.key, SegmentEntry::appended(appended)))
-            .collect();
-        self.index.apply(&changes)?;
-        self.state.pending.drain(pack.unflushed.drain(..).map(|appended| appended.meta.key));
-        pack.flushed_size = pack.writer.size();
-        Ok(())
+        pack.sync_begun = pack.writer.size();
+        let segments = pack.unflushed.len();
+        self.enter(segments)
     }
 
     /// Seals the pack; it must have been flushed.
@@ -191,6 +251,11 @@ impl StoreWriter {
         }
         Ok(())
     }
+}
+
+fn lost_sync() -> StoreError {
+    let reason = "the thread that synced a pack has ended".to_owned();
+    StoreError::Poisoned { reason, full: false, index: false }
 }
 
 /// Returns the seconds since 1970; 0 on a clock before that.

@@ -28,7 +28,7 @@ pub use header::{PackHeader, PackId, PackNumber};
 pub use reader::PackReader;
 pub use record::{DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta};
 pub use scan::{PackScan, ScanDepth};
-pub use writer::{Appended, PackWriter};
+pub use writer::{Appended, PackSync, PackWriter};
 
 use crate::codec::CodecError;
 use crate::error::ErrorKind;

@@ -135,6 +135,14 @@ impl PackReader {
         }
     }
 
+    /// Reads up to which offset the mark at `offset` says that the pack is durable; nothing if it is damaged.
+    pub(super) fn marked(&self, offset: u64, record: &RecordHeader) -> Option<u64> {
+        let payload = self.own_payload(offset, record).ok()?;
+        let durable = u64::from_le_bytes(payload.try_into().ok()?);
+        // A mark speaks of what was there before it.
+        (durable <= offset).then_some(durable)
+    }
+
     /// Reads which segments the dead record at `offset` names.
     pub fn dead_segments(&self, offset: u64) -> Result<Vec<DeadSegment>, PackError> {
         let record = self.record(offset)?;

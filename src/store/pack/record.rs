@@ -35,7 +35,7 @@ const COVERED: usize = 224;
 pub enum RecordKind {
     /// A segment (1).
     Segment,
-    /// All before it is durable (2).
+    /// All before the offset that is its payload, a `u64`, is durable (2).
     Mark,
     /// Segments that were freed; their bytes may be punched away (3).
     Dead,

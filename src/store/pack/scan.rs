@@ -4,9 +4,10 @@
 //! is damaged, its length is unknown, and the walk looks for the next header on the multiples of 4,096
 //! behind it. That is safe only because a header's checksum is keyed by the pack and its offset.
 //!
-//! Behind the last mark nothing is known to be durable. There each record is decoded and its BLAKE3
-//! compared, and the pack ends at the first that fails. A record that fails *before* the last mark is
-//! damage: it is passed over and reported, and nothing is cut.
+//! A mark says up to which offset the pack was durable when it was written. Behind the highest such offset
+//! nothing is known to be: there each record is decoded and its BLAKE3 compared, and the pack ends at the
+//! first that fails. A record that fails *before* it is damage: it is passed over and reported, and nothing
+//! is cut.
 
 use crate::codec::Decoder;
 use crate::storage::Storage;
@@ -22,7 +23,7 @@ use crate::store::pack::{ALIGNMENT, PackError};
 pub enum ScanDepth {
     /// Headers alone: enough to look for segments beside the process that is writing the pack.
     Headers,
-    /// Also the bytes behind the last mark: what a pack's end is decided by.
+    /// Also the bytes behind what was durable: what a pack's end is decided by.
     Tail,
 }
 
@@ -33,7 +34,7 @@ pub struct PackScan {
     pub entries: Vec<ContentsEntry>,
     /// Where the last good record ends.
     pub end: u64,
-    /// Offsets before the last mark at which a record should begin and none can be read.
+    /// Offsets in what was durable at which a record should begin and none can be read.
     pub damaged: Vec<u64>,
 }
 
@@ -51,19 +52,17 @@ impl PackScan {
             offset = found.0.saturating_add(found.1.span());
             records.push(found);
         }
-        let last_mark = records
-            .iter()
-            .rev()
-            .find(|(_, record)| record.kind == RecordKind::Mark)
-            .map_or(FIRST_RECORD, |(offset, record)| offset + record.span());
+        let marks = records.iter().filter(|(_, record)| record.kind == RecordKind::Mark);
+        let durable = marks.filter_map(|(offset, record)| pack.marked(*offset, record)).max();
+        let durable = durable.unwrap_or(FIRST_RECORD);
         let mut scan = Self { entries: Vec::new(), end: FIRST_RECORD, damaged: Vec::new() };
-        scan.damaged.extend(gaps.iter().filter(|gap| **gap < last_mark));
-        // A gap behind the last mark is where the durable pack ends.
-        let limit = gaps.iter().copied().find(|gap| *gap >= last_mark).unwrap_or(u64::MAX);
+        scan.damaged.extend(gaps.iter().filter(|gap| **gap < durable));
+        // A gap behind what was durable is where the pack ends.
+        let limit = gaps.iter().copied().find(|gap| *gap >= durable).unwrap_or(u64::MAX);
         let mut tail = Tail::new()?;
         for (offset, record) in records {
-            let behind = offset >= last_mark;
-            // A table behind the last mark is one that was cut short, or is damaged: it is made anew.
+            let behind = offset >= durable;
+            // A table there is one that was cut short, or is damaged: it is made anew.
             let ends = offset >= limit
                 || (behind && record.kind == RecordKind::Contents)
                 || (behind && depth == ScanDepth::Tail && !tail.holds(pack, offset, &record));
@@ -83,7 +82,7 @@ impl PackScan {
         if file.size()? > self.end {
             file.truncate(self.end)?;
         }
-        // What is behind the last mark was read from the page cache; make sure of it.
+        // What is behind the highest mark was read from the page cache; make sure of it.
         file.sync()?;
         PackWriter::resume(file, header, self.end, self.entries.clone()).seal(time)
     }
@@ -105,7 +104,7 @@ fn next_record(
     Ok(None)
 }
 
-/// Verifies records behind the last mark.
+/// Verifies records that are not known to be durable.
 struct Tail {
     decoder: Decoder,
     stored: Vec<u8>,
@@ -126,7 +125,7 @@ impl Tail {
                 pack.segment(record.key, offset, stored_length, decoder, stored, plain).is_ok()
             }
             RecordKind::Dead => pack.own_payload(offset, record).is_ok(),
-            RecordKind::Mark => true,
+            RecordKind::Mark => pack.marked(offset, record).is_some(),
             RecordKind::Contents => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Appending to a pack.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::storage::{Storage, StorageError, StorageFile};
 use crate::store::pack::contents::{ContentsEntry, encode_trailer};
@@ -19,16 +20,31 @@ pub struct Appended {
     pub stored_length: u32,
 }
 
+/// Makes durable what was appended to a pack until now, while more is appended.
+#[derive(Debug)]
+pub struct PackSync {
+    file: Arc<dyn StorageFile>,
+    end: u64,
+}
+
+impl PackSync {
+    /// Syncs; when this returns an offset, everything in the pack before it is durable.
+    pub fn run(self) -> Result<u64, PackError> {
+        self.file.sync()?;
+        Ok(self.end)
+    }
+}
+
 /// A pack that this process appends to.
 ///
-/// Durable are: the pack's name, after `create`; everything appended, after `sync` returned; and that it
-/// is complete, after `seal`.
+/// Durable are: the pack's name, after `create`; what was appended before `begin_sync`, after its `run`
+/// returned, and everything after `sync` returned; that the pack is complete, after `seal`.
 #[derive(Debug)]
 pub struct PackWriter {
-    file: Box<dyn StorageFile>,
+    file: Arc<dyn StorageFile>,
     header: PackHeader,
     end: u64,
-    /// The end of what was durable at the last sync, its mark included.
+    /// The end of what is known to be durable.
     synced: u64,
     entries: Vec<ContentsEntry>,
     own: RecordBuffer,
@@ -51,6 +67,7 @@ impl PackWriter {
         end: u64,
         entries: Vec<ContentsEntry>,
     ) -> Self {
+        let file = Arc::from(file);
         Self { file, header, end, synced: end, entries, own: RecordBuffer::new() }
     }
 
@@ -98,19 +115,28 @@ impl PackWriter {
         written
     }
 
-    /// Says whether anything was appended since the last sync.
-    pub fn is_dirty(&self) -> bool {
-        self.end > self.synced
+    /// Returns what makes everything durable that is appended by now; [`Self::mark`] it when it has run.
+    pub fn begin_sync(&self) -> PackSync {
+        PackSync { file: Arc::clone(&self.file), end: self.end }
     }
 
-    /// Makes everything appended durable, then appends a mark that says so.
+    /// Appends a mark that says that everything before `durable`, which a [`PackSync`] returned, is.
     ///
     /// The mark itself need not be durable: without it a scan decodes a few records more.
+    pub fn mark(&mut self, durable: u64, time: u64) -> Result<(), PackError> {
+        if durable > self.synced {
+            self.write_own(RecordKind::Mark, &durable.to_le_bytes(), time)?;
+            self.synced = durable;
+        }
+        Ok(())
+    }
+
+    /// Makes everything appended durable and appends a mark that says so.
     pub fn sync(&mut self, time: u64) -> Result<(), PackError> {
-        if self.is_dirty() {
-            self.file.sync()?;
-            self.write_own(RecordKind::Mark, &[], time)?;
-            self.synced = self.end;
+        // A mark alone is nothing to sync.
+        if self.entries.last().is_some_and(|entry| entry.offset >= self.synced) {
+            let durable = self.begin_sync().run()?;
+            self.mark(durable, time)?;
         }
         Ok(())
     }
