@@ -426,18 +426,25 @@ impl IndexWriter {
     ///
     /// # Errors
     /// The index could not be closed; it is then not to be marked as clean.
-    pub fn close(mut self) -> Result<Fingerprint, IndexError> {
+    pub fn close(self) -> Result<Fingerprint, IndexError> {
         self.flush()?;
         let path = self.index.path().to_owned();
+        self.release()?;
+        sync_files(&path)?;
+        Ok(digest(&path)?)
+    }
+
+    /// Lets an index go that nothing is wrong with, so that this process can open it again. Not an orderly
+    /// end: nothing is durable that was not.
+    pub fn release(mut self) -> Result<(), IndexError> {
         if Arc::strong_count(&self.index.shared) > 1 {
             return Err(self.index.damaged("it is still in use"));
         }
         self.closed = true;
+        let path = self.index.path().to_owned();
         guarded(&path, "close", || {
             drop(self);
             Ok(())
-        })?;
-        sync_files(&path)?;
-        Ok(digest(&path)?)
+        })
     }
 }

@@ -240,6 +240,7 @@ impl SegmentStore {
 
 impl Drop for SegmentStore {
     fn drop(&mut self) {
+        self.index = None;
         self.stop();
     }
 }

@@ -158,6 +158,12 @@ impl StoreWriter {
                 }
             }
         }
+        // Dropped without being closed. An index that failed is left as it is, and open.
+        if self.state.check().is_ok()
+            && let Err(error) = self.index.release()
+        {
+            tracing::warn!(%error, "the index was not let go");
+        }
     }
 
     /// Runs an operation unless an earlier one failed; if it fails, none runs after it.

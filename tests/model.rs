@@ -1,0 +1,359 @@
+//! Random work on a repository beside a model of it: disks as bytes in memory, backups as copies of them.
+//!
+//! After every backup its statistics are those of the model; at every closing the refcounts in the index are the
+//! stays counted from the model; and every backup restores to its disk, whatever happened to the index meanwhile.
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use common::{
+    MemoryImage, Noise, SEGMENT, Told, copy_folder, files_below, name, open, options, restore, small_segments,
+};
+use ekko::backup::{BackupStats, back_up};
+use ekko::manifest::{BackupsetId, Incremental};
+use ekko::repository::{Repository, RepositoryWriter};
+use ekko::segment::{Fingerprint, SegmentHash};
+use ekko::store::IndexWriter;
+use quickcheck::QuickCheck;
+
+/// The most segments a disk of the model has.
+const SEGMENTS: usize = 12;
+const NAMES: [&str; 3] = ["web", "db", "mail"];
+
+/// One step: what is done, to which image, where, and with which random numbers.
+type Step = (u8, u8, u8, u16);
+
+struct Backup {
+    image: usize,
+    set: BackupsetId,
+    incremental: Incremental,
+    disk: Vec<u8>,
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    writer: Option<RepositoryWriter>,
+    told: Told,
+    disks: Vec<Vec<u8>>,
+    backups: Vec<Backup>,
+    /// What the next backup of an image is compared with.
+    parents: Vec<Option<Vec<u8>>>,
+    stored: HashSet<Fingerprint>,
+    old_index: Option<PathBuf>,
+    expected_rebuilds: usize,
+}
+
+fn segments(disk: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    disk.chunks(SEGMENT)
+        .map(|plain| (plain.len() < SEGMENT || plain.iter().any(|byte| *byte != 0)).then_some(plain))
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("store");
+        Repository::init(&root, &small_segments()).unwrap();
+        let told = Told::default();
+        let writer = Some(open(&root, &told));
+        Self {
+            folder,
+            writer,
+            told,
+            disks: vec![Vec::new(); NAMES.len()],
+            backups: Vec::new(),
+            parents: vec![None; NAMES.len()],
+            stored: HashSet::new(),
+            old_index: None,
+            expected_rebuilds: 0,
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    fn step(&mut self, (what, image, place, seed): Step) {
+        let image = usize::from(image) % NAMES.len();
+        let place = usize::from(place) % SEGMENTS;
+        let mut noise = Noise::new(u64::from(seed) + 1);
+        match what % 16 {
+            0..=4 => self.change(image, place, &mut noise),
+            5..=8 => self.backup(image, if seed % 2 == 0 { 4096 } else { SEGMENT }),
+            9 => self.reopen(),
+            10 => {
+                // A crash: nothing is closed in order.
+                self.writer = None;
+                self.open();
+            }
+            11 => self.hurt_index(&mut noise),
+            12 => {
+                self.close();
+                let copy = self.folder.path().join("old-index");
+                let _ = fs::remove_dir_all(&copy);
+                copy_folder(&self.root().join("index"), &copy);
+                self.old_index = Some(copy);
+                self.open();
+            }
+            13 => self.put_old_index_back(),
+            14 => self.restore_over(image),
+            _ => self.check_restores(),
+        }
+    }
+
+    /// Changes a disk: bytes, zeros, a copy of another place, its size, or a segment with a twin.
+    fn change(&mut self, image: usize, place: usize, noise: &mut Noise) {
+        let kind = noise.below(7);
+        let other = noise.below(NAMES.len());
+        let copy: Vec<u8> =
+            self.disks[other].chunks(SEGMENT).nth(noise.below(SEGMENTS)).unwrap_or(&[]).to_vec();
+        let disk = &mut self.disks[image];
+        let start = (place * SEGMENT).min(disk.len());
+        let end = (start + SEGMENT).min(disk.len());
+        match kind {
+            0 => {
+                let size = [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, place * SEGMENT, place * SEGMENT + 77]
+                    [noise.below(7)];
+                let old = disk.len();
+                disk.resize(size, 0);
+                if size > old {
+                    let new = noise.bytes((size - old).min(SEGMENT));
+                    disk[old..old + new.len()].copy_from_slice(&new);
+                }
+            }
+            1 => disk[start..end].fill(0),
+            2 => {
+                let length = copy.len().min(end - start);
+                disk[start..start + length].copy_from_slice(&copy[..length]);
+            }
+            3 if end - start == SEGMENT => {
+                let heads =
+                    [&include_bytes!("data/shattered-1.bin")[..], include_bytes!("data/shattered-2.bin")];
+                let head = heads[noise.below(2)];
+                disk[start..start + head.len()].copy_from_slice(head);
+                disk[start + head.len()..end].fill(5);
+            }
+            4 => {
+                // A block of its own, so that the rest of the segment may be a hole.
+                disk[start..end].fill(0);
+                if end > start {
+                    disk[start + noise.below(end - start)] = 1 + noise.below(3) as u8;
+                }
+            }
+            _ => {
+                if start == end {
+                    let size = SEGMENT * (1 + noise.below(SEGMENTS - 1));
+                    *disk = noise.bytes(size);
+                } else {
+                    let at = start + noise.below(end - start);
+                    disk[at] = disk[at].wrapping_add(1);
+                }
+            }
+        }
+        self.disks[image].truncate(SEGMENTS * SEGMENT);
+    }
+
+    /// What backing a disk up must do, by the model.
+    fn expected(&self, image: usize) -> BackupStats {
+        let disk = &self.disks[image];
+        let parent = self.parents[image].as_deref().unwrap_or(&[]);
+        let mut stored = self.stored.clone();
+        let mut stats = BackupStats::default();
+        let old: Vec<_> = segments(parent).collect();
+        for (place, segment) in segments(disk).enumerate() {
+            stats.segments += 1;
+            let Some(plain) = segment else {
+                stats.zero_segments += 1;
+                continue;
+            };
+            if old.get(place) == Some(&Some(plain)) {
+                stats.unchanged_segments += 1;
+            } else if stored.insert(Fingerprint::of(plain)) {
+                stats.new_segments += 1;
+                stats.new_bytes += plain.len() as u64;
+            } else {
+                stats.deduplicated_segments += 1;
+            }
+        }
+        stats
+    }
+
+    fn backup(&mut self, image: usize, hole: usize) {
+        let expected = self.expected(image);
+        let source = MemoryImage::new(&self.disks[image], hole);
+        let writer = self.writer.take().unwrap();
+        let (writer, result) = back_up(writer, &name(NAMES[image]), &source, &options(), &self.told).unwrap();
+        self.writer = Some(writer);
+        let summary = result.unwrap();
+        let stats = BackupStats { stored_bytes: 0, read_bytes: 0, ..summary.stats };
+        assert_eq!(stats, expected);
+        assert_eq!(summary.stats.read_bytes, source.read.load(Ordering::Relaxed));
+        assert_eq!(
+            summary.stats.read_bytes,
+            source.allocated(),
+            "holes are never read, and data is read once"
+        );
+        self.stored.extend(segments(&self.disks[image]).flatten().map(Fingerprint::of));
+        self.parents[image] = Some(self.disks[image].clone());
+        let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
+        let earlier = self.backups.iter().filter(|backup| backup.set == set).count();
+        assert_eq!(incremental.0 as usize, earlier, "numbers are given in order");
+        self.backups.push(Backup { image, set, incremental, disk: self.disks[image].clone() });
+    }
+
+    fn open(&mut self) {
+        self.writer = Some(open(&self.root(), &self.told));
+        assert_eq!(self.told.problems(), Vec::<String>::new());
+    }
+
+    fn close(&mut self) {
+        self.writer.take().unwrap().close().unwrap();
+        self.check_refcounts();
+    }
+
+    fn reopen(&mut self) {
+        self.close();
+        self.open();
+    }
+
+    fn index_files(&self) -> Vec<PathBuf> {
+        files_below(&self.root().join("index"))
+            .into_iter()
+            .filter(|path| path.metadata().unwrap().len() > 0)
+            .collect()
+    }
+
+    /// Flips a bit in a file of the index, cuts one short, or removes all of it.
+    fn hurt_index(&mut self, noise: &mut Noise) {
+        self.close();
+        let files = self.index_files();
+        let path = &files[noise.below(files.len())];
+        let mut bytes = fs::read(path).unwrap();
+        match noise.below(3) {
+            0 => {
+                let at = noise.below(bytes.len());
+                bytes[at] ^= 1 << noise.below(8);
+                fs::write(path, bytes).unwrap();
+            }
+            1 => fs::write(path, &bytes[..noise.below(bytes.len())]).unwrap(),
+            _ => fs::remove_dir_all(self.root().join("index")).unwrap(),
+        }
+        self.expected_rebuilds += 1;
+        self.open();
+    }
+
+    fn put_old_index_back(&mut self) {
+        let Some(old) = self.old_index.take() else { return };
+        self.close();
+        fs::remove_dir_all(self.root().join("index")).unwrap();
+        copy_folder(&old, &self.root().join("index"));
+        self.open();
+        // Whether it was still the one in use does not matter: everything after this is right either way.
+        self.expected_rebuilds = self.told.rebuilds();
+    }
+
+    /// Restores the first backup of an image over it.
+    fn restore_over(&mut self, image: usize) {
+        let writer = self.writer.as_ref().unwrap();
+        let (sets, _) = writer.repository().backupsets().unwrap();
+        let Some(set) = Repository::current_set(&sets, &name(NAMES[image])) else { return };
+        let Some(backup) = self.backups.iter().find(|backup| backup.set == set.id) else { return };
+        let new = writer.begin_set_after_restore(&name(NAMES[image]), set, backup.incremental).unwrap();
+        self.disks[image].clone_from(&backup.disk);
+        self.parents[image] = Some(backup.disk.clone());
+        let (sets, _) = writer.repository().backupsets().unwrap();
+        let current = Repository::current_set(&sets, &name(NAMES[image])).unwrap();
+        assert_eq!(current.id, new);
+        assert_eq!(current.bases[0], set_id(backup));
+    }
+
+    fn check_restores(&self) {
+        let repository = Repository::open(&self.root()).unwrap();
+        let (sets, problems) = repository.backupsets().unwrap();
+        assert!(problems.is_empty());
+        assert_eq!(sets.iter().map(|set| set.backups.len()).sum::<usize>(), self.backups.len());
+        for backup in &self.backups {
+            let set = sets.iter().find(|set| set.id == backup.set).unwrap();
+            let record = set.backups.iter().find(|record| record.incremental == backup.incremental).unwrap();
+            let (restored, summary) = restore(&repository, set, record);
+            assert!(summary.damaged.is_empty(), "{:?}", summary.damaged);
+            assert!(restored == backup.disk, "{}@{} differs", NAMES[backup.image], backup.incremental);
+            let hashes: Vec<_> = segments(&backup.disk).flatten().map(SegmentHash::of).collect();
+            let manifest = repository.manifest(set, record).unwrap();
+            let listed: Vec<_> = manifest.segments().map(|(_, segment)| segment.key.hash).collect();
+            assert_eq!(listed, hashes);
+        }
+    }
+
+    /// Compares the refcounts in the index, which is closed, with the stays of the model.
+    fn check_refcounts(&self) {
+        let mut expected: HashMap<Fingerprint, u64> = self.stored.iter().map(|stored| (*stored, 0)).collect();
+        let sets: HashSet<_> = self.backups.iter().map(|backup| backup.set).collect();
+        for set in sets {
+            let chain: Vec<Vec<_>> = self
+                .backups
+                .iter()
+                .filter(|backup| backup.set == set)
+                .map(|backup| segments(&backup.disk).map(|segment| segment.map(Fingerprint::of)).collect())
+                .collect();
+            for place in 0..SEGMENTS {
+                let mut before = None;
+                for backup in &chain {
+                    let here = backup.get(place).copied().flatten();
+                    if let Some(fingerprint) = here.filter(|_| here != before) {
+                        *expected.get_mut(&fingerprint).unwrap() += 1;
+                    }
+                    before = here;
+                }
+            }
+        }
+        let copy = tempfile::tempdir_in(self.folder.path()).unwrap();
+        copy_folder(&self.root().join("index"), copy.path());
+        let number = fs::read_dir(copy.path()).unwrap().next().unwrap().unwrap().path();
+        let index = IndexWriter::open(&number).unwrap();
+        index.verify_sum().unwrap();
+        let mut found = HashMap::new();
+        index
+            .index()
+            .segments(|_, entry| assert!(found.insert(entry.fingerprint(), entry.refcount).is_none()))
+            .unwrap();
+        index.close().unwrap();
+        assert_eq!(found, expected);
+    }
+}
+
+fn set_id(backup: &Backup) -> BackupsetId {
+    backup.set
+}
+
+fn holds(steps: Vec<Step>) -> bool {
+    let mut world = World::new();
+    for step in steps {
+        world.step(step);
+    }
+    world.close();
+    world.check_restores();
+    assert_eq!(
+        world.told.rebuilds(),
+        world.expected_rebuilds,
+        "an index is rebuilt when it was hurt, and only then"
+    );
+    true
+}
+
+#[test]
+fn random_work_gives_every_backup_back_and_counts_as_the_model_does() {
+    QuickCheck::new().tests(60).quickcheck(holds as fn(Vec<Step>) -> bool);
+}
+
+#[test]
+fn every_kind_of_step_is_taken_at_least_once() {
+    let steps = (0..400_u16).map(|n| {
+        let mut noise = Noise::new(u64::from(n) + 99);
+        (noise.below(256) as u8, noise.below(256) as u8, noise.below(256) as u8, n)
+    });
+    holds(steps.collect());
+}
