@@ -1,5 +1,7 @@
 //! The rooms of the house: each imports only from those above it, and keeps its own to itself.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,8 @@
 //! After every backup its statistics are those of the model; at every closing the refcounts in the index are the
 //! stays counted from the model; and every backup restores to its disk, whatever happened to the index meanwhile.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::{HashMap, HashSet};

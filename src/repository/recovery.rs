@@ -37,6 +37,11 @@ pub(super) fn undo_unfinished(
     progress: &dyn Progress,
 ) -> Result<(), RepositoryError> {
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
+    for name in storage.list(&layout.packs())?.iter().map(|name| layout.packs().join(name)) {
+        if name.extension().is_some_and(|extension| extension == TEMPORARY) {
+            storage.unlink(&name)?;
+        }
+    }
     let (sets, _) = repository.backupsets()?;
     for name in storage.list(&layout.sets())? {
         let Ok(id) = name.parse::<BackupsetId>() else { continue };

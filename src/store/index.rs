@@ -14,10 +14,12 @@
 //! own cache; so after it, the index's files are fsynced here.
 
 use std::collections::HashMap;
+use std::fs::TryLockError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
@@ -25,7 +27,7 @@ use rkyv::rancor;
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::storage::{FieldReader, FieldWriter, TooShort};
+use crate::storage::{FieldReader, FieldWriter, StorageError, TooShort};
 use crate::store::entry::{
     ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, INDEX_FORMAT, PackEntry,
     SegmentEntry, key,
@@ -36,6 +38,10 @@ use crate::store::pack::PackNumber;
 
 /// The most changes in one batch: more, and sled keeps gigabytes.
 pub(super) const BATCH: usize = 64;
+
+/// How often, and how long apart, it is looked whether sled has let go of a closed index: 10 seconds in all.
+const LET_GO_TRIES: u32 = 5_000;
+const LET_GO_PAUSE: Duration = Duration::from_millis(2);
 
 /// sled's page cache, in bytes.
 const CACHE: u64 = 64 << 20;
@@ -251,6 +257,22 @@ impl Meta {
 
 const META: &str = "meta";
 
+/// Waits until sled's own threads have let go of an index whose last handle was dropped: they hold its file,
+/// and with it sled's lock on it, for a moment longer, and may still write.
+fn is_let_go(path: &Path) -> Result<bool, StorageError> {
+    let path = path.join("db");
+    let failed = |source| StorageError::new("lock", &path, source);
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    for _ in 0..LET_GO_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LET_GO_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
+    Ok(false)
+}
+
 fn open_sled(path: &Path) -> Result<sled::Db, IndexError> {
     guarded(path, "open", || sled::Config::new().path(path).cache_capacity(CACHE).flush_every_ms(None).open())
 }
@@ -445,6 +467,10 @@ impl IndexWriter {
         guarded(&path, "close", || {
             drop(self);
             Ok(())
-        })
+        })?;
+        if is_let_go(&path)? {
+            return Ok(());
+        }
+        Err(IndexError::Damaged { path, what: "it is still in use after it was closed".to_owned() })
     }
 }

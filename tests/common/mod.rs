@@ -1,5 +1,7 @@
 //! What several test binaries share: disks in memory, and a progress that remembers.
 #![allow(dead_code, reason = "each binary uses its part")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(missing_docs, clippy::missing_panics_doc, unreachable_pub, reason = "a test is no library")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::storage::{Storage, StorageError, StorageFile};
+use crate::storage::{Storage, StorageError, StorageFile, TEMPORARY};
 use crate::store::pack::contents::{ContentsEntry, encode_trailer};
 use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackNumber};
 use crate::store::pack::record::{RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH};
@@ -51,12 +51,18 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Creates a pack in `folder` and makes its name durable.
+    /// Creates a pack in `folder`. It gets its name once its header is durable, so that a pack is never seen
+    /// without one; the name is durable when this returns.
     pub fn create(storage: &dyn Storage, folder: &Path, header: PackHeader) -> Result<Self, PackError> {
-        let file = storage.create(&folder.join(header.number.file_name()))?;
+        let path = folder.join(header.number.file_name());
+        let temporary = path.with_added_extension(TEMPORARY);
+        let file = storage.create(&temporary)?;
         file.write_at(&header.encode(), 0)?;
         file.sync()?;
+        drop(file);
+        storage.rename_new(&temporary, &path)?;
         storage.sync_folder(folder)?;
+        let file = storage.open(&path)?;
         Ok(Self::resume(file, header, FIRST_RECORD, Vec::new()))
     }
 

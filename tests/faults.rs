@@ -1,0 +1,220 @@
+//! Faults at every single operation of a script of backups: a failed one, a full disk, a torn write, a power loss.
+//!
+//! The script's operations are counted first; then it runs once for each of them and each fault. After every run
+//! the repository opens by itself, every acknowledged backup restores bit for bit, everything that is listed
+//! restores, the next backup works, and a second opening finds nothing left to say.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{
+    MemoryImage, Noise, SEGMENT, Told, backup, copy_folder, name, open, options, restore, small_segments,
+};
+use ekko::backup::back_up;
+use ekko::manifest::{BackupsetId, Incremental};
+use ekko::repository::{OpenOptions, Repository, RepositoryError, RepositoryWriter};
+use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
+
+/// A backup that was acknowledged.
+struct Acknowledged {
+    set: BackupsetId,
+    incremental: Incremental,
+    disk: usize,
+}
+
+/// What the index is after a power loss: sled's files are its own, so every state that a crash could leave is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IndexThen {
+    AsItIs,
+    Gone,
+    Old,
+}
+
+/// The disks of the script: a first state and a later one of two machines.
+fn disks() -> Vec<Vec<u8>> {
+    let mut noise = Noise::new(7);
+    let web = noise.bytes(2 * SEGMENT + 100);
+    let mut db = [noise.bytes(SEGMENT), vec![0; SEGMENT], web[..SEGMENT].to_vec()].concat();
+    let web_later = [&web[..SEGMENT], &noise.bytes(SEGMENT)].concat();
+    let first_db = db.clone();
+    db[SEGMENT + 5] = 1;
+    vec![web, first_db, web_later, db]
+}
+
+/// Runs the script as a process would that goes on after a failed backup. Returns what was acknowledged.
+fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Acknowledged> {
+    let mut acknowledged = Vec::new();
+    let told = Told::default();
+    if Repository::init_with(Arc::clone(storage), root, &small_segments()).is_err() {
+        return acknowledged;
+    }
+    for (life, work) in [&[("web", 0), ("db", 1)][..], &[("web", 2), ("db", 3)]].into_iter().enumerate() {
+        let Ok(mut writer) = RepositoryWriter::open_with(storage, root, &OpenOptions::default(), &told)
+        else {
+            return acknowledged;
+        };
+        for (image, disk) in work {
+            let source = MemoryImage::new(&disks[*disk], 4096);
+            match back_up(writer, &name(image), &source, &options(), &told) {
+                Ok((open, result)) => {
+                    writer = open;
+                    if let Ok(summary) = result {
+                        let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
+                        acknowledged.push(Acknowledged { set, incremental, disk: *disk });
+                    }
+                }
+                Err(_) => return acknowledged,
+            }
+        }
+        let _ = writer.close();
+        if life == 0 && root.join("index").is_dir() {
+            copy_folder(&root.join("index"), &root.with_extension("old-index"));
+        }
+    }
+    acknowledged
+}
+
+/// Checks everything that must hold after a fault.
+fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &str) {
+    let told = Told::default();
+    match Repository::open(root) {
+        Ok(_) => {}
+        Err(
+            RepositoryError::NotFound { .. }
+            | RepositoryError::EmptyFolder { .. }
+            | RepositoryError::Occupied { .. },
+        ) => {
+            assert!(acknowledged.is_empty(), "{case}: the repository is gone");
+            Repository::init(root, &small_segments())
+                .unwrap_or_else(|error| panic!("{case}: init again: {error}"));
+        }
+        Err(error) => panic!("{case}: {error}"),
+    }
+    let writer = RepositoryWriter::open(root, &OpenOptions::default(), &told);
+    let writer = writer.unwrap_or_else(|error| panic!("{case}: {error}"));
+    assert_eq!(told.problems(), Vec::<String>::new(), "{case}");
+    let (sets, problems) = writer.repository().backupsets().unwrap();
+    assert!(problems.is_empty(), "{case}: {problems:?}");
+    for acknowledged in acknowledged {
+        let set = sets
+            .iter()
+            .find(|set| set.id == acknowledged.set)
+            .unwrap_or_else(|| panic!("{case}: a set is gone"));
+        let record = set.backups.iter().find(|record| record.incremental == acknowledged.incremental);
+        let record = record.unwrap_or_else(|| panic!("{case}: an acknowledged backup is gone"));
+        let (bytes, summary) = restore(writer.repository(), set, record);
+        assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
+        assert!(bytes == disks[acknowledged.disk], "{case}: an acknowledged backup differs");
+    }
+    for (set, record) in sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
+        let (bytes, summary) = restore(writer.repository(), set, record);
+        assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
+        assert!(disks.contains(&bytes), "{case}: what is listed is no disk that was backed up");
+    }
+    let (writer, _) = backup(writer, "web", &disks[2], &told);
+    let (writer, summary) = backup(writer, "web", &disks[2], &told);
+    assert_eq!(
+        summary.stats.new_segments + summary.stats.deduplicated_segments,
+        0,
+        "{case}: nothing changed"
+    );
+    writer.close().unwrap_or_else(|error| panic!("{case}: {error}"));
+    let told = Told::default();
+    let writer = open(root, &told);
+    assert_eq!(told.all(), [], "{case}: the second opening");
+    let (sets, _) = writer.repository().backupsets().unwrap();
+    let set = Repository::current_set(&sets, &name("web")).unwrap();
+    let (bytes, _) = restore(writer.repository(), set, set.backups.last().unwrap());
+    assert!(bytes == disks[2], "{case}: the next backup");
+    writer.close().unwrap();
+}
+
+/// Runs the script under a plan and checks what is left of it, in a copy: this process may still hold the old index.
+fn run(plan: FaultPlan, index: &[IndexThen]) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let fault = FaultStorage::new(folder.path(), plan).unwrap();
+    let disks = disks();
+    let storage: Arc<dyn Storage> = Arc::new(fault.clone());
+    let acknowledged = script(&storage, &root, &disks);
+    if matches!(plan, FaultPlan::PowerLoss { .. }) {
+        fault.lose_power().unwrap();
+    }
+    for then in index {
+        let left = folder.path().join(format!("left-{then:?}"));
+        if root.exists() {
+            copy_folder(&root, &left);
+            let old = root.with_extension("old-index");
+            match then {
+                IndexThen::AsItIs => {}
+                IndexThen::Gone => drop(fs::remove_dir_all(left.join("index"))),
+                IndexThen::Old if old.exists() => {
+                    let _ = fs::remove_dir_all(left.join("index"));
+                    copy_folder(&old, &left.join("index"));
+                }
+                IndexThen::Old => continue,
+            }
+        }
+        let at = match plan {
+            FaultPlan::Count => 0,
+            FaultPlan::Fail { at, .. } | FaultPlan::Torn { at } | FaultPlan::PowerLoss { at, .. } => at,
+        };
+        let operation = fault.log().get(usize::try_from(at).unwrap()).cloned().unwrap_or_default();
+        check(&left, &acknowledged, &disks, &format!("{plan:?} ({operation}), index {then:?}"));
+    }
+    fault.operations()
+}
+
+fn at_every_operation(plan: impl Fn(u64) -> FaultPlan, index: &[IndexThen]) {
+    let operations = run(FaultPlan::Count, &[IndexThen::AsItIs]);
+    assert!(operations > 50, "the script does {operations} operations");
+    for at in 0..operations {
+        run(plan(at), index);
+    }
+}
+
+#[test]
+fn a_failed_operation_anywhere_costs_nothing_that_was_acknowledged() {
+    at_every_operation(|at| FaultPlan::Fail { at, error: ErrorKind::Other }, &[IndexThen::AsItIs]);
+}
+
+#[test]
+fn a_full_disk_anywhere_costs_nothing_that_was_acknowledged() {
+    at_every_operation(|at| FaultPlan::Fail { at, error: ErrorKind::StorageFull }, &[IndexThen::AsItIs]);
+}
+
+#[test]
+fn a_torn_write_anywhere_costs_nothing_that_was_acknowledged() {
+    at_every_operation(|at| FaultPlan::Torn { at }, &[IndexThen::AsItIs]);
+}
+
+#[test]
+fn a_power_loss_anywhere_that_takes_all_unsynced_work_costs_nothing_that_was_acknowledged() {
+    let plan = |at| FaultPlan::PowerLoss { at, keep: Keep::Nothing };
+    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old]);
+}
+
+#[test]
+fn a_power_loss_anywhere_that_leaves_half_the_unsynced_work_costs_nothing_that_was_acknowledged() {
+    let plan = |at| FaultPlan::PowerLoss { at, keep: Keep::Half };
+    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old]);
+}
+
+#[test]
+fn a_power_loss_after_the_last_operation_keeps_every_acknowledged_backup() {
+    let disks = disks();
+    let plan = FaultPlan::PowerLoss { at: u64::MAX, keep: Keep::Nothing };
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let fault = FaultStorage::new(folder.path(), plan).unwrap();
+    let storage: Arc<dyn Storage> = Arc::new(fault.clone());
+    let acknowledged = script(&storage, &root, &disks);
+    assert_eq!(acknowledged.len(), 4);
+    fault.lose_power().unwrap();
+    check(&root, &acknowledged, &disks, "power loss at the end");
+}
