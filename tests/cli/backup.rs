@@ -1,0 +1,258 @@
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::harness::{MIB, World, hash_list, keys, noise, reference_disk};
+
+#[test]
+fn the_hash_list_is_that_of_a_loop_over_the_disk_at_every_size() {
+    let world = World::new();
+    let reference = reference_disk();
+    let sizes = [0, 1, 4 * MIB, 4 * MIB + 1, 10 * MIB - 1];
+    let disks = sizes.map(|size| noise(size as u8, size));
+    for (number, disk) in
+        disks.iter().chain([&reference, &vec![0; 8 * MIB], &vec![0; 8 * MIB + 5]]).enumerate()
+    {
+        let name = format!("d{number}");
+        world.write("disk", disk);
+        world.run(&["backup", &format!("{name}=disk")]).exits(0);
+        assert_eq!(
+            world.run(&["manifest", "dump", &name]).exits(0).text(),
+            hash_list(disk, 4 * MIB),
+            "{name}"
+        );
+        assert_eq!(&world.run(&["restore", &name, "-"]).exits(0).stdout, disk, "{name}");
+    }
+}
+
+#[test]
+fn the_repository_is_made_if_its_folder_does_not_exist_and_it_is_said() {
+    let world = World::new();
+    world.write("web.raw", &noise(1, MIB));
+    world.run(&["backup", "web.raw"]).exits(0).says("made the repository R");
+    let again = world.json(&["backup", "web.raw"]);
+    assert_eq!(again["created_repository"], false);
+    assert_eq!(again["backups"][0]["backup"], "web.raw@1", "the name is the source's file name");
+}
+
+#[test]
+fn json_of_a_backup_has_the_names_that_are_final() {
+    let world = World::new();
+    world.init_small();
+    world.write("web", &[noise(1, 64 << 10), vec![0; 64 << 10], noise(2, 100)].concat());
+    let document = world.json(&["backup", "web"]);
+    assert_eq!(keys(&document), ["backups", "created_repository", "failed"]);
+    let backup = &document["backups"][0];
+    let names = [
+        "backup",
+        "backupset",
+        "deduplicated_segments",
+        "incremental",
+        "name",
+        "new_bytes",
+        "new_segments",
+        "read_bytes",
+        "seconds",
+        "segments",
+        "size_of_disk",
+        "stored_bytes",
+        "unchanged_segments",
+        "zero_segments",
+    ];
+    assert_eq!(keys(backup), names);
+    assert_eq!(
+        (&backup["segments"], &backup["zero_segments"], &backup["new_segments"]),
+        (&3.into(), &1.into(), &2.into())
+    );
+    assert_eq!(backup["new_bytes"], (64 << 10) + 100);
+}
+
+#[test]
+fn the_same_data_is_stored_once_whatever_image_it_is_on() {
+    let world = World::new();
+    world.init_small();
+    world.write("a", &noise(3, 5 << 16));
+    world.run(&["backup", "a"]).exits(0);
+    let before = world.json(&["stats"]);
+    world.write("b", &[noise(9, 0), noise(3, 5 << 16)].concat());
+    let second = world.json(&["backup", "b"]);
+    assert_eq!(second["backups"][0]["deduplicated_segments"], 5);
+    let after = world.json(&["stats"]);
+    assert_eq!(before["stored_bytes"], after["stored_bytes"]);
+    assert_eq!(after["referenced_bytes"].as_u64().unwrap(), 2 * before["referenced_bytes"].as_u64().unwrap());
+    assert_eq!(after["garbage_bytes"], 0);
+}
+
+#[test]
+fn the_second_backup_of_a_name_is_the_next_of_its_backupset_and_stores_what_changed() {
+    let world = World::new();
+    world.init_small();
+    let mut disk = noise(4, 6 << 16);
+    world.write("web", &disk);
+    let first = world.json(&["backup", "web"]);
+    disk[3 << 16] ^= 1;
+    world.write("web", &disk);
+    let second = world.json(&["backup", "web"]);
+    let (first, second) = (&first["backups"][0], &second["backups"][0]);
+    assert_eq!(first["backupset"], second["backupset"]);
+    assert_eq!((&second["incremental"], &second["new_segments"]), (&1.into(), &1.into()));
+    assert_eq!(second["unchanged_segments"], 5);
+}
+
+#[test]
+fn one_failed_source_does_not_stop_the_others() {
+    let world = World::new();
+    world.write("good", &noise(5, MIB));
+    let ran = world.run(&["--json", "backup", "gone=nothing", "good", "folder=."]).exits(3);
+    let document = ran.json();
+    assert_eq!(document["backups"][0]["backup"], "good@0");
+    assert_eq!(document["failed"].as_array().unwrap().len(), 2);
+    assert_eq!(keys(&document["failed"][0]), ["error", "source"]);
+    world.run(&["backup", "gone=nothing", "folder=."]).exits(1).says("folder").says("nothing");
+}
+
+#[test]
+fn sources_that_cannot_be_meant_are_wrong_usage() {
+    let world = World::new();
+    world.write("a", b"a");
+    world.run(&["backup", "x=a", "x=a"]).exits(2).says("given twice");
+    world.run(&["backup", "b@d=a"]).exits(2).says("cannot name an image");
+    world.run(&["backup"]).exits(2);
+    world.run(&["backup", "a", "--compression", "gzip"]).exits(2).says("zstd");
+    assert!(!world.path("R").exists(), "a run that does nothing makes no repository");
+}
+
+#[test]
+fn an_existing_folder_that_is_no_repository_is_left_alone() {
+    let world = World::new();
+    world.write("a", b"a");
+    fs::create_dir(world.path("R")).unwrap();
+    world.run(&["backup", "a"]).exits(2).says("empty folder");
+    world.write("R/file", b"");
+    world.run(&["backup", "a"]).exits(2).says("something else");
+    assert_eq!(fs::read_dir(world.path("R")).unwrap().count(), 1);
+}
+
+#[test]
+fn every_compression_is_restored_from() {
+    let world = World::new();
+    world.init_small();
+    for (number, setting) in ["none", "zlib:1", "lzma:0", "zstd", "zstd:-3"].into_iter().enumerate() {
+        let disk = [noise(number as u8, 1000).repeat(200), noise(number as u8, 1 << 16)].concat();
+        world.write("disk", &disk);
+        let name = format!("d{number}");
+        let document = world.json(&["backup", "--compression", setting, &format!("{name}=disk")]);
+        let backup = &document["backups"][0];
+        assert_eq!(
+            backup["stored_bytes"].as_u64() < backup["new_bytes"].as_u64(),
+            setting != "none",
+            "{setting}"
+        );
+        assert_eq!(world.run(&["restore", &name, "-"]).exits(0).stdout, disk, "{setting}");
+    }
+}
+
+#[test]
+fn holes_are_not_read() {
+    let world = World::new();
+    let file = fs::File::create(world.path("sparse")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &noise(6, 8192), 500 << 20).unwrap();
+    let document = world.json(&["backup", "sparse"]);
+    let backup = &document["backups"][0];
+    let read = backup["read_bytes"].as_u64().unwrap();
+    assert!((8192..=64 << 10).contains(&read), "{read} bytes were read");
+    assert_eq!((&backup["segments"], &backup["zero_segments"]), (&256.into(), &255.into()));
+}
+
+#[test]
+fn a_source_that_is_open_for_writing_is_warned_of() {
+    let world = World::new();
+    world.write("live", &noise(7, 4096));
+    let mut writer = std::process::Command::new("sh");
+    let script = format!("exec 3>>'{}'; echo ready; read line", world.path("live").display());
+    let mut writer =
+        writer.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+    world.run(&["backup", "live"]).exits(0).says("open for writing by process");
+    writer.stdin.take().unwrap().write_all(b"\n").unwrap();
+    writer.wait().unwrap();
+    let after = world.run(&["backup", "live"]).exits(0);
+    assert!(!after.stderr.contains("open for writing"), "{}", after.stderr);
+}
+
+#[test]
+fn two_different_segments_with_one_sha1_are_both_kept_on_one_disk_and_on_two() {
+    let heads = [&include_bytes!("../data/shattered-1.bin")[..], include_bytes!("../data/shattered-2.bin")];
+    let [one, two] = heads.map(|head| [head, &[7; (64 << 10) - 320]].concat());
+    assert_ne!(one, two);
+    let world = World::new();
+    world.init_small();
+    let both = [one.clone(), two.clone(), one.clone()].concat();
+    world.write("both", &both);
+    let ran = world.run(&["--json", "backup", "--jobs", "1", "both"]).exits(0).says("two different segments");
+    assert_eq!(ran.json()["backups"][0]["new_segments"], 2);
+    world.write("one", &one);
+    world.write("two", &two);
+    let second = world.json(&["backup", "two", "one"]);
+    assert_eq!(second["backups"][0]["deduplicated_segments"], 1);
+    assert_eq!(second["backups"][1]["deduplicated_segments"], 1);
+    for (name, disk) in [("both", &both), ("one", &one), ("two", &two)] {
+        assert_eq!(&world.run(&["restore", name, "-"]).exits(0).stdout, disk, "{name}");
+        assert_eq!(world.run(&["manifest", "dump", name]).text(), hash_list(disk, 64 << 10));
+    }
+    fs::remove_dir_all(world.path("R/index")).unwrap();
+    let third = world.json(&["backup", "two"]);
+    assert_eq!(third["backups"][0]["unchanged_segments"], 1, "the new index knows which twin is which");
+}
+
+#[test]
+fn a_killed_backup_costs_nothing_and_what_it_stored_is_used_again() {
+    let world = World::new();
+    let kept = noise(8, MIB);
+    world.write("kept", &kept);
+    world.run(&["backup", "kept"]).exits(0);
+    world.write("big", &noise(9, 400 * MIB));
+    let packs =
+        || fs::read_dir(world.path("R/packs")).unwrap().map(|pack| pack.unwrap().metadata().unwrap().len());
+    let mut reused = 0;
+    for round in 0..4_u64 {
+        let before: u64 = packs().sum();
+        let mut command = world.command(&["-q", "backup", "--compression", "none", "big"]);
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        // Killed as soon as it has stored some more, or when it is done.
+        while child.try_wait().unwrap().is_none()
+            && packs().sum::<u64>() < before + (80 << 20) + (round << 23)
+        {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(world.run(&["restore", "kept@0", "-"]).exits(0).stdout, kept);
+    }
+    let document = world.json(&["backup", "big"]);
+    let backup = &document["backups"][0];
+    for name in ["deduplicated_segments", "unchanged_segments"] {
+        reused += backup[name].as_u64().unwrap();
+    }
+    assert!(reused >= 16, "{document}");
+    assert_eq!(world.run(&["restore", "big", "-"]).exits(0).stdout, world.read("big"));
+}
+
+#[test]
+fn a_full_disk_is_one_clear_line_and_costs_no_backup() {
+    let world = World::new();
+    let kept = noise(1, MIB);
+    world.write("kept", &kept);
+    world.run(&["backup", "kept"]).exits(0);
+    world.write("big", &noise(2, 40 * MIB));
+    // A process whose files may not grow beyond 20 MiB gets an error where a full disk gives one.
+    let script =
+        format!("trap '' XFSZ; ulimit -f 20480; exec {} -r R backup big", env!("CARGO_BIN_EXE_ekko"));
+    let mut limited = std::process::Command::new("bash");
+    let output = limited.args(["-c", &script]).current_dir(world.path(".")).output().unwrap();
+    crate::harness::ran(output).exits(1).says("big was not backed up").says("cannot write R/packs/");
+    assert_eq!(world.run(&["restore", "kept", "-"]).exits(0).stdout, kept);
+    world.run(&["backup", "big", "kept"]).exits(0);
+    assert_eq!(world.run(&["restore", "big", "-"]).exits(0).stdout, world.read("big"));
+}

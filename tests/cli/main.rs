@@ -1,0 +1,9 @@
+//! The command line as a person or a script meets it: every command, every exit code, every JSON document.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+mod backup;
+mod harness;
+mod index;
+mod reading;
+mod restore;
+mod usage;
