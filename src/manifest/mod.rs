@@ -11,6 +11,8 @@ mod ids;
 mod map;
 mod reader;
 pub mod stays;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::PathBuf;

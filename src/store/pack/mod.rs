@@ -18,6 +18,8 @@ mod header;
 mod reader;
 mod record;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fmt;

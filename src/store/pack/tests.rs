@@ -1,0 +1,214 @@
+use std::fs;
+use std::path::PathBuf;
+
+use crate::codec::{Codec, Decoder};
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::storage::OsStorage;
+use crate::store::pack::{
+    ContentsEntry, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter, RecordBuffer,
+    ScanDepth, SegmentMeta,
+};
+
+struct Fixture {
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join(PackNumber(1).file_name())
+    }
+
+    fn create(&self) -> PackWriter {
+        let header = PackHeader::new(PackNumber(1), 5, [9; 16]).unwrap();
+        PackWriter::create(&OsStorage, self.folder.path(), header).unwrap()
+    }
+
+    fn open(&self) -> PackReader {
+        PackReader::open(&OsStorage, self.folder.path(), PackNumber(1)).unwrap()
+    }
+
+    fn scan(&self) -> PackScan {
+        PackScan::of(&self.open(), ScanDepth::Tail).unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.path()).unwrap();
+        change(&mut bytes);
+        fs::write(self.path(), bytes).unwrap();
+    }
+}
+
+fn append(writer: &mut PackWriter, plain: &[u8]) -> SegmentKey {
+    let key = SegmentKey { hash: SegmentHash::of(plain), twin: Twin(0) };
+    let mut buffer = RecordBuffer::new();
+    buffer.restart().extend_from_slice(plain);
+    let length = u32::try_from(plain.len()).unwrap();
+    let meta = SegmentMeta {
+        key,
+        fingerprint: Fingerprint::of(plain),
+        plain_length: length,
+        codec: Codec::default(),
+    };
+    let appended = writer.append(meta, &mut buffer, 6).unwrap();
+    assert_eq!((appended.meta, appended.stored_length), (meta, length));
+    key
+}
+
+fn read(pack: &PackReader, entry: &ContentsEntry) -> Result<Vec<u8>, PackError> {
+    let (mut stored, mut plain) = (Vec::new(), Vec::new());
+    let length = u32::try_from(entry.stored_length).unwrap();
+    let mut decoder = Decoder::new().unwrap();
+    pack.segment(entry.key, entry.offset, length, &mut decoder, &mut stored, &mut plain).map(|_| plain)
+}
+
+const PLAIN: [&[u8]; 4] = [&[1; 10_000], &[2; 3840], &[3; 1], &[4; 70_000]];
+
+#[test]
+fn a_sealed_pack_lists_what_was_appended_and_a_walk_finds_the_same() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let keys = PLAIN.map(|plain| append(&mut writer, plain));
+    let size = writer.seal(7).unwrap();
+    let pack = fixture.open();
+    assert_eq!(pack.size().unwrap(), size);
+    let entries = pack.contents().unwrap().unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.key).collect::<Vec<_>>(), keys);
+    for (entry, plain) in entries.iter().zip(PLAIN) {
+        assert_eq!(read(&pack, entry).unwrap(), plain);
+    }
+    for depth in [ScanDepth::Headers, ScanDepth::Tail] {
+        let scan = PackScan::of(&pack, depth).unwrap();
+        assert_eq!((scan.entries, scan.damaged), (entries.clone(), vec![]));
+    }
+}
+
+#[test]
+fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
+    // Bytes of the third record's payload, of its header, and a file that ends inside it.
+    for harm in 0..3 {
+        let fixture = Fixture::new();
+        let mut writer = fixture.create();
+        append(&mut writer, PLAIN[0]);
+        writer.sync(7).unwrap();
+        append(&mut writer, PLAIN[1]);
+        let end = usize::try_from(writer.size()).unwrap();
+        append(&mut writer, PLAIN[2]);
+        append(&mut writer, PLAIN[3]);
+        drop(writer);
+        fixture.change(|bytes| match harm {
+            0 => bytes[end + 256] ^= 1,
+            1 => bytes[end + 20] ^= 1,
+            _ => bytes.truncate(end + 100),
+        });
+        let scan = fixture.scan();
+        assert_eq!((scan.entries.len(), scan.end, scan.damaged.clone()), (2, end as u64, vec![]), "{harm}");
+        scan.seal(&OsStorage, fixture.open(), 8).unwrap();
+        let entries = fixture.open().contents().unwrap().unwrap();
+        assert_eq!(entries, scan.entries);
+        assert_eq!(read(&fixture.open(), &entries[1]).unwrap(), PLAIN[1]);
+    }
+}
+
+#[test]
+fn a_bad_header_in_what_was_durable_is_passed_over_and_reported() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, PLAIN[0]);
+    let second = writer.size();
+    append(&mut writer, PLAIN[3]);
+    append(&mut writer, PLAIN[2]);
+    writer.sync(7).unwrap();
+    let end = writer.size();
+    drop(writer);
+    fixture.change(|bytes| bytes[usize::try_from(second).unwrap() + 3] ^= 0x80);
+    let scan = fixture.scan();
+    assert_eq!((scan.entries.len(), scan.end, scan.damaged), (2, end, vec![second]));
+}
+
+#[test]
+fn a_mark_speaks_for_what_was_there_when_the_sync_began() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, PLAIN[0]);
+    let sync = writer.begin_sync();
+    let second = usize::try_from(writer.size()).unwrap();
+    append(&mut writer, PLAIN[1]);
+    let durable = sync.run().unwrap();
+    assert_eq!(durable, second as u64);
+    writer.mark(durable, 7).unwrap();
+    drop(writer);
+    fixture.change(|bytes| bytes[second + 300] ^= 1);
+    let scan = fixture.scan();
+    assert_eq!((scan.entries.len(), scan.end), (1, durable), "the record before the mark was not durable");
+}
+
+#[test]
+fn a_damaged_table_is_made_anew_with_the_same_entries() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    for plain in PLAIN {
+        append(&mut writer, plain);
+    }
+    writer.seal(7).unwrap();
+    let entries = fixture.open().contents().unwrap();
+    let whole = fs::read(fixture.path()).unwrap();
+    // The trailer, the table's payload, its header, and all of it.
+    for (back, length) in [(10, 1), (4096 - 300, 1), (4096 - 20, 1), (4096, 4096)] {
+        fixture.change(|bytes| {
+            let at = bytes.len() - back;
+            bytes[at..at + length].iter_mut().for_each(|byte| *byte ^= 0x55);
+        });
+        assert_eq!(fixture.open().contents().unwrap(), None);
+        let scan = fixture.scan();
+        assert!(scan.damaged.is_empty());
+        scan.seal(&OsStorage, fixture.open(), 7).unwrap();
+        assert_eq!(fixture.open().contents().unwrap(), entries);
+        assert_eq!(fs::read(fixture.path()).unwrap(), whole, "sealed at the same second it is the same file");
+    }
+}
+
+#[test]
+fn a_guest_that_stores_a_copy_of_this_very_pack_makes_no_records() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, PLAIN[0]);
+    writer.sync(7).unwrap();
+    // The bytes of the pack so far, at every alignment that a record could have: 3840 puts them on a block.
+    let mut guest = vec![0; 4096 - 256];
+    guest.extend(fs::read(fixture.path()).unwrap());
+    let at = usize::try_from(writer.size()).unwrap();
+    append(&mut writer, &guest);
+    append(&mut writer, PLAIN[2]);
+    writer.sync(7).unwrap();
+    drop(writer);
+    assert_eq!(fixture.scan().entries.len(), 3);
+    // With the guest's own header gone, the walk has to look through its bytes for the next record.
+    fixture.change(|bytes| bytes[at] ^= 1);
+    let scan = fixture.scan();
+    assert_eq!((scan.entries.len(), scan.damaged), (2, vec![at as u64]));
+}
+
+#[test]
+fn a_segment_is_read_as_what_it_is_or_not_at_all() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    for plain in PLAIN {
+        append(&mut writer, plain);
+    }
+    writer.seal(7).unwrap();
+    let pack = fixture.open();
+    let entries = pack.contents().unwrap().unwrap();
+    let other = ContentsEntry { key: entries[1].key, ..entries[0] };
+    assert!(matches!(read(&pack, &other), Err(PackError::RecordDamaged { .. })));
+    let short = ContentsEntry { stored_length: entries[0].stored_length - 1, ..entries[0] };
+    assert!(matches!(read(&pack, &short), Err(PackError::RecordDamaged { .. })));
+    let inside = ContentsEntry { offset: entries[3].offset + 4096, ..entries[3] };
+    assert!(matches!(read(&pack, &inside), Err(PackError::RecordDamaged { .. } | PackError::Storage(_))));
+    fixture.change(|bytes| bytes[usize::try_from(entries[3].offset).unwrap() + 5000] ^= 1);
+    let error = read(&fixture.open(), &entries[3]).unwrap_err();
+    assert!(matches!(error, PackError::SegmentCorrupt { key, .. } if key == entries[3].key));
+}
