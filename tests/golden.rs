@@ -94,8 +94,9 @@ fn hash_lists_are_as_they_were() {
             };
             let (set, record) = repository.find(&sets, &name.parse::<BackupSelector>().unwrap()).unwrap();
             let manifest = repository.manifest(set, record).unwrap();
-            let listed: String =
-                manifest.segments().map(|(_, segment)| format!("{}\n", segment.key.hash)).collect();
+            let hashes: Vec<_> =
+                manifest.segments().map(|(_, segment)| segment.key.hash.to_string()).collect();
+            let listed = hashes.join("\n") + "\n";
             assert_eq!(listed, fs::read_to_string(&path).unwrap(), "{name}");
             lists += 1;
         }

@@ -36,8 +36,8 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut folders, mut files) = (vec![root.clone()], Vec::<PathBuf>::new());
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut files) = (vec![src.clone()], Vec::<PathBuf>::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -51,7 +51,7 @@ fn sources() -> Vec<Source> {
     files.sort();
     let source = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap();
-        let below = path.strip_prefix(&root).unwrap();
+        let below = path.strip_prefix(&src).unwrap();
         let room = below.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
         let is_test = below.file_stem().is_some_and(|stem| stem == "tests");
         Source {

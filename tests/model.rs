@@ -142,7 +142,7 @@ impl World {
                 // A block of its own, so that the rest of the segment may be a hole.
                 disk[start..end].fill(0);
                 if end > start {
-                    disk[start + noise.below(end - start)] = 1 + noise.below(3) as u8;
+                    disk[start + noise.below(end - start)] = 1 + noise.byte() % 3;
                 }
             }
             _ => {
@@ -355,7 +355,7 @@ fn random_work_gives_every_backup_back_and_counts_as_the_model_does() {
 fn every_kind_of_step_is_taken_at_least_once() {
     let steps = (0..400_u16).map(|n| {
         let mut noise = Noise::new(u64::from(n) + 99);
-        (noise.below(256) as u8, noise.below(256) as u8, noise.below(256) as u8, n)
+        (noise.byte(), noise.byte(), noise.byte(), n)
     });
     holds(steps.collect());
 }

@@ -66,7 +66,7 @@ quickcheck! {
                 assert_eq!(cursor.at(SegmentIndex(place)), *segment);
                 assert_eq!(listed.get(&place), segment.as_ref());
             }
-            for behind in [segments.len() as u32, u32::MAX] {
+            for behind in [u32::try_from(segments.len()).unwrap(), u32::MAX] {
                 assert_eq!(manifest.lookup(SegmentIndex(behind)), None);
             }
         }

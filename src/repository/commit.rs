@@ -230,7 +230,7 @@ impl RepositoryWriter {
             let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
             for window in neighbours.windows() {
                 for key in neighbours.gains(window).into_keys() {
-                    self.store.require(key)?;
+                    self.store.require_stored(key)?;
                 }
             }
         }

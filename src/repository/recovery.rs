@@ -146,7 +146,17 @@ fn build(
     let mut index = IndexWriter::create(&layout.index(number)).map_err(StoreError::from)?;
     let generation = state.generation.saturating_add(1);
     index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
+    // A pack may be gone; what manifests name of it is then known to be lost, and everything else goes on.
+    index.tolerate_lost(true);
     reconcile(repository, &mut index, progress)?;
+    let lost = index.tolerate_lost(false);
+    if lost > 0 {
+        let what = format!(
+            "{lost} segments that backups name are in no pack; a restore names what it lacks, and the next backup \
+             of a disk that holds them stores them anew"
+        );
+        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+    }
     index.flush().map_err(StoreError::from)?;
     repository.storage.sync_folder(&layout.indexes())?;
     // A new repository has no index yet; that is nothing to tell.

@@ -13,6 +13,9 @@ use crate::store::pack::{Appended, ContentsEntry, PackNumber, RecordPlace};
 /// The format of the index's records.
 pub(super) const INDEX_FORMAT: u64 = 1;
 
+/// The pack of a segment that is in none: no pack has this number.
+pub(super) const LOST: u64 = 0;
+
 /// What the index says of a stored segment.
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentEntry {
@@ -62,6 +65,27 @@ impl SegmentEntry {
             compression: appended.meta.codec.compression.id(),
             encryption: appended.meta.codec.encryption.id(),
         }
+    }
+
+    /// Makes the entry of a segment that a manifest names and no pack holds: its refcount is kept, and it is
+    /// stored anew by the next backup that brings it.
+    pub(super) fn lost() -> Self {
+        Self {
+            fingerprint: [0; 32],
+            refcount: 0,
+            zero_since: 0,
+            pack: LOST,
+            offset: 0,
+            stored_length: 0,
+            plain_length: 0,
+            compression: 0,
+            encryption: 0,
+        }
+    }
+
+    /// Says whether no pack holds the segment.
+    pub fn is_lost(&self) -> bool {
+        self.pack == LOST
     }
 
     /// Returns the BLAKE3 of its plain bytes.

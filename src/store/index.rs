@@ -14,12 +14,10 @@
 //! own cache; so after it, the index's files are fsynced here.
 
 use std::collections::HashMap;
-use std::fs::TryLockError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
@@ -27,21 +25,17 @@ use rkyv::rancor;
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::storage::{FieldReader, FieldWriter, StorageError, TooShort};
 use crate::store::entry::{
-    ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, INDEX_FORMAT, PackEntry,
-    SegmentEntry, key,
+    ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, LOST, PackEntry, SegmentEntry,
+    key,
 };
 use crate::store::index_error::IndexError;
-use crate::store::index_files::{digest, sync_files};
+use crate::store::index_files::{digest, is_let_go, sync_files};
+use crate::store::index_meta::Meta;
 use crate::store::pack::PackNumber;
 
 /// The most changes in one batch: more, and sled keeps gigabytes.
 pub(super) const BATCH: usize = 64;
-
-/// How often, and how long apart, it is looked whether sled has let go of a closed index: 10 seconds in all.
-const LET_GO_TRIES: u32 = 5_000;
-const LET_GO_PAUSE: Duration = Duration::from_millis(2);
 
 /// sled's page cache, in bytes.
 const CACHE: u64 = 64 << 20;
@@ -91,10 +85,10 @@ struct Shared {
 #[derive(Debug)]
 pub struct IndexWriter {
     index: Index,
-    sum: [u64; 4],
-    generation: u64,
-    segments: u64,
+    meta: Meta,
     closed: bool,
+    /// How many segments were found lost, while that is tolerated.
+    lost: Option<u64>,
 }
 
 impl Drop for IndexWriter {
@@ -154,7 +148,8 @@ impl Index {
         }
     }
 
-    /// Returns what is known of a segment that a manifest names: that it is missing is an error.
+    /// Returns what is known of a segment that a manifest names: that it is missing is an error; that it is
+    /// lost is known.
     pub fn require(&self, key: SegmentKey) -> Result<SegmentEntry, IndexError> {
         self.lookup(key)?.ok_or_else(|| IndexError::Missing { path: self.path().to_owned(), key })
     }
@@ -230,68 +225,16 @@ impl Index {
     }
 }
 
-/// The record with the index's own numbers.
-struct Meta {
-    sum: [u64; 4],
-    generation: u64,
-    segments: u64,
-    twins: u64,
-}
-
-impl Meta {
-    fn encode(&self) -> Vec<u8> {
-        let writer = FieldWriter::default().u64(INDEX_FORMAT);
-        let writer = self.sum.into_iter().fold(writer, FieldWriter::u64);
-        writer.u64(self.generation).u64(self.segments).u64(self.twins).finish()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Option<Self>, TooShort> {
-        let mut reader = FieldReader::new(bytes);
-        if reader.u64()? != INDEX_FORMAT {
-            return Ok(None);
-        }
-        let sum = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
-        Ok(Some(Self { sum, generation: reader.u64()?, segments: reader.u64()?, twins: reader.u64()? }))
-    }
-}
-
 const META: &str = "meta";
-
-/// Waits until sled's own threads have let go of an index whose last handle was dropped: they hold its file,
-/// and with it sled's lock on it, for a moment longer, and may still write.
-fn is_let_go(path: &Path) -> Result<bool, StorageError> {
-    let path = path.join("db");
-    let failed = |source| StorageError::new("lock", &path, source);
-    let file = std::fs::File::open(&path).map_err(failed)?;
-    for _ in 0..LET_GO_TRIES {
-        match file.try_lock() {
-            Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LET_GO_PAUSE),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-    }
-    Ok(false)
-}
 
 fn open_sled(path: &Path) -> Result<sled::Db, IndexError> {
     guarded(path, "open", || sled::Config::new().path(path).cache_capacity(CACHE).flush_every_ms(None).open())
 }
 
-/// Adds, or takes away, a record's part of the sum.
-fn add_to_sum(sum: &mut [u64; 4], key: &[u8], value: &[u8], part: fn(u64, u64) -> u64) {
-    let hash =
-        blake3::Hasher::new().update(&(key.len() as u64).to_le_bytes()).update(key).update(value).finalize();
-    let (lanes, _) = hash.as_bytes().as_chunks::<8>();
-    for (lane, bytes) in sum.iter_mut().zip(lanes) {
-        *lane = part(*lane, u64::from_le_bytes(*bytes));
-    }
-}
-
 impl IndexWriter {
     /// Makes an empty index in a folder that does not exist.
     pub fn create(path: &Path) -> Result<Self, IndexError> {
-        let mut writer =
-            Self::with(path, open_sled(path)?, &Meta { sum: [0; 4], generation: 0, segments: 0, twins: 0 });
+        let mut writer = Self::with(path, open_sled(path)?, Meta::default());
         writer.apply(&[])?;
         Ok(writer)
     }
@@ -308,7 +251,7 @@ impl IndexWriter {
             Err(error) => Err(error),
         };
         match meta {
-            Ok(meta) => Ok(Self::with(path, db, &meta)),
+            Ok(meta) => Ok(Self::with(path, db, meta)),
             Err(error) => {
                 std::mem::forget(db);
                 Err(error)
@@ -316,15 +259,9 @@ impl IndexWriter {
         }
     }
 
-    fn with(path: &Path, db: sled::Db, meta: &Meta) -> Self {
+    fn with(path: &Path, db: sled::Db, meta: Meta) -> Self {
         let shared = Shared { path: path.to_owned(), db, twins: AtomicU64::new(meta.twins) };
-        Self {
-            index: Index { shared: Arc::new(shared) },
-            sum: meta.sum,
-            generation: meta.generation,
-            segments: meta.segments,
-            closed: false,
-        }
+        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, lost: None }
     }
 
     /// Returns the part that looks up.
@@ -334,25 +271,35 @@ impl IndexWriter {
 
     /// Returns the generation.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.meta.generation
     }
 
     /// Returns how many segments it holds.
     pub fn segments(&self) -> u64 {
-        self.segments
+        self.meta.segments
+    }
+
+    /// From now on, a count of a segment that is not there enters it as lost: all packs have been read. Or no
+    /// longer. Returns how many were entered since it was last said.
+    pub fn tolerate_lost(&mut self, tolerate: bool) -> u64 {
+        std::mem::replace(&mut self.lost, tolerate.then_some(0)).unwrap_or(0)
     }
 
     /// Scans all records and compares their sum with the one that was kept.
     pub fn verify_sum(&self) -> Result<(), IndexError> {
-        let mut sum = [0; 4];
+        let mut found = Meta::default();
         let own = key::meta(META);
         self.index.scan(&[], |key, value| {
             if key != own {
-                add_to_sum(&mut sum, key, value, u64::wrapping_add);
+                found.add(key, value);
             }
             Ok(())
         })?;
-        if sum == self.sum { Ok(()) } else { Err(self.index.damaged("its records do not give its sum")) }
+        if found.sum == self.meta.sum {
+            Ok(())
+        } else {
+            Err(self.index.damaged("its records do not give its sum"))
+        }
     }
 
     /// Applies changes in batches of at most 64. A batch is atomic; a slice of at most 64 is one batch.
@@ -367,15 +314,14 @@ impl IndexWriter {
     fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
         // The values this batch leaves, for keys that it changes twice.
         let mut values: HashMap<Vec<u8>, Vec<u8>> = HashMap::with_capacity(changes.len());
-        let (mut sum, mut generation, mut segments) = (self.sum, self.generation, self.segments);
-        let mut twins = self.index.shared.twins.load(Ordering::Acquire);
+        let (mut meta, mut lost) = (self.meta, self.lost);
         for change in changes {
             let key = match change {
                 Change::Insert(key, _) | Change::Count(key, _) => key::segment(*key).to_vec(),
                 Change::Pack(number, _) => key::pack(*number),
                 Change::Counted(backupset, incremental, _) => key::counted(*backupset, *incremental),
                 Change::Generation(number) => {
-                    generation = generation.max(*number);
+                    meta.generation = meta.generation.max(*number);
                     continue;
                 }
             };
@@ -384,44 +330,88 @@ impl IndexWriter {
                 None => self.index.get(&key)?.map(|value| value.to_vec()),
             };
             let new = match change {
-                Change::Insert(..) if old.is_some() => continue,
                 Change::Insert(key, entry) => {
-                    segments += 1;
-                    twins += u64::from(key.twin.0 > 0);
-                    self.encode(&SegmentEntry { zero_since: generation, ..*entry })?
+                    let Some(entry) = self.inserted(&mut meta, *key, entry, old.as_deref())? else {
+                        continue;
+                    };
+                    self.encode(&entry)?
                 }
                 Change::Count(key, difference) => {
-                    let missing = || IndexError::Missing { path: self.index.path().to_owned(), key: *key };
-                    let old =
-                        read::<ArchivedSegmentEntry>(old.as_deref().ok_or_else(missing)?, self.index.path())?;
-                    let mut entry = segment_entry(old);
-                    entry.refcount = entry.refcount.checked_add_signed(*difference).ok_or_else(|| {
-                        self.index.damaged(format!("the refcount of segment {key} would fall below zero"))
-                    })?;
-                    if entry.refcount == 0 {
-                        entry.zero_since = generation;
-                    }
-                    self.encode(&entry)?
+                    self.encode(&self.counted(&mut meta, &mut lost, *key, *difference, old.as_deref())?)?
                 }
                 Change::Pack(_, entry) => self.encode(entry)?,
                 Change::Counted(_, _, entry) => self.encode(entry)?,
                 Change::Generation(_) => continue,
             };
             if let Some(old) = old {
-                add_to_sum(&mut sum, &key, &old, u64::wrapping_sub);
+                meta.take(&key, &old);
             }
-            add_to_sum(&mut sum, &key, &new, u64::wrapping_add);
+            meta.add(&key, &new);
             values.insert(key, new);
         }
         let mut batch = sled::Batch::default();
         for (key, value) in values {
             batch.insert(key, value);
         }
-        batch.insert(key::meta(META), Meta { sum, generation, segments, twins }.encode());
+        batch.insert(key::meta(META), meta.encode());
         guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;
-        (self.sum, self.generation, self.segments) = (sum, generation, segments);
-        self.index.shared.twins.store(twins, Ordering::Release);
+        (self.meta, self.lost) = (meta, lost);
+        self.index.shared.twins.store(meta.twins, Ordering::Release);
         Ok(())
+    }
+
+    fn decode(&self, value: Option<&[u8]>) -> Result<Option<SegmentEntry>, IndexError> {
+        value.map(|bytes| Ok(segment_entry(read(bytes, self.index.path())?))).transpose()
+    }
+
+    /// Returns the entry that an insertion leaves; nothing if the old one stays.
+    fn inserted(
+        &self,
+        meta: &mut Meta,
+        key: SegmentKey,
+        entry: &SegmentEntry,
+        old: Option<&[u8]>,
+    ) -> Result<Option<SegmentEntry>, IndexError> {
+        match self.decode(old)? {
+            // A lost segment has come back: who names it still does.
+            Some(SegmentEntry { refcount, zero_since, pack: LOST, .. }) => {
+                Ok(Some(SegmentEntry { refcount, zero_since, ..*entry }))
+            }
+            Some(_) => Ok(None),
+            None => {
+                meta.segments += 1;
+                meta.twins += u64::from(key.twin != Twin(0));
+                Ok(Some(SegmentEntry { zero_since: meta.generation, ..*entry }))
+            }
+        }
+    }
+
+    /// Returns the entry that a count leaves.
+    fn counted(
+        &self,
+        meta: &mut Meta,
+        lost: &mut Option<u64>,
+        key: SegmentKey,
+        difference: i64,
+        old: Option<&[u8]>,
+    ) -> Result<SegmentEntry, IndexError> {
+        let mut entry = match (self.decode(old)?, lost) {
+            (Some(entry), _) => entry,
+            (None, Some(lost)) => {
+                *lost += 1;
+                meta.segments += 1;
+                meta.twins += u64::from(key.twin != Twin(0));
+                SegmentEntry::lost()
+            }
+            (None, None) => return Err(IndexError::Missing { path: self.index.path().to_owned(), key }),
+        };
+        entry.refcount = entry.refcount.checked_add_signed(difference).ok_or_else(|| {
+            self.index.damaged(format!("the refcount of segment {key} would fall below zero"))
+        })?;
+        if entry.refcount == 0 {
+            entry.zero_since = meta.generation;
+        }
+        Ok(entry)
     }
 
     fn encode(

@@ -2,10 +2,32 @@
 //!
 //! sled opens and writes them itself, past the storage seam.
 
+use std::fs::TryLockError;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::segment::Fingerprint;
 use crate::storage::StorageError;
+
+/// How often, and how long apart, it is looked whether sled has let go of a closed index: 10 seconds in all.
+const LET_GO_TRIES: u32 = 5_000;
+const LET_GO_PAUSE: Duration = Duration::from_millis(2);
+
+/// Waits until sled's own threads have let go of an index whose last handle was dropped: they hold its file,
+/// and with it sled's lock on it, for a moment longer, and may still write.
+pub(super) fn is_let_go(path: &Path) -> Result<bool, StorageError> {
+    let path = path.join("db");
+    let failed = |source| StorageError::new("lock", &path, source);
+    let file = std::fs::File::open(&path).map_err(failed)?;
+    for _ in 0..LET_GO_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LET_GO_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
+    Ok(false)
+}
 
 /// Makes the files of an index durable.
 pub(super) fn sync_files(path: &Path) -> Result<(), StorageError> {

@@ -10,6 +10,7 @@ mod entry;
 mod index;
 mod index_error;
 mod index_files;
+mod index_meta;
 pub mod pack;
 mod pending;
 mod reconcile;
@@ -59,6 +60,12 @@ pub enum StoreError {
         /// Whether it was the index, which is then to be replaced.
         index: bool,
     },
+    /// A new manifest names a segment that no pack holds.
+    #[error("segment {key} is in no pack")]
+    Lost {
+        /// The segment.
+        key: SegmentKey,
+    },
     /// More different segments share one SHA-1 than twin numbers exist.
     #[error("segment {key}: no twin number is left for another segment with this SHA-1")]
     TooManyTwins {
@@ -84,6 +91,7 @@ impl StoreError {
             Self::Codec(error) => error.kind(),
             Self::Index(error) => error.kind(),
             Self::Poisoned { .. } | Self::NoPackNumber { .. } => ErrorKind::Io,
+            Self::Lost { .. } => ErrorKind::Corrupt,
             Self::TooManyTwins { .. } => ErrorKind::Unsupported,
         }
     }

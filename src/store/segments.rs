@@ -140,6 +140,14 @@ impl SegmentStore {
         Ok(self.index()?.require(key)?)
     }
 
+    /// Makes sure that a segment which a new manifest names is stored.
+    pub fn require_stored(&self, key: SegmentKey) -> Result<(), StoreError> {
+        if self.require(key)?.is_lost() {
+            return Err(StoreError::Lost { key });
+        }
+        Ok(())
+    }
+
     /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append.
     pub fn claim(
         &self,
@@ -151,7 +159,8 @@ impl SegmentStore {
         let index = self.index()?;
         let identity = Identity { fingerprint, plain_length };
         let claimed = self.state.pending.claim(hash, identity, || {
-            let twins = index.twins(hash)?.into_iter().map(|(twin, entry)| {
+            let stored = index.twins(hash)?.into_iter().filter(|(_, entry)| !entry.is_lost());
+            let twins = stored.map(|(twin, entry)| {
                 (twin, Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length })
             });
             Ok::<_, StoreError>(twins.collect())

@@ -9,7 +9,7 @@ fn the_hash_list_is_that_of_a_loop_over_the_disk_at_every_size() {
     let world = World::new();
     let reference = reference_disk();
     let sizes = [0, 1, 4 * MIB, 4 * MIB + 1, 10 * MIB - 1];
-    let disks = sizes.map(|size| noise(size as u8, size));
+    let disks = sizes.map(|size| noise(1, size));
     for (number, disk) in
         disks.iter().chain([&reference, &vec![0; 8 * MIB], &vec![0; 8 * MIB + 5]]).enumerate()
     {
@@ -137,8 +137,8 @@ fn an_existing_folder_that_is_no_repository_is_left_alone() {
 fn every_compression_is_restored_from() {
     let world = World::new();
     world.init_small();
-    for (number, setting) in ["none", "zlib:1", "lzma:0", "zstd", "zstd:-3"].into_iter().enumerate() {
-        let disk = [noise(number as u8, 1000).repeat(200), noise(number as u8, 1 << 16)].concat();
+    for (number, setting) in (0..).zip(["none", "zlib:1", "lzma:0", "zstd", "zstd:-3"]) {
+        let disk = [noise(number, 1000).repeat(200), noise(number, 1 << 16)].concat();
         world.write("disk", &disk);
         let name = format!("d{number}");
         let document = world.json(&["backup", "--compression", setting, &format!("{name}=disk")]);
@@ -184,7 +184,7 @@ fn a_source_that_is_open_for_writing_is_warned_of() {
 #[test]
 fn two_different_segments_with_one_sha1_are_both_kept_on_one_disk_and_on_two() {
     let heads = [&include_bytes!("../data/shattered-1.bin")[..], include_bytes!("../data/shattered-2.bin")];
-    let [one, two] = heads.map(|head| [head, &[7; (64 << 10) - 320]].concat());
+    let [one, two] = heads.map(|head| [head, &vec![7; (64 << 10) - 320]].concat());
     assert_ne!(one, two);
     let world = World::new();
     world.init_small();

@@ -167,8 +167,12 @@ impl Noise {
         usize::try_from(self.next() % bound.max(1) as u64).unwrap()
     }
 
+    pub fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[3]
+    }
+
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next().to_le_bytes()[3]).collect()
+        (0..length).map(|_| self.byte()).collect()
     }
 }
 
