@@ -11,6 +11,7 @@
 mod pipeline;
 mod worker;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::codec::{CodecError, CompressionSetting};
@@ -34,6 +35,18 @@ pub enum BackupError {
     /// A codec could not be set up.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// The disk that holds the repository is full.
+    #[error(
+        "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
+         is used again when there is room ({reason})",
+        repository.display()
+    )]
+    Full {
+        /// The repository.
+        repository: PathBuf,
+        /// Which operation found it full.
+        reason: String,
+    },
     /// A thread of the pipeline ended before its work did.
     #[error("a worker ended unexpectedly; the backup was not committed")]
     WorkerLost,
@@ -58,7 +71,7 @@ impl BackupError {
             Self::Image(error) => error.kind(),
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
-            Self::WorkerLost => ErrorKind::Io,
+            Self::Full { .. } | Self::WorkerLost => ErrorKind::Io,
         }
     }
 
@@ -126,6 +139,12 @@ pub fn back_up(
     progress: &dyn Progress,
 ) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
     match attempt(&writer, name, image, options, progress) {
+        Err(BackupError::Repository(error)) if error.is_full() => {
+            // What comes next, if only the next opening, needs room.
+            writer.release_reserve();
+            let repository = writer.repository().layout().root().to_owned();
+            Ok((writer, Err(BackupError::Full { repository, reason: error.to_string() })))
+        }
         Ok(summary) if summary.backup.replace_index => {
             Ok((writer.replace_index("it failed while a backup was counted", progress)?, Ok(summary)))
         }
@@ -159,11 +178,6 @@ fn attempt(
         Ok(done) => done,
         Err(error) => {
             writer.abandon(&draft);
-            if let BackupError::Repository(error) = &error
-                && error.is_full()
-            {
-                writer.release_reserve();
-            }
             return Err(error);
         }
     };

@@ -106,8 +106,9 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     if let Some(writer) = writer
         && let Err(error) = writer.close()
     {
-        // Every backup above is durable; the next opening checks the index.
-        tracing::warn!(%error, "the repository was not closed in order");
+        // Every backup above is durable; the next opening checks the index. If a failure is the reason, it has
+        // been told already.
+        tracing::info!(%error, "the repository was not closed in order");
     }
     context.print(&document, |out| {
         document.backups.iter().try_for_each(|done| {

@@ -270,6 +270,7 @@ impl RepositoryWriter {
     /// Raises the generation, first in the index, then in `state`: an index from before this moment is not
     /// believed any longer.
     fn raise_generation(&self) -> Result<(), RepositoryError> {
+        // Held over I/O: nobody else wants it while a commit is under way, and the order of the two is the point.
         let mut file = self.state();
         let state = file.state();
         let generation = state.generation.saturating_add(1);

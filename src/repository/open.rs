@@ -84,16 +84,7 @@ impl RepositoryWriter {
             let asked = options.rebuild.then_some("it was asked for");
             recovery::open_index(&repository, &found, asked, progress)?
         };
-        let store = start(&repository, &mut file, opened, options)?;
-        Ok(Self {
-            repository,
-            state: Mutex::new(file),
-            store,
-            committing: Mutex::default(),
-            poison: OnceLock::new(),
-            options: *options,
-            _lock: lock,
-        })
+        Self::over(repository, file, opened, *options, lock)
     }
 
     /// Returns the part that reads.
@@ -127,8 +118,18 @@ impl RepositoryWriter {
         let Self { repository, state, store, options, _lock: lock, .. } = self;
         // The store's thread ends without touching the index again.
         drop(store);
-        let mut file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let opened = recovery::open_index(&repository, &file.state(), Some(reason), progress)?;
+        Self::over(repository, file, opened, options, lock)
+    }
+
+    fn over(
+        repository: Repository,
+        mut file: StateFile,
+        opened: OpenedIndex,
+        options: OpenOptions,
+        lock: Lock,
+    ) -> Result<Self, RepositoryError> {
         let store = start(&repository, &mut file, opened, &options)?;
         Ok(Self {
             repository,

@@ -42,7 +42,8 @@ pub(super) struct StoreState {
 
 impl StoreState {
     pub(super) fn poison(&self, poison: Poison) {
-        tracing::error!(reason = poison.reason, "the repository stops writing");
+        // Whoever asks next is told; the log has the moment.
+        tracing::info!(reason = poison.reason, "the repository stops writing");
         // The first failure is the one to tell of.
         let _ = self.poison.set(poison);
     }
