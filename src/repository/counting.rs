@@ -93,3 +93,115 @@ pub(super) fn neighbour(
         })
         .transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::manifest::{BaseIndex, ImageName, ManifestInfo, ManifestWriter, SegmentRef};
+    use crate::segment::{Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
+    use crate::storage::OsStorage;
+
+    /// What an index would hold.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    struct Counts {
+        refcounts: BTreeMap<SegmentKey, i64>,
+        counted: Option<Counted>,
+        batches: usize,
+    }
+
+    impl Counts {
+        fn apply(&mut self, changes: Vec<Change>) {
+            assert!(changes.len() <= 64, "a batch is atomic");
+            self.batches += 1;
+            for change in changes {
+                match change {
+                    Change::Count(key, gain) => *self.refcounts.entry(key).or_insert(0) += gain,
+                    Change::Counted(_, _, counted) => self.counted = Some(counted),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    /// A manifest of `segments` segments, of which every third differs by `salt`.
+    fn manifest(folder: &Path, incremental: u32, segments: u32, salt: u32) -> ManifestReader {
+        let path = folder.join(incremental.to_string());
+        let info = ManifestInfo {
+            backupset: BackupsetId::from_bytes([1; 16]),
+            incremental: Incremental(incremental),
+            name: ImageName::new("web").unwrap(),
+            geometry: Geometry::new(u64::from(segments) << 16, SegmentSize::MIN).unwrap(),
+            timestamp: jiff::Timestamp::UNIX_EPOCH,
+            bases: Vec::new(),
+            attributes: Vec::new(),
+        };
+        let mut writer = ManifestWriter::create(&OsStorage, &path, info).unwrap();
+        for place in 0..segments {
+            let content = [place, if place % 3 == 0 { salt } else { 0 }].map(u32::to_le_bytes).concat();
+            let key = SegmentKey { hash: SegmentHash::of(&content), twin: Twin(0) };
+            let segment = SegmentRef { key, incremental: Incremental(0), base: BaseIndex(0) };
+            writer.push(SegmentIndex(place), &segment).unwrap();
+        }
+        writer.finish().unwrap();
+        ManifestReader::open(&path).unwrap()
+    }
+
+    #[test]
+    fn a_count_that_was_cut_short_anywhere_goes_on_where_it_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        // More than one window, and in the last one several batches.
+        let segments = crate::manifest::stays::WINDOW + 500;
+        let before = manifest(folder.path(), 0, segments, 1);
+        let this = manifest(folder.path(), 1, segments, 2);
+        let neighbours = Neighbours { before: Some(&before), this: &this, after: None };
+        let counting = Counting { backupset: BackupsetId::from_bytes([1; 16]), neighbours };
+        let mut whole = Counts::default();
+        let whole_apply = |changes| {
+            whole.apply(changes);
+            Ok(())
+        };
+        assert!(counting.add(None, whole_apply).unwrap());
+        assert_eq!(whole.refcounts.len(), segments.div_ceil(3) as usize);
+        assert_eq!(whole.counted.unwrap().state, CountedState::Whole);
+        for cut in [0, 1, 2, 17, whole.batches - 3, whole.batches - 2, whole.batches - 1] {
+            let mut counts = Counts::default();
+            let failed = counting.add(None, |changes| {
+                if counts.batches == cut {
+                    return Err(StoreError::Poisoned { reason: "cut".to_owned(), full: false, index: false });
+                }
+                counts.apply(changes);
+                Ok(())
+            });
+            assert!(failed.is_err());
+            let reached = counts.counted;
+            let resumed = counting.add(reached.as_ref(), |changes| {
+                counts.apply(changes);
+                Ok(())
+            });
+            assert!(resumed.unwrap());
+            assert_eq!(counts, whole, "cut at batch {cut}");
+        }
+    }
+
+    #[test]
+    fn a_count_that_was_begun_beside_other_neighbours_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let [before, this] = [0, 1].map(|number| manifest(folder.path(), number, 100, number));
+        let neighbours = Neighbours { before: Some(&before), this: &this, after: None };
+        let counting = Counting { backupset: BackupsetId::from_bytes([1; 16]), neighbours };
+        let state = CountedState::Adding { window: 0, keys: 5 };
+        let right = Counted { manifest: *this.fingerprint().as_bytes(), state, before: Some(0), after: None };
+        for wrong in [
+            Counted { before: None, ..right },
+            Counted { after: Some(2), ..right },
+            Counted { manifest: [0; 32], ..right },
+            Counted { state: CountedState::Whole, ..right },
+        ] {
+            assert!(!counting.add(Some(&wrong), |_| panic!("nothing is to be applied")).unwrap());
+        }
+        assert!(counting.add(Some(&right), |_| Ok(())).unwrap());
+    }
+}

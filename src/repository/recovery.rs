@@ -211,7 +211,7 @@ fn count_set(
     let distrust = |index: &IndexWriter, what: String| -> RepositoryError {
         StoreError::from(IndexError::Damaged { path: index.index().path().to_owned(), what }).into()
     };
-    let mut last_counted = None;
+    let mut counted_before = Vec::new();
     for (position, backup) in set.backups.iter().enumerate() {
         let entry = counted.remove(&(set.id, backup.incremental));
         if let Some(entry) = entry
@@ -223,7 +223,7 @@ fn count_set(
             ));
         }
         if entry.is_some_and(|entry| entry.state == CountedState::Whole) {
-            last_counted = Some(position);
+            counted_before.push(position);
             continue;
         }
         let manifest = match repository.manifest(set, backup) {
@@ -236,7 +236,7 @@ fn count_set(
             }
         };
         // The neighbours are the nearest backups that are counted: before, and, if this one comes late, after.
-        let before = neighbour(repository, set, last_counted.into_iter())?;
+        let before = neighbour(repository, set, counted_before.iter().rev().copied())?;
         let is_counted = |at: &usize| {
             set.backups.get(*at).is_some_and(|backup| {
                 counted
@@ -253,7 +253,7 @@ fn count_set(
                 format!("it counts {}@{} beside others", set.id, backup.incremental),
             ));
         }
-        last_counted = Some(position);
+        counted_before.push(position);
     }
     Ok(())
 }
