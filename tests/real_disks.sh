@@ -138,7 +138,7 @@ fi
 say "kill -9 during a backup, $kills times"
 rm -rf "$repo.kill"
 "$EKKO" -q -r "$repo.kill" backup base=xfs.raw >/dev/null
-resumed=0
+resumed=0 killed=0
 for round in $(seq "$kills"); do
     # A disk that no backup holds, anew in every tenth round: noise, so that storing it takes its time.
     if [ $((round % 10)) = 1 ]; then
@@ -152,12 +152,13 @@ PY
     fi
     "$EKKO" -q -r "$repo.kill" backup victim=victim.raw >/dev/null 2>&1 &
     pid=$!
-    sleep "$(python3 -c 'import random; print(random.uniform(0.0, 1.5))')"
-    kill -9 $pid 2>/dev/null || true
+    sleep "$(python3 -c 'import random; print(random.uniform(0.0, 0.8))')"
+    if kill -9 $pid 2>/dev/null; then killed=$((killed + 1)); fi
     wait $pid 2>/dev/null || true
     if [ $((round % 10)) = 0 ]; then
         json=$("$EKKO" -q --json -r "$repo.kill" backup victim=victim.raw)
         reused=$(field '["backups"][0]["deduplicated_segments"]' <<<"$json")
+        reused=$((reused + $(field '["backups"][0]["unchanged_segments"]' <<<"$json")))
         resumed=$((resumed + reused))
         rm -f out.raw
         "$EKKO" -q -r "$repo.kill" restore victim out.raw >/dev/null
@@ -169,8 +170,9 @@ PY
     fi
 done
 for backup in $("$EKKO" --json -r "$repo.kill" list | python3 -c 'import json,sys; [print(b["backup"]) for b in json.load(sys.stdin)["backups"]]'); do
-    "$EKKO" -q -r "$repo.kill" restore "$backup" - >/dev/null || fail "$backup does not restore"
+    "$EKKO" -q -r "$repo.kill" restore "$backup" - >/dev/null 2>&1 || fail "$backup does not restore"
 done
+printf '%s of %s backups were killed before they were done; %s segments were re-used after them\n' "$killed" "$kills" "$resumed"
 rm -rf "$repo.kill" victim.raw out.raw
 
 say "a damaged index: $flips flipped bits in each file, an older copy, cut short, gone"
