@@ -3,7 +3,7 @@
 //! A disk is read as an [`image`], divided into [`segment`]s, each distinct segment is encoded by the
 //! [`codec`] chain and kept once in the [`store`], and a [`manifest`] says how to put one backup of
 //! one disk together again. A [`repository`] holds all of it on disk; [`backup`] and [`restore`] are
-//! the jobs that move the data.
+//! the jobs that move the data, [`exchange`] those that move it from and to the original's formats.
 //!
 //! ```text
 //! image -> segments -> (all zero? dropped) -> hash -> store -> manifest -> refcounts
@@ -35,5 +35,7 @@ pub mod repository;
 
 pub mod backup;
 pub mod restore;
+
+pub mod exchange;
 
 pub mod cli;

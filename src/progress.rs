@@ -62,6 +62,41 @@ pub trait Progress: Send + Sync {
     }
 }
 
+/// A part of a job that has begun: it ends when this is dropped, however the job went.
+#[must_use]
+pub struct Part<'a> {
+    progress: &'a dyn Progress,
+    bytes: u64,
+    done: u64,
+}
+
+impl<'a> Part<'a> {
+    /// Begins a part that will move about `bytes` bytes.
+    pub fn begin(progress: &'a dyn Progress, label: &str, bytes: u64) -> Self {
+        progress.begin(label, bytes);
+        Self { progress, bytes, done: 0 }
+    }
+
+    /// Says that the first `done` bytes are done; what was said before is not taken back.
+    pub fn reached(&mut self, done: u64) {
+        let done = done.clamp(self.done, self.bytes.max(self.done));
+        self.progress.advance(done - self.done);
+        self.done = done;
+    }
+}
+
+impl std::fmt::Debug for Part<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Part").field("bytes", &self.bytes).field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.progress.end();
+    }
+}
+
 /// Tells nobody.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order. `backup` and `restore` stand side by side, so neither sees the other.
-const ROOMS: [&[&str]; 11] = [
+const ROOMS: [&[&str]; 12] = [
     &["error"],
     &["progress"],
     &["segment"],
@@ -17,6 +17,7 @@ const ROOMS: [&[&str]; 11] = [
     &["store"],
     &["repository"],
     &["backup", "restore"],
+    &["exchange"],
     &["cli"],
 ];
 

@@ -11,15 +11,16 @@
 mod pipeline;
 mod worker;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+pub use worker::{Put, SegmentWriter};
 
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Image, ImageError};
 use crate::manifest::{ImageName, ManifestError};
 use crate::progress::Progress;
-use crate::repository::{CommittedBackup, RepositoryError, RepositoryWriter};
+use crate::repository::{CommittedBackup, JobError, RepositoryError, RepositoryWriter};
 use crate::store::StoreError;
 
 /// A backup that was not made.
@@ -35,18 +36,6 @@ pub enum BackupError {
     /// A codec could not be set up.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The disk that holds the repository is full.
-    #[error(
-        "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
-         is used again when there is room ({reason})",
-        repository.display()
-    )]
-    Full {
-        /// The repository.
-        repository: PathBuf,
-        /// Which operation found it full.
-        reason: String,
-    },
     /// A thread of the pipeline ended before its work did.
     #[error("a worker ended unexpectedly; the backup was not committed")]
     WorkerLost,
@@ -71,12 +60,17 @@ impl BackupError {
             Self::Image(error) => error.kind(),
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
-            Self::Full { .. } | Self::WorkerLost => ErrorKind::Io,
+            Self::WorkerLost => ErrorKind::Io,
         }
     }
+}
 
-    fn distrusts_index(&self) -> bool {
-        matches!(self, Self::Repository(error) if error.distrusts_index())
+impl JobError for BackupError {
+    fn repository(&self) -> Option<&RepositoryError> {
+        match self {
+            Self::Repository(error) => Some(error),
+            _ => None,
+        }
     }
 }
 
@@ -138,23 +132,11 @@ pub fn back_up(
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
-    match attempt(&writer, name, image, options, progress) {
-        Err(BackupError::Repository(error)) if error.is_full() => {
-            // What comes next, if only the next opening, needs room.
-            writer.release_reserve();
-            let repository = writer.repository().layout().root().to_owned();
-            Ok((writer, Err(BackupError::Full { repository, reason: error.to_string() })))
-        }
-        Ok(summary) if summary.backup.replace_index => {
-            Ok((writer.replace_index("it failed while a backup was counted", progress)?, Ok(summary)))
-        }
-        Err(error) if error.distrusts_index() => {
-            let writer = writer.replace_index(&error.to_string(), progress)?;
-            let second = attempt(&writer, name, image, options, progress);
-            Ok((writer, second))
-        }
-        first => Ok((writer, first)),
-    }
+    writer.run_job(
+        progress,
+        |summary: &BackupSummary| &summary.backup,
+        |writer| attempt(writer, name, image, options, progress),
+    )
 }
 
 fn attempt(

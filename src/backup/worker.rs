@@ -2,7 +2,7 @@
 
 use crate::backup::pipeline::Plain;
 use crate::backup::{BackupError, BackupOptions};
-use crate::codec::Encoder;
+use crate::codec::{CompressionSetting, Encoder};
 use crate::manifest::{BaseIndex, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::BackupDraft;
@@ -18,12 +18,61 @@ pub(super) enum Class {
     New { plain_bytes: u64, stored_bytes: u64 },
 }
 
-/// Hashes, compares and encodes segments. One for each thread.
+/// Stores segments that are not stored yet. One for each thread.
+pub struct SegmentWriter<'a> {
+    store: &'a SegmentStore,
+    progress: &'a dyn Progress,
+    encoder: Encoder,
+}
+
+/// What became of a segment that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Its key.
+    pub key: SegmentKey,
+    /// The length of its stored bytes, if it was not stored before.
+    pub stored_bytes: Option<u64>,
+}
+
+impl<'a> SegmentWriter<'a> {
+    /// Makes a writer that compresses as `compression` says.
+    pub fn new(
+        store: &'a SegmentStore,
+        compression: CompressionSetting,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, BackupError> {
+        Ok(Self { store, progress, encoder: Encoder::new(compression)? })
+    }
+
+    /// Stores a segment whose hashes are these, unless it is stored already.
+    pub fn put(
+        &mut self,
+        plain: &[u8],
+        hash: SegmentHash,
+        fingerprint: Fingerprint,
+    ) -> Result<Put, BackupError> {
+        let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        let new = match self.store.claim(hash, fingerprint, length)? {
+            Claim::Known(key) => return Ok(Put { key, stored_bytes: None }),
+            Claim::New(new) => new,
+        };
+        let key = new.key();
+        let mut buffer = self.store.buffer()?;
+        let codec = self.encoder.encode(plain, buffer.restart());
+        let stored_bytes = Some(buffer.stored_length());
+        self.store.append(new, codec, buffer)?;
+        if key.twin != Twin(0) {
+            self.progress.notice(Notice::TwinStored { hash: key.hash.to_string() });
+        }
+        Ok(Put { key, stored_bytes })
+    }
+}
+
+/// Hashes and compares segments. One for each thread.
 pub(super) struct Worker<'a> {
     store: &'a SegmentStore,
     draft: &'a BackupDraft,
-    progress: &'a dyn Progress,
-    encoder: Encoder,
+    writer: SegmentWriter<'a>,
 }
 
 impl<'a> Worker<'a> {
@@ -33,7 +82,7 @@ impl<'a> Worker<'a> {
         options: &BackupOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
-        Ok(Self { store, draft, progress, encoder: Encoder::new(options.compression)? })
+        Ok(Self { store, draft, writer: SegmentWriter::new(store, options.compression, progress)? })
     }
 
     /// Finds out what a segment is, and stores it if it is new. Returns what the manifest says of it.
@@ -57,26 +106,12 @@ impl<'a> Worker<'a> {
                 return Ok((Class::Unchanged, Some(segment)));
             }
         }
-        let hash = SegmentHash::of(bytes);
-        let (class, key) = match self.store.claim(hash, fingerprint, length)? {
-            Claim::Known(key) => (Class::Deduplicated, key),
-            Claim::New(new) => {
-                let key = new.key();
-                let mut buffer = self.store.buffer()?;
-                let codec = self.encoder.encode(bytes, buffer.restart());
-                let stored_bytes = buffer.stored_length();
-                self.store.append(new, codec, buffer)?;
-                self.warn_of_twin(key);
-                (Class::New { plain_bytes: u64::from(length), stored_bytes }, key)
-            }
+        let Put { key, stored_bytes } = self.writer.put(bytes, SegmentHash::of(bytes), fingerprint)?;
+        let class = match stored_bytes {
+            None => Class::Deduplicated,
+            Some(stored_bytes) => Class::New { plain_bytes: u64::from(length), stored_bytes },
         };
         let incremental = self.draft.info().incremental;
         Ok((class, Some(SegmentRef { key, incremental, base: BaseIndex(0) })))
-    }
-
-    fn warn_of_twin(&self, key: SegmentKey) {
-        if key.twin != Twin(0) {
-            self.progress.notice(Notice::TwinStored { hash: key.hash.to_string() });
-        }
     }
 }

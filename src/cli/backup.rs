@@ -78,7 +78,7 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     // Opened before the repository is touched: none is made for a run that could not back anything up.
     let opened: Vec<_> = sources.iter().map(|source| (source, RawImage::open(&source.path))).collect();
     let (created_repository, mut writer) = if opened.iter().any(|(_, image)| image.is_ok()) {
-        let (created, writer) = open_or_create(args, context)?;
+        let (created, writer) = open_or_create(&InitOptions::default(), args.jobs.number(), context)?;
         (created, Some(writer))
     } else {
         (false, None)
@@ -156,18 +156,23 @@ fn back_up_one(
     Ok(back_up(writer, &source.name, image, &options, context.progress())?)
 }
 
-fn open_or_create(args: &BackupArgs, context: &Context) -> Result<(bool, RepositoryWriter), CliError> {
+/// Opens the repository for writing, or makes it first if its folder does not exist. Says whether it did.
+pub(super) fn open_or_create(
+    init: &InitOptions,
+    jobs: usize,
+    context: &Context,
+) -> Result<(bool, RepositoryWriter), CliError> {
     let path = context.repository_path()?;
     let created = match Repository::open(path) {
         Ok(_) => false,
         Err(RepositoryError::NotFound { .. }) => {
-            Repository::init(path, &InitOptions::default())?;
+            Repository::init(path, init)?;
             context.progress().line(&format!("made the repository {}", path.display()));
             true
         }
         Err(error) => return Err(error.into()),
     };
-    Ok((created, context.open_writer(args.jobs.number(), false)?))
+    Ok((created, context.open_writer(jobs, false)?))
 }
 
 fn done(source: &Source, summary: &BackupSummary) -> Done {

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::backup::BackupError;
 use crate::error::ErrorKind;
+use crate::exchange::ExchangeError;
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
@@ -58,6 +59,12 @@ impl From<ManifestError> for CliError {
 impl From<RestoreError> for CliError {
     fn from(error: RestoreError) -> Self {
         if error.is_broken_pipe() { Self::BrokenPipe } else { Self::new(error.kind(), error.to_string()) }
+    }
+}
+
+impl From<ExchangeError> for CliError {
+    fn from(error: ExchangeError) -> Self {
+        Self::new(error.kind(), error.to_string())
     }
 }
 

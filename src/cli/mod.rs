@@ -7,6 +7,7 @@ mod args;
 mod backup;
 mod completions;
 mod context;
+mod diff;
 mod error;
 mod format;
 mod init;
@@ -81,6 +82,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Restore(args) => restore::run(&args, context),
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),
+        Command::Diff(args) => diff::run(&args, context),
         Command::Stats => stats::run(context),
         Command::Rebuild => rebuild::run(context),
         Command::Manifest(args) => manifest::run(&args, context),

@@ -11,7 +11,7 @@ use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::repository::Repository;
-use crate::restore::{RestoreOptions, restore_to_path, restore_to_stream};
+use crate::restore::{DamagedSegment, RestoreOptions, restore_to_path, restore_to_stream};
 
 #[derive(Serialize)]
 struct Document {
@@ -25,12 +25,31 @@ struct Document {
     new_backupset: Option<String>,
 }
 
+/// A segment that could not be had.
 #[derive(Serialize)]
-struct Damaged {
+pub(super) struct Damaged {
     segment: u32,
     offset: u64,
     length: u64,
     error: String,
+}
+
+impl From<DamagedSegment> for Damaged {
+    fn from(damaged: DamagedSegment) -> Self {
+        let DamagedSegment { index, range, error } = damaged;
+        Self { segment: index.0, offset: range.start, length: range.end - range.start, error }
+    }
+}
+
+/// Tells of segments that could not be had, and what that means for each, unless a document does.
+pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) {
+    if context.json {
+        return;
+    }
+    for Damaged { segment, offset, length, error } in damaged {
+        let line = format!("problem: segment {segment} ({length} bytes at {offset}) {means}: {error}");
+        context.progress().line(&line);
+    }
 }
 
 pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -67,29 +86,16 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         }
         None => None,
     };
-    let damaged = summary.damaged.into_iter().map(|damaged| Damaged {
-        segment: damaged.index.0,
-        offset: damaged.range.start,
-        length: damaged.range.end - damaged.range.start,
-        error: damaged.error,
-    });
     let document = Document {
         backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
         target: args.target.display().to_string(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,
-        damaged: damaged.collect(),
+        damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset,
     };
-    if !context.json {
-        for damaged in &document.damaged {
-            let Damaged { segment, offset, length, error } = damaged;
-            let line =
-                format!("problem: segment {segment} ({length} bytes at {offset}) is left zero: {error}");
-            context.progress().line(&line);
-        }
-    }
+    tell_damaged(&document.damaged, "is left zero", context);
     context.print(&document, |out| {
         writeln!(
             out,

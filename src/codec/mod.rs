@@ -6,10 +6,12 @@
 mod compression;
 mod decoder;
 mod encoder;
+mod flat;
 
 pub use compression::{Compression, CompressionSetting, InvalidCompression};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
+pub use flat::deflate;
 
 use crate::error::ErrorKind;
 

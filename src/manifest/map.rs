@@ -1,23 +1,31 @@
 //! The memory map: the only file with unsafe code.
-#![expect(
-    unsafe_code,
-    reason = "mapping a file and reading a checked archive in place cannot be said safely"
-)]
+#![expect(unsafe_code, reason = "mapping a file, and giving a map's pages back, cannot be said safely")]
 
 use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
-use crate::manifest::archive::ArchivedBody;
-use crate::manifest::header::LENGTH;
-use crate::manifest::{ManifestError, header::Header};
+use crate::manifest::archive::{ArchivedBody, RUN_LENGTH, Run};
+use crate::manifest::header::{Header, HeaderError, LENGTH};
+use crate::manifest::{ManifestError, ManifestInfo};
+use crate::segment::SegmentHash;
 use crate::storage::StorageError;
 
+/// Files of persons up to this many bytes are read into memory; larger ones are mapped.
+const READ_INTO_MEMORY: u64 = 64 << 20;
+
 /// A manifest's bytes, mapped or read, whose archive has been checked.
+///
+/// The places of its columns are kept here and not read again from the bytes: whatever became of the bytes
+/// since, no access leaves them.
 #[derive(Debug)]
 pub(super) struct MappedBody {
     bytes: Bytes,
+    hashes: Range<usize>,
+    runs: Range<usize>,
 }
 
 #[derive(Debug)]
@@ -26,65 +34,148 @@ enum Bytes {
     Read(Vec<u8>),
 }
 
-impl MappedBody {
-    /// Maps `path`, checks its header, and lets bytecheck check the archive.
+/// What opening a manifest gives, beside the bytes.
+pub(super) struct Opened {
+    pub(super) mapped: MappedBody,
+    pub(super) header: Header,
+    pub(super) info: ManifestInfo,
+}
+
+impl Opened {
+    /// Maps one of a repository's own manifests, checks its header, and lets bytecheck check the archive.
     ///
-    /// Returns the map and the header; the body's fingerprint is left to the caller.
-    pub(super) fn open(path: &Path) -> Result<(Self, Header), ManifestError> {
-        let io = |operation| move |source| StorageError::new(operation, path, source);
-        let file = File::open(path).map_err(io("open"))?;
-        if !file.metadata().map_err(io("examine"))?.is_file() {
-            return Err(ManifestError::NotAManifest { path: path.to_owned() });
+    /// The body's fingerprint is left to the caller.
+    pub(super) fn own(path: &Path) -> Result<Self, ManifestError> {
+        let (file, _) = open(path)?;
+        Self::check(Bytes::Mapped(map(&file, path)?), path).map_err(|error| match error {
+            // It was one when it was committed.
+            ManifestError::NotAManifest { path } => {
+                ManifestError::Damaged { path, what: "its signature is gone".to_owned() }
+            }
+            error => error,
+        })
+    }
+
+    /// Opens and checks any file likewise, one that somebody may change meanwhile.
+    pub(super) fn foreign(path: &Path) -> Result<Self, ManifestError> {
+        let (file, size) = open(path)?;
+        let bytes = if size > READ_INTO_MEMORY {
+            Bytes::Mapped(map(&file, path)?)
+        } else {
+            let mut bytes = Vec::new();
+            // One that grows meanwhile is not read beyond the limit.
+            let read = file.take(READ_INTO_MEMORY + 1).read_to_end(&mut bytes);
+            read.map_err(|source| StorageError::new("read", path, source))?;
+            Bytes::Read(bytes)
+        };
+        Self::check(bytes, path)
+    }
+
+    fn check(bytes: Bytes, path: &Path) -> Result<Self, ManifestError> {
+        let damaged = |what: String| ManifestError::Damaged { path: path.to_owned(), what };
+        let header = Header::decode(bytes.all()).map_err(|error| match error {
+            HeaderError::Signature => ManifestError::NotAManifest { path: path.to_owned() },
+            HeaderError::Format(found) => ManifestError::NewerFormat { path: path.to_owned(), found },
+            HeaderError::Damaged => damaged("its header does not fit its checksum".to_owned()),
+        })?;
+        let body = bytes.body();
+        if body.len() as u64 != header.body_length {
+            return Err(damaged("its length is not the one in its header".to_owned()));
         }
-        // SAFETY: the map is sound as long as nobody changes or cuts the file while it stands. The
-        // repository never rewrites a manifest: it is made under another name and renamed once whole,
-        // and deleting unlinks it, which leaves a map intact. What could break it is a person, or
-        // another program, writing into `manifests/` by hand during a job; `read` below is the way for
-        // files that are not the repository's own.
-        let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
-        let header = check(&map, path)?;
-        Ok((Self { bytes: Bytes::Mapped(map) }, header))
+        let archive = rkyv::access::<ArchivedBody, rkyv::rancor::Failure>(body)
+            .map_err(|_| damaged("its archive does not hold together".to_owned()))?;
+        let info = ManifestInfo::of(archive).map_err(damaged)?;
+        // bytecheck has made sure that both lie inside the body.
+        let range = |column: *const u8, length: usize| {
+            let start = column.addr() - body.as_ptr().addr();
+            start..start + length
+        };
+        let hashes = range(archive.hashes.as_ptr().cast(), archive.hashes.len() * SegmentHash::LENGTH);
+        let runs = range(archive.runs.as_ptr().cast(), archive.runs.len() * RUN_LENGTH);
+        Ok(Self { mapped: MappedBody { bytes, hashes, runs }, header, info })
+    }
+}
+
+impl MappedBody {
+    /// Returns the hashes of the present segments, in order.
+    pub(super) fn hashes(&self) -> &[[u8; SegmentHash::LENGTH]] {
+        self.body_bytes().get(self.hashes.clone()).unwrap_or(&[]).as_chunks().0
     }
 
-    /// Reads `path` into memory and checks it likewise: for files that somebody may change meanwhile.
-    pub(super) fn read(path: &Path) -> Result<(Self, Header), ManifestError> {
-        let failed = |source| StorageError::new("read", path, source);
-        let bytes = std::fs::read(path).map_err(failed)?;
-        let header = check(&bytes, path)?;
-        Ok((Self { bytes: Bytes::Read(bytes) }, header))
-    }
-
-    /// Returns the archive, in place.
-    pub(super) fn body(&self) -> &ArchivedBody {
-        // SAFETY: `open` and `read` have let bytecheck walk these very bytes (position of the root, every
-        // pointer and length, the text's UTF-8). Bytes that were read are ours alone; mapped ones have not
-        // changed since, by the argument in `open`.
-        unsafe { rkyv::access_unchecked::<ArchivedBody>(self.body_bytes()) }
+    /// Returns the runs and the sentinel, as they stand in the archive.
+    pub(super) fn runs(&self) -> Runs<'_> {
+        Runs { bytes: self.body_bytes().get(self.runs.clone()).unwrap_or(&[]).as_chunks().0 }
     }
 
     /// Returns the body's bytes.
     pub(super) fn body_bytes(&self) -> &[u8] {
-        let bytes = match &self.bytes {
-            Bytes::Mapped(map) => map.as_ref(),
-            Bytes::Read(bytes) => bytes.as_slice(),
-        };
-        bytes.get(LENGTH..).unwrap_or(&[])
+        self.bytes.body()
+    }
+
+    /// Gives the memory back that the map's pages take in this process; they come back when they are used.
+    pub(super) fn release_pages(&self) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            // SAFETY: dropping the pages of a shared, read-only map of a file changes no byte of it: the next
+            // access brings the same page back from the file.
+            if let Err(error) = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) } {
+                tracing::debug!(%error, "the pages of a manifest stay in memory");
+            }
+        }
     }
 }
 
-fn check(bytes: &[u8], path: &Path) -> Result<Header, ManifestError> {
-    use crate::manifest::header::HeaderError;
-    let damaged = |what: &str| ManifestError::Damaged { path: path.to_owned(), what: what.to_owned() };
-    let header = Header::decode(bytes).map_err(|error| match error {
-        HeaderError::Signature => ManifestError::NotAManifest { path: path.to_owned() },
-        HeaderError::Format(found) => ManifestError::NewerFormat { path: path.to_owned(), found },
-        HeaderError::Damaged => damaged("its header does not fit its checksum"),
-    })?;
-    let body = bytes.get(LENGTH..).unwrap_or(&[]);
-    if body.len() as u64 != header.body_length {
-        return Err(damaged("its length is not the one in its header"));
+/// The runs of a manifest, read in place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs<'a> {
+    bytes: &'a [[u8; RUN_LENGTH]],
+}
+
+impl Runs<'_> {
+    pub(super) fn len(self) -> usize {
+        self.bytes.len()
     }
-    rkyv::access::<ArchivedBody, rkyv::rancor::Failure>(body)
-        .map_err(|_| damaged("its archive does not hold together"))?;
-    Ok(header)
+
+    pub(super) fn get(self, position: usize) -> Option<Run> {
+        self.bytes.get(position).map(Run::from_bytes)
+    }
+
+    /// Returns the number of runs that begin at `place` or before.
+    pub(super) fn until(self, place: u32) -> usize {
+        self.bytes.partition_point(|bytes| Run::from_bytes(bytes).first <= place)
+    }
+}
+
+impl Bytes {
+    fn all(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map.as_ref(),
+            Self::Read(bytes) => bytes.as_slice(),
+        }
+    }
+
+    fn body(&self) -> &[u8] {
+        self.all().get(LENGTH..).unwrap_or(&[])
+    }
+}
+
+fn open(path: &Path) -> Result<(File, u64), ManifestError> {
+    let io = |operation| move |source| StorageError::new(operation, path, source);
+    // Looked at before it is opened: opening a pipe would wait for somebody to write into it.
+    if !std::fs::metadata(path).map_err(io("open"))?.is_file() {
+        return Err(ManifestError::NotAManifest { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(io("open"))?;
+    let size = file.metadata().map_err(io("examine"))?.len();
+    Ok((file, size))
+}
+
+fn map(file: &File, path: &Path) -> Result<Mmap, ManifestError> {
+    // SAFETY: the map is sound as long as nobody changes or cuts the file while it stands. The repository
+    // never rewrites a manifest: it is made under another name and renamed once whole, and deleting unlinks
+    // it, which leaves a map intact. What could break it is a person, or another program, that writes into
+    // `manifests/`, or into a large manifest file that was named on the command line, during a job. Then
+    // nothing is read outside the map all the same, for the columns' bounds are not taken from the bytes
+    // again and every text has been copied; answers may be those of the changed bytes, and a file that was cut
+    // ends the process.
+    unsafe { Mmap::map(file) }.map_err(|source| StorageError::new("map", path, source).into())
 }

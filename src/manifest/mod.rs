@@ -1,11 +1,15 @@
 //! Manifests: everything needed to put one backup together again.
 //!
 //! A manifest is a 128-byte header of our own and an rkyv archive that is mapped into memory and read
-//! in place (`docs/format.md` has it byte by byte). Owns the archive, its writer and reader, and what
-//! follows from comparing manifests of one backupset ([`stays`]). Knows nothing of packs, of the index
+//! in place (`docs/format.md` has it byte by byte). Owns the archive, its writer and reader, the
+//! exchange with the original's formats ([`foreign`]), and what
+//! follows from comparing manifests: of one backupset ([`stays`]) and of any two ([`ManifestDiff`]). Knows nothing of packs, of the index
 //! or of where in a repository a manifest lies.
 
 mod archive;
+mod diff;
+pub mod foreign;
+mod generate;
 mod header;
 mod ids;
 mod map;
@@ -17,8 +21,10 @@ mod writer;
 
 use std::path::PathBuf;
 
+pub use diff::{Difference, ManifestDiff};
+pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
-pub use reader::{Cursor, ManifestReader, SegmentRef};
+pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};
 pub use writer::{FinishedManifest, ManifestWriter};
 
 use crate::error::ErrorKind;
@@ -73,6 +79,54 @@ pub enum ManifestError {
         /// What does not fit.
         what: String,
     },
+    /// Two manifests cannot be compared.
+    #[error(
+        "{} has segments of {older_size} bytes and {} of {newer_size}: they cannot be compared",
+        older.display(),
+        newer.display()
+    )]
+    Incomparable {
+        /// The one manifest.
+        older: PathBuf,
+        /// Its segment size in bytes.
+        older_size: u32,
+        /// The other one.
+        newer: PathBuf,
+        /// Its segment size in bytes.
+        newer_size: u32,
+    },
+    /// The file is no manifest of any kind.
+    #[error("{} is neither an Ekko manifest nor one of the original's (SQLite, OSDK)", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// One of the original's manifests says what makes no sense, or what no manifest of ours can say.
+    #[error("cannot import {}: {what}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// A format of the original cannot say what a manifest says.
+    #[error("cannot write {}: its format cannot say {what}", path.display())]
+    CannotSay {
+        /// The file that was to be made.
+        path: PathBuf,
+        /// What it cannot say.
+        what: String,
+    },
+    /// `SQLite` failed.
+    #[error("cannot {operation} {}: SQLite says: {source}", path.display())]
+    Sqlite {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What `SQLite` said.
+        source: rusqlite::Error,
+    },
     /// What was to be written makes no manifest.
     #[error("cannot write manifest {}: {what}", path.display())]
     Invalid {
@@ -88,9 +142,14 @@ impl ManifestError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Storage(error) => error.kind(),
-            Self::NotAManifest { .. } | Self::Invalid { .. } => ErrorKind::Invalid,
-            Self::NewerFormat { .. } => ErrorKind::Unsupported,
+            Self::NotAManifest { .. }
+            | Self::UnknownFormat { .. }
+            | Self::Incomparable { .. }
+            | Self::Foreign { .. }
+            | Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::NewerFormat { .. } | Self::CannotSay { .. } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::Sqlite { source, .. } => foreign::sqlite::kind(source),
         }
     }
 }

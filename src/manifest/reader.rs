@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::manifest::archive::{ArchivedBody, ArchivedRun};
-use crate::manifest::header::Header;
-use crate::manifest::map::MappedBody;
+use crate::manifest::archive::{ArchivedBody, Run};
+use crate::manifest::header::{Header, LENGTH};
+use crate::manifest::map::{MappedBody, Opened, Runs};
 use crate::manifest::{BackupsetId, BaseIndex, ImageName, Incremental, ManifestError, ManifestInfo};
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
 
 /// Bodies up to this many bytes have their fingerprint compared when they are opened.
 const VERIFIED_AT_OPEN: usize = 64 << 20;
+
+/// How much of a body is hashed before its pages are given back.
+const VERIFIED_AT_ONCE: usize = 16 << 20;
 
 /// What a manifest says about one present segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +26,38 @@ pub struct SegmentRef {
     pub base: BaseIndex,
 }
 
-/// A manifest, mapped and checked.
+/// A stretch of neighbouring present segments that say the same about themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch<'a> {
+    /// The place of the first one.
+    pub first: SegmentIndex,
+    /// Their SHA-1s, in order.
+    pub hashes: &'a [[u8; SegmentHash::LENGTH]],
+    /// The incremental that stored them.
+    pub incremental: Incremental,
+    /// The backupset of that incremental.
+    pub base: BaseIndex,
+    /// Their twin number.
+    pub twin: Twin,
+}
+
+impl<'a> Stretch<'a> {
+    /// Returns the place behind the last one.
+    pub fn end(&self) -> u32 {
+        self.first.0.saturating_add(u32::try_from(self.hashes.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Returns its segments with their places.
+    pub fn segments(self) -> impl Iterator<Item = (SegmentIndex, SegmentRef)> + use<'a> {
+        let Self { first, hashes, incremental, base, twin } = self;
+        (first.0..).zip(hashes).map(move |(place, hash)| {
+            let key = SegmentKey { hash: SegmentHash::from_bytes(*hash), twin };
+            (SegmentIndex(place), SegmentRef { key, incremental, base })
+        })
+    }
+}
+
+/// A manifest, mapped or in memory, and checked.
 #[derive(Debug)]
 pub struct ManifestReader {
     path: PathBuf,
@@ -37,18 +71,19 @@ impl ManifestReader {
     /// Opens one of a repository's own manifests: header, bytecheck, sense, and for bodies up to 64 MiB
     /// the fingerprint are checked before it returns.
     pub fn open(path: &Path) -> Result<Self, ManifestError> {
-        Self::check(path, MappedBody::open(path)?)
+        Self::check(path, Opened::own(path)?)
     }
 
-    /// Reads any manifest file into memory, with the same checks.
+    /// Opens any manifest file, with the same checks. Up to 64 MiB it is read into memory, so that nobody can
+    /// change it meanwhile.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        Self::check(path, MappedBody::read(path)?)
+        Self::check(path, Opened::foreign(path)?)
     }
 
-    fn check(path: &Path, (mapped, header): (MappedBody, Header)) -> Result<Self, ManifestError> {
-        let damaged = |what: String| ManifestError::Damaged { path: path.to_owned(), what };
-        let info = info(mapped.body()).map_err(damaged)?;
-        check_runs(mapped.body(), &info).map_err(|what| damaged(what.to_owned()))?;
+    fn check(path: &Path, opened: Opened) -> Result<Self, ManifestError> {
+        let Opened { mapped, header, info } = opened;
+        check_runs(&mapped, &info)
+            .map_err(|what| ManifestError::Damaged { path: path.to_owned(), what: what.to_owned() })?;
         let reader = Self { path: path.to_owned(), mapped, header, info, verified: OnceLock::new() };
         if reader.mapped.body_bytes().len() <= VERIFIED_AT_OPEN {
             reader.verify()?;
@@ -60,13 +95,24 @@ impl ManifestReader {
     /// calls this first.
     pub fn verify(&self) -> Result<(), ManifestError> {
         if self.verified.get().is_none() {
-            if Fingerprint::of(self.mapped.body_bytes()) != self.header.body {
+            let mut hasher = blake3::Hasher::new();
+            for part in self.mapped.body_bytes().chunks(VERIFIED_AT_ONCE) {
+                hasher.update(part);
+                self.release_pages();
+            }
+            if hasher.finalize().as_bytes() != self.header.body.as_bytes() {
                 let what = "its body does not fit its BLAKE3".to_owned();
                 return Err(ManifestError::Damaged { path: self.path.clone(), what });
             }
             self.verified.get_or_init(|| ());
         }
         Ok(())
+    }
+
+    /// Gives the memory back that the manifest's pages take in this process; they come back when they are
+    /// used. For jobs that go through a large manifest once.
+    pub fn release_pages(&self) {
+        self.mapped.release_pages();
     }
 
     /// Returns the BLAKE3 of the body, which `set.toml` names it by.
@@ -86,134 +132,144 @@ impl ManifestReader {
 
     /// Returns the file's length in bytes.
     pub fn file_size(&self) -> u64 {
-        crate::manifest::header::LENGTH as u64 + self.header.body_length
+        LENGTH as u64 + self.header.body_length
     }
 
     /// Returns how many runs the present segments make.
     pub fn runs(&self) -> usize {
-        self.mapped.body().runs.len().saturating_sub(1)
+        self.mapped.runs().len().saturating_sub(1)
     }
 
     /// Returns the number of present segments.
     pub fn present(&self) -> u32 {
-        u32::try_from(self.mapped.body().hashes.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.mapped.hashes().len()).unwrap_or(u32::MAX)
     }
 
     /// Returns what the manifest says about the segment at `index`, or nothing where it is zero.
     pub fn lookup(&self, index: SegmentIndex) -> Option<SegmentRef> {
-        let runs = self.mapped.body().runs.as_slice();
-        let behind = runs.partition_point(|run| run.first.to_native() <= index.0);
-        self.in_run(behind.checked_sub(1)?, index)
-    }
-
-    /// Looks a segment up in the run with number `position`, if that run holds it.
-    fn in_run(&self, position: usize, index: SegmentIndex) -> Option<SegmentRef> {
-        let body = self.mapped.body();
-        let run = body.runs.get(position)?;
-        let end = body.runs.get(position + 1)?.rank.to_native();
-        let rank = run.rank.to_native().checked_add(index.0.checked_sub(run.first.to_native())?)?;
-        if rank >= end {
-            return None;
-        }
-        let hash = SegmentHash::from_bytes(*body.hashes.get(rank as usize)?);
-        Some(SegmentRef {
-            key: SegmentKey { hash, twin: Twin(run.twin.to_native()) },
-            incremental: Incremental(run.incremental.to_native()),
-            base: BaseIndex(run.base.to_native()),
-        })
+        self.cursor(index).at(index)
     }
 
     /// Returns a cursor for lookups in the order of the places, from `index` on.
     pub fn cursor(&self, index: SegmentIndex) -> Cursor<'_> {
-        let runs = self.mapped.body().runs.as_slice();
-        let behind = runs.partition_point(|run| run.first.to_native() <= index.0);
-        Cursor { manifest: self, run: behind.saturating_sub(1) }
+        let runs = self.mapped.runs();
+        let mut cursor = Cursor {
+            hashes: self.mapped.hashes(),
+            runs,
+            next: runs.until(index.0).saturating_sub(1),
+            stretch: None,
+        };
+        cursor.advance();
+        cursor
+    }
+
+    /// Returns the stretches of present segments, in order.
+    pub fn stretches(&self) -> impl Iterator<Item = Stretch<'_>> {
+        let (hashes, runs) = (self.mapped.hashes(), self.mapped.runs());
+        (0..self.runs()).filter_map(move |position| stretch(hashes, runs, position))
     }
 
     /// Returns the present segments with their places, in order.
     pub fn segments(&self) -> impl Iterator<Item = (SegmentIndex, SegmentRef)> + '_ {
-        let runs = self.mapped.body().runs.as_slice();
-        runs.iter().zip(runs.iter().skip(1)).enumerate().flat_map(move |(position, (run, next))| {
-            let first = run.first.to_native();
-            let length = next.rank.to_native().saturating_sub(run.rank.to_native());
-            (first..first.saturating_add(length)).filter_map(move |place| {
-                Some((SegmentIndex(place), self.in_run(position, SegmentIndex(place))?))
-            })
-        })
+        self.stretches().flat_map(Stretch::segments)
     }
+}
+
+/// Returns the stretch that the run with number `position` describes.
+fn stretch<'a>(
+    hashes: &'a [[u8; SegmentHash::LENGTH]],
+    runs: Runs<'_>,
+    position: usize,
+) -> Option<Stretch<'a>> {
+    let run = runs.get(position)?;
+    let end = runs.get(position + 1)?.rank;
+    Some(Stretch {
+        first: SegmentIndex(run.first),
+        hashes: hashes.get(run.rank as usize..end as usize)?,
+        incremental: Incremental(run.incremental),
+        base: BaseIndex(run.base),
+        twin: Twin(run.twin),
+    })
 }
 
 /// Looks segments up in the order of their places; a lookup costs a comparison or two.
 #[derive(Clone, Debug)]
 pub struct Cursor<'a> {
-    manifest: &'a ManifestReader,
-    run: usize,
+    hashes: &'a [[u8; SegmentHash::LENGTH]],
+    runs: Runs<'a>,
+    /// The number of the run behind `stretch`.
+    next: usize,
+    stretch: Option<Stretch<'a>>,
 }
 
 impl Cursor<'_> {
     /// Returns what the manifest says about the segment at `index`, which must not lie before the one of
     /// the call before: such a segment is not found.
     pub fn at(&mut self, index: SegmentIndex) -> Option<SegmentRef> {
-        let runs = self.manifest.mapped.body().runs.as_slice();
-        while runs.get(self.run + 1).is_some_and(|next| next.first.to_native() <= index.0) {
-            self.run += 1;
+        while self.stretch.is_some_and(|stretch| stretch.end() <= index.0) {
+            self.advance();
         }
-        self.manifest.in_run(self.run, index)
+        let Stretch { first, hashes, incremental, base, twin } = self.stretch?;
+        let hash = hashes.get(index.0.checked_sub(first.0)? as usize)?;
+        Some(SegmentRef { key: SegmentKey { hash: SegmentHash::from_bytes(*hash), twin }, incremental, base })
+    }
+
+    fn advance(&mut self) {
+        self.stretch = stretch(self.hashes, self.runs, self.next);
+        self.next += 1;
     }
 }
 
-fn info(body: &ArchivedBody) -> Result<ManifestInfo, String> {
-    let segment_size =
-        SegmentSize::new(u64::from(body.segment_size.to_native())).map_err(|error| error.to_string())?;
-    let geometry =
-        Geometry::new(body.size_of_disk.to_native(), segment_size).map_err(|error| error.to_string())?;
-    let nanoseconds = i32::try_from(body.timestamp_nanoseconds.to_native())
-        .map_err(|_| "its timestamp is impossible".to_owned())?;
-    let timestamp = jiff::Timestamp::new(body.timestamp_seconds.to_native(), nanoseconds)
-        .map_err(|error| error.to_string())?;
-    let attributes = body.attributes.iter();
-    Ok(ManifestInfo {
-        backupset: BackupsetId::from_bytes(body.backupset),
-        incremental: Incremental(body.incremental.to_native()),
-        name: ImageName::new(body.name.as_str()).map_err(|error| error.to_string())?,
-        geometry,
-        timestamp,
-        bases: body.bases.iter().map(|bytes| BackupsetId::from_bytes(*bytes)).collect(),
-        attributes: attributes.map(|pair| (pair.key.as_str().to_owned(), pair.value.to_vec())).collect(),
-    })
+impl ManifestInfo {
+    /// Takes the information out of an archive that has been checked.
+    pub(super) fn of(body: &ArchivedBody) -> Result<Self, String> {
+        let segment_size =
+            SegmentSize::new(u64::from(body.segment_size.to_native())).map_err(|error| error.to_string())?;
+        let geometry =
+            Geometry::new(body.size_of_disk.to_native(), segment_size).map_err(|error| error.to_string())?;
+        let nanoseconds = i32::try_from(body.timestamp_nanoseconds.to_native())
+            .map_err(|_| "its timestamp is impossible".to_owned())?;
+        let timestamp = jiff::Timestamp::new(body.timestamp_seconds.to_native(), nanoseconds)
+            .map_err(|error| error.to_string())?;
+        let attributes = body.attributes.iter();
+        Ok(Self {
+            backupset: BackupsetId::from_bytes(body.backupset),
+            incremental: Incremental(body.incremental.to_native()),
+            name: ImageName::new(body.name.as_str()).map_err(|error| error.to_string())?,
+            geometry,
+            timestamp,
+            bases: body.bases.iter().map(|bytes| BackupsetId::from_bytes(*bytes)).collect(),
+            attributes: attributes.map(|pair| (pair.key.as_str().to_owned(), pair.value.to_vec())).collect(),
+        })
+    }
 }
 
 /// The sense that bytecheck cannot check: runs in order, not empty, not overlapping, inside the disk;
 /// ranks that end at the number of hashes; bases that exist.
-fn check_runs(body: &ArchivedBody, info: &ManifestInfo) -> Result<(), &'static str> {
-    let runs = body.runs.as_slice();
-    let (Some(first), Some(sentinel)) = (runs.first(), runs.last()) else {
+fn check_runs(mapped: &MappedBody, info: &ManifestInfo) -> Result<(), &'static str> {
+    let runs = mapped.runs();
+    let (Some(mut run), Some(sentinel)) =
+        (runs.get(0), runs.len().checked_sub(1).and_then(|last| runs.get(last)))
+    else {
         return Err("its runs lack the sentinel");
     };
-    if first.rank != 0 {
+    if run.rank != 0 {
         return Err("its first run does not begin at the first hash");
     }
-    let end = ArchivedRun {
-        first: info.geometry.segments().into(),
-        rank: u32::try_from(body.hashes.len()).map_err(|_| "it has too many hashes")?.into(),
-        incremental: 0.into(),
-        base: 0.into(),
-        twin: 0.into(),
-    };
-    if (sentinel.first, sentinel.rank, sentinel.incremental, sentinel.base, sentinel.twin)
-        != (end.first, end.rank, end.incremental, end.base, end.twin)
-    {
+    let hashes = u32::try_from(mapped.hashes().len()).map_err(|_| "it has too many hashes")?;
+    let end = Run { first: info.geometry.segments(), rank: hashes, incremental: 0, base: 0, twin: 0 };
+    if sentinel != end {
         return Err("its runs do not end where its disk and its hashes end");
     }
-    for (run, next) in runs.iter().zip(runs.iter().skip(1)) {
-        let (place, rank) = (run.first.to_native(), run.rank.to_native());
-        let length = next.rank.to_native().checked_sub(rank).ok_or("its runs are not in order")?;
-        if length == 0 || place.checked_add(length).is_none_or(|end| end > next.first.to_native()) {
+    for next in (1..runs.len()).filter_map(|position| runs.get(position)) {
+        let length = next.rank.checked_sub(run.rank).ok_or("its runs are not in order")?;
+        if length == 0 || run.first.checked_add(length).is_none_or(|end| end > next.first) {
             return Err("its runs are not in order");
         }
-        if usize::from(run.base.to_native()) > info.bases.len() {
+        if usize::from(run.base) > info.bases.len() {
             return Err("a run names a base that it does not list");
         }
+        run = next;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! many, in an unnamed temporary file; the root is written by rkyv's own writer, positioned behind both.
 //! So the memory needed does not depend on the disk's size.
 
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
 use rkyv::ser::Serializer;
@@ -19,6 +19,8 @@ use crate::storage::{Storage, StorageError, StorageFile};
 
 /// The most bytes of runs that wait in memory.
 const SPOOL: usize = 1 << 20;
+/// The size of the writes of runs, in bytes.
+const SPOOL_BUFFER: usize = 64 << 10;
 /// The size of the writes to the file, in bytes.
 const BUFFER: usize = 1 << 20;
 
@@ -31,7 +33,7 @@ pub struct ManifestWriter {
     buffer: Vec<u8>,
     written: u64,
     hasher: Box<blake3::Hasher>,
-    spool: tempfile::SpooledTempFile,
+    spool: BufWriter<tempfile::SpooledTempFile>,
     runs: u32,
     hashes: u32,
     current: Option<(Run, SegmentIndex)>,
@@ -56,7 +58,7 @@ impl ManifestWriter {
             buffer: Vec::with_capacity(BUFFER),
             written: 0,
             hasher: Box::default(),
-            spool: tempfile::spooled_tempfile_in(SPOOL, folder),
+            spool: BufWriter::with_capacity(SPOOL_BUFFER, tempfile::spooled_tempfile_in(SPOOL, folder)),
             runs: 0,
             hashes: 0,
             current: None,
@@ -157,10 +159,11 @@ impl ManifestWriter {
     }
 
     fn append_runs(&mut self) -> Result<(), ManifestError> {
+        // Seeking writes what is buffered.
         self.spool.rewind().map_err(|source| self.spool_failed(source))?;
-        let mut block = vec![0; 64 << 10];
+        let mut block = vec![0; SPOOL_BUFFER];
         loop {
-            let length = self.spool.read(&mut block).map_err(|source| self.spool_failed(source))?;
+            let length = self.spool.get_mut().read(&mut block).map_err(|source| self.spool_failed(source))?;
             match block.get(..length) {
                 Some(bytes) if !bytes.is_empty() => self.append(bytes)?,
                 _ => return Ok(()),

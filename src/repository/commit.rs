@@ -3,7 +3,7 @@
 //! 1. everything it stored is made durable in packs and entered into the index;
 //! 2. its manifest is made durable under a temporary name;
 //! 3. every segment that it gains is looked up in the index: whoever stored it, it is there;
-//! 4. the manifest gets its name, without replacing any, and the folder is synced;
+//! 4. the manifest gets its name (in a backupset that is imported, after `set.toml` was made without any backup), without replacing any, and the folder is synced;
 //! 5. `set.toml` is replaced: **from here on the backup exists**;
 //! 6. the refcounts are applied;
 //! 7. the generation is raised, first in the index, then in `state`, each durably;
@@ -22,7 +22,7 @@ use crate::manifest::{
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::state::State;
 use crate::repository::{
-    BackupId, BackupRecord, Backupset, Origin, Repository, RepositoryError, RepositoryWriter,
+    BackupId, BackupRecord, Backupset, Layout, Origin, Repository, RepositoryError, RepositoryWriter,
 };
 use crate::segment::Geometry;
 use crate::storage::TEMPORARY;
@@ -50,9 +50,16 @@ pub struct BackupDraft {
     info: ManifestInfo,
     temporary: PathBuf,
     parent: Option<Parent>,
+    /// Whether the backupset has no settings yet.
+    pub(super) newborn: bool,
 }
 
 impl BackupDraft {
+    pub(super) fn new(layout: &Layout, set: Backupset, info: ManifestInfo, parent: Option<Parent>) -> Self {
+        let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
+        Self { set, info, temporary, parent, newborn: false }
+    }
+
     /// Returns the backup that this one is compared with.
     pub fn parent(&self) -> Option<&Parent> {
         self.parent.as_ref()
@@ -102,7 +109,6 @@ impl RepositoryWriter {
         if incremental.0 == u32::MAX {
             return Err(RepositoryError::NoIncremental { backupset: set.id.to_string() });
         }
-        let temporary = repository.layout.manifest(set.id, incremental).with_added_extension(TEMPORARY);
         let info = ManifestInfo {
             backupset: set.id,
             incremental,
@@ -112,7 +118,7 @@ impl RepositoryWriter {
             bases: set.bases.clone(),
             attributes: Vec::new(),
         };
-        Ok(BackupDraft { set, info, temporary, parent })
+        Ok(BackupDraft::new(&repository.layout, set, info, parent))
     }
 
     fn geometry(&self, set: &Backupset, error: &crate::segment::GeometryError) -> RepositoryError {
@@ -193,7 +199,13 @@ impl RepositoryWriter {
 
     /// Removes what a draft left that will not be committed.
     pub fn abandon(&self, draft: &BackupDraft) {
-        match self.repository.storage.unlink(&draft.temporary) {
+        let storage = self.repository.storage.as_ref();
+        let removed = if draft.newborn {
+            storage.remove_folder(&self.repository.layout.set(draft.set.id))
+        } else {
+            storage.unlink(&draft.temporary)
+        };
+        match removed {
             Err(error) if !error.is_not_found() => tracing::warn!(%error, "recovery will remove it"),
             _ => {}
         }
@@ -221,7 +233,7 @@ impl RepositoryWriter {
         manifest: ManifestWriter,
     ) -> Result<CommittedBackup, RepositoryError> {
         let (repository, storage) = (&self.repository, self.repository.storage.as_ref());
-        let BackupDraft { mut set, info, temporary, .. } = draft;
+        let BackupDraft { mut set, info, temporary, newborn, .. } = draft;
         self.store.flush()?;
         let finished = manifest.finish()?;
         let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
@@ -233,6 +245,10 @@ impl RepositoryWriter {
                     self.store.require_stored(key)?;
                 }
             }
+        }
+        if newborn {
+            // Before a manifest has its name: one without settings beside it could not be told from damage.
+            set.write(storage, &repository.layout)?;
         }
         let path = repository.layout.manifest(set.id, info.incremental);
         storage.rename_new(&temporary, &path)?;

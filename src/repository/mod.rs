@@ -9,6 +9,8 @@
 mod backupset;
 mod commit;
 mod counting;
+mod import;
+mod job;
 mod layout;
 mod lock;
 mod open;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 
 pub use backupset::{BackupRecord, Backupset, Origin};
 pub use commit::{BackupDraft, CommittedBackup, Parent};
+pub use job::JobError;
 pub use layout::Layout;
 pub use open::{OpenOptions, RepositoryWriter};
 pub use select::{BackupId, BackupSelector, InvalidSelector, Which};
@@ -31,7 +34,7 @@ pub use statistics::RepositoryStats;
 
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
-use crate::manifest::{ImageName, ManifestError, ManifestReader};
+use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError, ManifestReader};
 use crate::storage::{OsStorage, Storage, StorageError};
 use crate::store::pack::PackError;
 use crate::store::{Catalog, StoreError};
@@ -136,6 +139,30 @@ pub enum RepositoryError {
         /// The backup.
         backup: String,
     },
+    /// The disk that holds the repository is full.
+    #[error(
+        "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
+         is used again when there is room ({reason})",
+        path.display()
+    )]
+    Full {
+        /// The repository.
+        path: PathBuf,
+        /// Which operation found it full.
+        reason: String,
+    },
+    /// A backup that was made elsewhere does not fit into the repository.
+    #[error("cannot import {backupset}@{incremental} as {name}: {what}")]
+    CannotImport {
+        /// Its backupset.
+        backupset: BackupsetId,
+        /// Its number.
+        incremental: Incremental,
+        /// The name it was to have.
+        name: ImageName,
+        /// What does not fit.
+        what: String,
+    },
     /// A write failed before.
     #[error("the repository stopped writing after a failure: {reason}")]
     Poisoned {
@@ -167,13 +194,14 @@ impl RepositoryError {
             Self::EmptyFolder { .. }
             | Self::Occupied { .. }
             | Self::Exists { .. }
+            | Self::CannotImport { .. }
             | Self::Settings { .. } => ErrorKind::Invalid,
             Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
                 ErrorKind::Unsupported
             }
             Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
             Self::InUse { .. } => ErrorKind::Busy,
-            Self::Poisoned { .. } => ErrorKind::Io,
+            Self::Full { .. } | Self::Poisoned { .. } => ErrorKind::Io,
         }
     }
 

@@ -64,6 +64,10 @@ pub(super) fn undo_unfinished(
         if changed {
             storage.sync_folder(&folder)?;
         }
+        // A backupset that was never born.
+        if set.is_none() && storage.list(&folder)?.is_empty() {
+            storage.remove_folder(&folder)?;
+        }
     }
     Ok(())
 }

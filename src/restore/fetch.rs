@@ -6,8 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::codec::Decoder;
 use crate::progress::Progress;
 use crate::restore::plan::{Item, Plan};
-use crate::restore::target::Target;
-use crate::restore::{DamagedSegment, RestoreError, SegmentError};
+use crate::restore::{DamagedSegment, RestoreError, SegmentError, SegmentSink};
 use crate::segment::{Geometry, SegmentIndex};
 use crate::store::Catalog;
 
@@ -71,11 +70,11 @@ pub(super) fn damaged(geometry: Geometry, index: SegmentIndex, error: &SegmentEr
     DamagedSegment { index, range, error: error.to_string() }
 }
 
-/// Fetches all of a plan's segments and writes them to a target. Returns what is damaged.
+/// Fetches all of a plan's segments and gives them to a sink. Returns what is damaged.
 pub(super) fn run(
     catalog: &Catalog,
     plan: &Plan,
-    target: &Target,
+    sink: &dyn SegmentSink,
     geometry: Geometry,
     jobs: usize,
     progress: &dyn Progress,
@@ -102,11 +101,11 @@ pub(super) fn run(
                             Err(error) => Err(damaged(geometry, *index, error)),
                         };
                         let written = match whole {
-                            Ok(()) => target.write(geometry.offset(*index), &bytes),
+                            Ok(()) => sink.segment(*index, item.key, &bytes),
                             Err(damaged) => {
-                                let range = damaged.range.clone();
+                                let written = sink.damaged(&damaged);
                                 results().0.push(damaged);
-                                target.zero(range)
+                                written
                             }
                         };
                         if let Err(error) = written {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
 use crate::manifest::{ManifestError, ManifestReader};
-use crate::progress::{Notice, Progress};
+use crate::progress::{Notice, Part, Progress};
 use crate::repository::{Repository, RepositoryError};
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::pack::PackError;
@@ -64,6 +64,12 @@ pub enum RestoreError {
         /// The disk's size in bytes.
         needed: u64,
     },
+    /// What the segments were given to refused one.
+    #[error("{what}")]
+    Sink {
+        /// Why.
+        what: String,
+    },
     /// An operation on the target failed.
     #[error("cannot {operation} {}: {source}; the target is incomplete", path.display())]
     Target {
@@ -98,6 +104,7 @@ impl RestoreError {
                 ErrorKind::Invalid
             }
             Self::TargetInUse { .. } => ErrorKind::Busy,
+            Self::Sink { .. } => ErrorKind::Io,
             Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 _ => ErrorKind::Io,
@@ -147,6 +154,15 @@ pub struct DamagedSegment {
     pub error: String,
 }
 
+/// Where segments go, in whatever order they are fetched. Called from several threads.
+pub trait SegmentSink: Sync {
+    /// Takes the verified bytes of the segment at `index`.
+    fn segment(&self, index: SegmentIndex, key: SegmentKey, plain: &[u8]) -> Result<(), RestoreError>;
+
+    /// Is told of a segment that cannot be had.
+    fn damaged(&self, damaged: &DamagedSegment) -> Result<(), RestoreError>;
+}
+
 /// How a disk is restored.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreOptions {
@@ -187,24 +203,39 @@ pub fn restore_to_path(
     let geometry = manifest.info().geometry;
     let mut summary =
         RestoreSummary { segments: u64::from(geometry.segments()), ..RestoreSummary::default() };
-    let catalog = repository.catalog()?;
-    let target = target::Target::open(target, geometry.size_of_disk(), options.force)?;
-    progress.begin("restore", geometry.size_of_disk());
-    let result = target.zero_gaps(manifest, progress).and_then(|()| {
-        plan::windows(geometry).try_for_each(|window| {
-            let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
-            tell(&problems, progress);
-            let damaged = fetch::run(&catalog, &plan, &target, geometry, options.jobs, progress)?;
-            summary.damaged.extend(damaged);
-            Ok(())
-        })
-    });
-    progress.end();
-    summary.damaged.sort_by_key(|damaged| damaged.index);
+    let target = target::Target::open(target, geometry, options.force)?;
+    let part = Part::begin(progress, "restore", geometry.size_of_disk());
+    let result = target
+        .zero_gaps(manifest, progress)
+        .and_then(|()| fetch_segments(repository, manifest, &target, options.jobs, progress));
+    drop(part);
     summary.written_bytes = target.written_bytes();
-    target.finish(result.is_ok(), options.sync).and(result)?;
+    target.finish(result.is_ok(), options.sync)?;
+    summary.damaged = result?;
     summary.elapsed = begun.elapsed();
     Ok(summary)
+}
+
+/// Fetches every present segment of a backup and gives it to `sink`, in the order of the packs. Returns what
+/// could not be had, in the order of the places. Begins no part of the progress; the caller does.
+pub fn fetch_segments(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    sink: &dyn SegmentSink,
+    jobs: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<DamagedSegment>, RestoreError> {
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
+    let catalog = repository.catalog()?;
+    let mut damaged = Vec::new();
+    for window in plan::windows(geometry) {
+        let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
+        tell(&problems, progress);
+        damaged.extend(fetch::run(&catalog, &plan, sink, geometry, jobs, progress)?);
+    }
+    damaged.sort_by_key(|damaged| damaged.index);
+    Ok(damaged)
 }
 
 /// Restores a backup to a stream, in order, zeros included.

@@ -11,8 +11,8 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use crate::manifest::ManifestReader;
 use crate::progress::Progress;
-use crate::restore::RestoreError;
-use crate::segment::data_runs;
+use crate::restore::{DamagedSegment, RestoreError, SegmentSink};
+use crate::segment::{Geometry, SegmentIndex, SegmentKey, data_runs};
 
 /// How many zeros are written at once where the target cannot zero a range by itself.
 const ZEROS: usize = 1 << 20;
@@ -33,12 +33,24 @@ pub(super) struct Target {
     path: PathBuf,
     file: File,
     kind: Kind,
+    geometry: Geometry,
     written: AtomicU64,
 }
 
+impl SegmentSink for Target {
+    fn segment(&self, index: SegmentIndex, _: SegmentKey, plain: &[u8]) -> Result<(), RestoreError> {
+        self.write(self.geometry.offset(index), plain)
+    }
+
+    fn damaged(&self, damaged: &DamagedSegment) -> Result<(), RestoreError> {
+        self.zero(damaged.range.clone())
+    }
+}
+
 impl Target {
-    /// Opens a target for a disk of `size` bytes. Nothing is changed before it is known to fit.
-    pub(super) fn open(path: &Path, size: u64, force: bool) -> Result<Self, RestoreError> {
+    /// Opens a target for a disk. Nothing is changed before it is known to fit.
+    pub(super) fn open(path: &Path, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
+        let size = geometry.size_of_disk();
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
         let (file, kind) = match std::fs::metadata(path) {
@@ -61,7 +73,7 @@ impl Target {
         if kind != Kind::Device {
             file.set_len(size).map_err(failed("size"))?;
         }
-        Ok(Self { path: path.to_owned(), file, kind, written: AtomicU64::new(0) })
+        Ok(Self { path: path.to_owned(), file, kind, geometry, written: AtomicU64::new(0) })
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
@@ -76,7 +88,7 @@ impl Target {
     }
 
     /// Writes a segment. Blocks of zeros are left out where the target is zero already.
-    pub(super) fn write(&self, offset: u64, plain: &[u8]) -> Result<(), RestoreError> {
+    fn write(&self, offset: u64, plain: &[u8]) -> Result<(), RestoreError> {
         if self.kind == Kind::Device {
             return self.write_all(plain, offset);
         }
@@ -87,7 +99,7 @@ impl Target {
     }
 
     /// Makes a range zero.
-    pub(super) fn zero(&self, range: Range<u64>) -> Result<(), RestoreError> {
+    fn zero(&self, range: Range<u64>) -> Result<(), RestoreError> {
         if self.kind != Kind::Device || range.is_empty() {
             return Ok(());
         }

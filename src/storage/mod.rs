@@ -12,6 +12,7 @@
 
 mod fault;
 mod fields;
+mod new_file;
 mod os;
 
 use std::fmt::Debug;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub use fault::{FaultPlan, FaultStorage, Keep};
 pub use fields::{FieldReader, FieldWriter, TooShort};
+pub use new_file::NewFile;
 pub use os::OsStorage;
 
 use crate::error::ErrorKind;

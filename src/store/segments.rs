@@ -149,6 +149,12 @@ impl SegmentStore {
         Ok(())
     }
 
+    /// Returns the stored segments with this SHA-1: several if it has collisions, none if nothing is stored.
+    pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
+        let twins = self.index()?.twins(hash)?.into_iter().filter(|(_, entry)| !entry.is_lost());
+        Ok(twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect())
+    }
+
     /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append.
     pub fn claim(
         &self,

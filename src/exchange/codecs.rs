@@ -1,0 +1,74 @@
+//! How the segments of a backup are stored, asked of the packs.
+
+use crate::exchange::ExchangeError;
+use crate::manifest::ManifestReader;
+use crate::manifest::foreign::{CodecIds, CodecSource};
+use crate::progress::{Notice, Progress};
+use crate::segment::{SegmentIndex, SegmentKey};
+use crate::store::Catalog;
+
+/// How many present segments are looked up at once: 32 bytes of memory each, and a walk through the tables of
+/// all packs for every window.
+const WINDOW: usize = 1 << 21;
+
+/// The codecs of one backup's segments, a window at a time.
+pub(super) struct StoreCodecs<'a> {
+    manifest: &'a ManifestReader,
+    catalog: Catalog,
+    progress: &'a dyn Progress,
+    /// The places of the window, in order, and what is known of them.
+    window: Vec<(SegmentIndex, CodecIds)>,
+    next: usize,
+}
+
+impl<'a> StoreCodecs<'a> {
+    pub(super) fn new(manifest: &'a ManifestReader, catalog: Catalog, progress: &'a dyn Progress) -> Self {
+        Self { manifest, catalog, progress, window: Vec::new(), next: 0 }
+    }
+
+    fn load(&mut self, from: SegmentIndex) -> Result<(), ExchangeError> {
+        let mut cursor = self.manifest.cursor(from);
+        let places = from.0..self.manifest.info().geometry.segments();
+        let present =
+            places.filter_map(|place| Some((cursor.at(SegmentIndex(place))?.key, SegmentIndex(place))));
+        let mut wanted: Vec<(SegmentKey, SegmentIndex)> = present.take(WINDOW).collect();
+        wanted.sort_unstable();
+        let mut codecs = vec![CodecIds::UNKNOWN; wanted.len()];
+        let problems = self.catalog.for_each_segment(|_, entry| {
+            let first = wanted.partition_point(|(key, _)| *key < entry.key);
+            let same = wanted.iter().skip(first).take_while(|(key, _)| *key == entry.key).count();
+            if let Some(codecs) = codecs.get_mut(first..first + same) {
+                codecs.fill(CodecIds { compression: entry.compression, encryption: entry.encryption });
+            }
+        })?;
+        for problem in problems {
+            let what = problem.error.to_string();
+            self.progress.notice(Notice::Problem { kind: problem.error.kind(), what });
+        }
+        self.window.clear();
+        self.window.extend(wanted.iter().map(|(_, index)| *index).zip(codecs));
+        self.window.sort_unstable_by_key(|(index, _)| *index);
+        self.next = 0;
+        Ok(())
+    }
+}
+
+impl CodecSource<ExchangeError> for StoreCodecs<'_> {
+    fn codec(&mut self, index: SegmentIndex) -> Result<CodecIds, ExchangeError> {
+        if self.next >= self.window.len() {
+            self.load(index)?;
+        }
+        let found = self.window.get(self.next).filter(|(place, _)| *place == index);
+        self.next += 1;
+        Ok(found.map_or(CodecIds::UNKNOWN, |(_, codec)| *codec))
+    }
+}
+
+/// The codecs of flat segment files: each is a zlib stream, whatever the store has.
+pub(super) struct FlatCodecs;
+
+impl CodecSource<ExchangeError> for FlatCodecs {
+    fn codec(&mut self, _: SegmentIndex) -> Result<CodecIds, ExchangeError> {
+        Ok(CodecIds { compression: crate::codec::Compression::Zlib.id(), encryption: 0 })
+    }
+}

@@ -1,0 +1,239 @@
+//! From the original's manifest and segment files to a backup.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::backup::{Put, SegmentWriter};
+use crate::codec::CompressionSetting;
+use crate::exchange::ExchangeError;
+use crate::exchange::flat::{FlatFolder, FlatReader};
+use crate::manifest::{ImageName, ManifestReader, ManifestWriter, SegmentRef};
+use crate::progress::{Part, Progress};
+use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
+use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey};
+
+/// How many segments are taken in before their results are put in order.
+const WINDOW: usize = 1 << 10;
+
+/// How a backup is imported.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportOptions<'a> {
+    /// Where the segments' flat files are; without them all segments must be stored already.
+    pub segments: Option<&'a Path>,
+    /// How new segments are compressed.
+    pub compression: CompressionSetting,
+    /// How many threads read, hash and compress, at least one.
+    pub jobs: usize,
+}
+
+/// What an import did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportStats {
+    /// Segments that the backup has: the sum of the two below.
+    pub segments: u64,
+    /// Segments that were stored already.
+    pub deduplicated_segments: u64,
+    /// Segments that the import stored.
+    pub new_segments: u64,
+    /// Encoded bytes of the new segments.
+    pub stored_bytes: u64,
+}
+
+/// A backup that was imported.
+#[derive(Clone, Debug)]
+pub struct ImportSummary {
+    /// The backup.
+    pub backup: CommittedBackup,
+    /// What was done.
+    pub stats: ImportStats,
+}
+
+/// Imports the backup that `manifest` describes as one of `name`, with its backupset, number and time.
+///
+/// Every segment file is decoded and compared with the SHA-1 that the manifest names. When this returns a
+/// summary, the backup is durable; a failure leaves none of it, but for segments that a later import re-uses.
+///
+/// # Errors
+/// The outer error means that the repository is lost to this process: it is to be opened again.
+pub fn import_backup(
+    writer: RepositoryWriter,
+    manifest: &ManifestReader,
+    name: &ImageName,
+    options: &ImportOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<(RepositoryWriter, Result<ImportSummary, ExchangeError>), RepositoryError> {
+    writer.run_job(
+        progress,
+        |summary: &ImportSummary| &summary.backup,
+        |writer| attempt(writer, manifest, name, options, progress),
+    )
+}
+
+fn attempt(
+    writer: &RepositoryWriter,
+    manifest: &ManifestReader,
+    name: &ImageName,
+    options: &ImportOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<ImportSummary, ExchangeError> {
+    manifest.verify()?;
+    writer.prepare_for_growth()?;
+    let draft = writer.begin_import(name, manifest.info())?;
+    let taken = take_in(writer, &draft, manifest, options, progress);
+    let (out, stats) = match taken {
+        Ok(done) => done,
+        Err(error) => {
+            writer.abandon(&draft);
+            return Err(error);
+        }
+    };
+    let backup = writer.commit(draft, out)?;
+    Ok(ImportSummary { backup, stats })
+}
+
+fn take_in(
+    writer: &RepositoryWriter,
+    draft: &BackupDraft,
+    manifest: &ManifestReader,
+    options: &ImportOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<(ManifestWriter, ImportStats), ExchangeError> {
+    let mut out = writer.create_manifest(draft)?;
+    let mut workers = (0..options.jobs.max(1))
+        .map(|_| Worker::new(writer, manifest, options, progress))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut stats = ImportStats::default();
+    let geometry = manifest.info().geometry;
+    let mut part = Part::begin(progress, "import", geometry.size_of_disk());
+    let mut segments = manifest.segments();
+    loop {
+        let window: Vec<_> = segments.by_ref().take(WINDOW).collect();
+        let Some((last, _)) = window.last() else { break };
+        part.reached(geometry.offset(*last));
+        for ((index, segment), put) in window.iter().zip(take_window(&mut workers, &window)?) {
+            stats.segments += 1;
+            match put.stored_bytes {
+                None => stats.deduplicated_segments += 1,
+                Some(bytes) => {
+                    stats.new_segments += 1;
+                    stats.stored_bytes += bytes;
+                }
+            }
+            out.push(*index, &SegmentRef { key: put.key, ..*segment })?;
+        }
+    }
+    part.reached(geometry.size_of_disk());
+    Ok((out, stats))
+}
+
+/// Takes a window of segments in, on all workers. Returns what became of them, in order, or the failure of the
+/// first one in order that was found.
+fn take_window(
+    workers: &mut [Worker<'_>],
+    window: &[(SegmentIndex, SegmentRef)],
+) -> Result<Vec<Put>, ExchangeError> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new((Vec::with_capacity(window.len()), None));
+    std::thread::scope(|scope| {
+        for worker in workers {
+            let (next, done) = (&next, &done);
+            scope.spawn(move || {
+                loop {
+                    let position = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((index, segment)) = window.get(position) else { return };
+                    let result = worker.take(*index, segment);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (puts, failure) = &mut *done;
+                    match result {
+                        Ok(put) => puts.push((position, put)),
+                        Err(error) => {
+                            // The others end with the segments that they have.
+                            next.store(window.len(), Ordering::Relaxed);
+                            if failure.as_ref().is_none_or(|(first, _)| position < *first) {
+                                *failure = Some((position, error));
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (mut puts, failure) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, error)) = failure {
+        return Err(error);
+    }
+    puts.sort_unstable_by_key(|(position, _)| *position);
+    Ok(puts.into_iter().map(|(_, put)| put).collect())
+}
+
+/// Takes segments in. One for each thread.
+struct Worker<'a> {
+    writer: &'a RepositoryWriter,
+    manifest: &'a ManifestReader,
+    folder: Option<FlatFolder<'a>>,
+    reader: FlatReader,
+    segments: SegmentWriter<'a>,
+    plain: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        writer: &'a RepositoryWriter,
+        manifest: &'a ManifestReader,
+        options: &ImportOptions<'a>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, ExchangeError> {
+        Ok(Self {
+            writer,
+            manifest,
+            folder: options.segments.map(|folder| FlatFolder { folder }),
+            reader: FlatReader::new()?,
+            segments: SegmentWriter::new(writer.store(), options.compression, progress)?,
+            plain: Vec::new(),
+        })
+    }
+
+    fn take(&mut self, index: SegmentIndex, segment: &SegmentRef) -> Result<Put, ExchangeError> {
+        let info = self.manifest.info();
+        let (hash, length) = (segment.key.hash, info.geometry.length(index));
+        let path = self.folder.map(|folder| folder.path(info, index, segment));
+        if let Some(path) = &path {
+            match self.reader.read(path, hash, length, &mut self.plain)? {
+                Some(Ok(())) => {
+                    let fingerprint = Fingerprint::of(&self.plain);
+                    return Ok(self.segments.put(&self.plain, hash, fingerprint)?);
+                }
+                Some(Err(what)) => {
+                    return Err(ExchangeError::SegmentMismatch { index, hash, path: path.clone(), what });
+                }
+                // An earlier import of the chain may have brought it.
+                None => {}
+            }
+        }
+        let key = self.stored(index, hash, length, path.as_deref())?;
+        Ok(Put { key, stored_bytes: None })
+    }
+
+    /// Finds a segment in the store by its SHA-1 alone: there must be one, and only one.
+    fn stored(
+        &self,
+        index: SegmentIndex,
+        hash: SegmentHash,
+        length: u32,
+        path: Option<&Path>,
+    ) -> Result<SegmentKey, ExchangeError> {
+        // A segment that another thread has just stored enters the index with the next flush.
+        let mut found = self.writer.store().find(hash)?;
+        if found.is_empty() {
+            self.writer.store().flush()?;
+            found = self.writer.store().find(hash)?;
+        }
+        found.retain(|(_, entry)| entry.plain_length == length);
+        match found.as_slice() {
+            [] => Err(ExchangeError::SegmentMissing { index, hash, file: path.map(Path::to_owned) }),
+            [(key, _)] => Ok(*key),
+            several => Err(ExchangeError::Ambiguous { index, hash, twins: several.len() }),
+        }
+    }
+}

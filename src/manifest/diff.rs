@@ -1,0 +1,178 @@
+//! What differs between two backups, from their manifests alone.
+
+use std::ops::Range;
+
+use crate::manifest::{ManifestError, ManifestReader, Stretch};
+use crate::segment::{Geometry, SegmentIndex};
+
+/// How many hashes are compared at once, before they are compared one by one.
+const BLOCK: usize = 256;
+
+/// After how many places the pages of the manifests are given back.
+const WINDOW: u32 = 1 << 21;
+
+/// A range of bytes that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes there are.
+    pub length: u64,
+    /// Whether the newer disk holds data here; if not, it is zero.
+    pub exists: bool,
+}
+
+/// Two manifests that can be compared.
+#[derive(Clone, Copy, Debug)]
+pub struct ManifestDiff<'a> {
+    older: &'a ManifestReader,
+    newer: &'a ManifestReader,
+}
+
+impl<'a> ManifestDiff<'a> {
+    /// Verifies both manifests and makes sure that they can be compared.
+    ///
+    /// # Errors
+    /// One of them is damaged, or their segments are not of one size.
+    pub fn of(older: &'a ManifestReader, newer: &'a ManifestReader) -> Result<Self, ManifestError> {
+        let (one, other) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| older.verify());
+            let other = newer.verify();
+            // The closure does not panic; if it did, nothing would be verified.
+            (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+        });
+        one.and(other)?;
+        let sizes = [older, newer].map(|manifest| manifest.info().geometry.segment_size().bytes());
+        if let [older_size, newer_size] = sizes
+            && older_size != newer_size
+        {
+            return Err(ManifestError::Incomparable {
+                older: older.path().to_owned(),
+                older_size,
+                newer: newer.path().to_owned(),
+                newer_size,
+            });
+        }
+        Ok(Self { older, newer })
+    }
+
+    /// Calls `each` with the ranges of the newer disk that differ from the older one, in order; neighbours
+    /// that say the same are joined. A range is whole segments, cut at the end of the newer disk.
+    ///
+    /// Behind the end of a smaller older disk, what is zero does not differ. Segments are compared by SHA-1
+    /// and twin number: two manifests of different repositories may number twins differently.
+    pub fn for_each<E>(&self, mut each: impl FnMut(Difference) -> Result<(), E>) -> Result<(), E> {
+        let geometry = self.newer.info().geometry;
+        let mut joined = Joined { geometry, open: None, each: &mut each };
+        let (mut older, mut newer) = (Side::of(self.older), Side::of(self.newer));
+        let (mut place, mut release_at) = (0, WINDOW);
+        while place < geometry.segments() {
+            // Up to here both sides go on as they are: in a stretch or in a gap.
+            let end = older.end(place).min(newer.end(place)).min(geometry.segments());
+            match (older.hashes(place..end), newer.hashes(place..end)) {
+                (None, None) => {}
+                (None, Some(_)) => joined.add(place..end, true)?,
+                (Some(_), None) => joined.add(place..end, false)?,
+                (Some(_), Some(_)) if older.twin() != newer.twin() => joined.add(place..end, true)?,
+                (Some(one), Some(other)) => compare(place, one, other, |range| joined.add(range, true))?,
+            }
+            place = end;
+            if place >= release_at {
+                self.older.release_pages();
+                self.newer.release_pages();
+                release_at = place.saturating_add(WINDOW);
+            }
+        }
+        joined.flush()
+    }
+}
+
+/// Calls `each` with the stretches of unequal hashes.
+fn compare<E>(
+    place: u32,
+    one: &[[u8; 20]],
+    other: &[[u8; 20]],
+    mut each: impl FnMut(Range<u32>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut at = place;
+    for (one, other) in one.chunks(BLOCK).zip(other.chunks(BLOCK)) {
+        if one.as_flattened() == other.as_flattened() {
+            at += u32::try_from(one.len()).unwrap_or(u32::MAX);
+            continue;
+        }
+        for (one, other) in one.iter().zip(other) {
+            if one != other {
+                each(at..at + 1)?;
+            }
+            at += 1;
+        }
+    }
+    Ok(())
+}
+
+/// One manifest on the way through its places.
+struct Side<'a> {
+    stretches: Box<dyn Iterator<Item = Stretch<'a>> + 'a>,
+    /// The stretch that holds the place, or the next one behind it.
+    stretch: Option<Stretch<'a>>,
+}
+
+impl<'a> Side<'a> {
+    fn of(manifest: &'a ManifestReader) -> Self {
+        Self { stretches: Box::new(manifest.stretches()), stretch: None }
+    }
+
+    /// Returns up to where `place`'s stretch or gap goes, and at most a window.
+    fn end(&mut self, place: u32) -> u32 {
+        if self.stretch.is_none_or(|stretch| stretch.end() <= place) {
+            self.stretch = self.stretches.next();
+        }
+        let end = match self.stretch {
+            Some(stretch) if stretch.first.0 > place => stretch.first.0,
+            Some(stretch) => stretch.end(),
+            None => u32::MAX,
+        };
+        end.min(place.saturating_add(WINDOW))
+    }
+
+    /// Returns the hashes of a range within a stretch; a gap has none.
+    fn hashes(&self, range: Range<u32>) -> Option<&'a [[u8; 20]]> {
+        let Stretch { first, hashes, .. } = self.stretch?;
+        let start = range.start.checked_sub(first.0)?;
+        hashes.get(start as usize..(range.end - first.0) as usize)
+    }
+
+    fn twin(&self) -> Option<crate::segment::Twin> {
+        self.stretch.map(|stretch| stretch.twin)
+    }
+}
+
+/// Joins neighbouring ranges.
+struct Joined<'a, F> {
+    geometry: Geometry,
+    open: Option<(Range<u32>, bool)>,
+    each: &'a mut F,
+}
+
+impl<E, F: FnMut(Difference) -> Result<(), E>> Joined<'_, F> {
+    fn add(&mut self, range: Range<u32>, exists: bool) -> Result<(), E> {
+        match &mut self.open {
+            Some((open, also)) if open.end == range.start && *also == exists => {
+                open.end = range.end;
+                Ok(())
+            }
+            _ => {
+                self.flush()?;
+                self.open = Some((range, exists));
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), E> {
+        let Some((range, exists)) = self.open.take() else { return Ok(()) };
+        let offset = self.geometry.offset(SegmentIndex(range.start));
+        let end = self.geometry.offset(SegmentIndex(range.end)).min(self.geometry.size_of_disk());
+        (self.each)(Difference { offset, length: end - offset, exists })
+    }
+}

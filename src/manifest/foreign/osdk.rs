@@ -1,0 +1,269 @@
+//! OSDK, version 0: the original's experimental format, 32 bytes a segment.
+//!
+//! All little-endian: signature (16); `u32` version, CRC-32 of the head and of the body; the head: `i32`
+//! timestamp, `u32` incremental, `u32` segment size, `u64` sectors of 512 bytes, `u16` number of bases, 14
+//! zeros, and 16 bytes a base; the signature again; the body: `u32` segment, `u32` incremental, `u16` base, `u8`
+//! encryption, `u8` compression, SHA-1. The bases are the backupsets in the original's order.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::manifest::foreign::builder::{ForeignInfo, ForeignSegment, ManifestBuilder};
+use crate::manifest::foreign::{CodecSource, STEP, backupset_number, backupsets};
+use crate::manifest::{BackupsetId, ImageName, ManifestError, ManifestReader};
+use crate::progress::{Part, Progress};
+use crate::segment::SegmentHash;
+use crate::storage::{FieldReader, FieldWriter, NewFile, StorageError};
+
+/// The UUID d326503a-b5ca-49ad-ac56-c89eb0b8ef08: an OSDK manifest.
+pub(super) const SIGNATURE: [u8; 16] =
+    [0xd3, 0x26, 0x50, 0x3a, 0xb5, 0xca, 0x49, 0xad, 0xac, 0x56, 0xc8, 0x9e, 0xb0, 0xb8, 0xef, 0x08];
+
+/// The only version.
+const VERSION: u32 = 0;
+/// The unit of a disk's size, in bytes.
+const SECTOR: u64 = 512;
+/// The signature, version and checksums, in bytes.
+const BEGIN: u64 = 28;
+/// The head without its bases, in bytes.
+const HEAD: usize = 36;
+/// A segment in the body, in bytes.
+const RECORD: usize = 32;
+/// The size of reads and writes, in bytes.
+const BUFFER: usize = 1 << 20;
+
+/// Writes a manifest as OSDK to `path`. Durable when this returns; a failure leaves nothing behind.
+///
+/// The format has whole seconds for the time, which is cut; what else it cannot say is an error: a disk whose
+/// size is no multiple of 512, a time behind 2038, more than 65,535 backupsets.
+pub fn export<E: From<ManifestError>>(
+    manifest: &ManifestReader,
+    path: &Path,
+    replace: bool,
+    codecs: &mut dyn CodecSource<E>,
+    progress: &dyn Progress,
+) -> Result<(), E> {
+    manifest.verify()?;
+    let head = head(manifest, path)?;
+    let file = NewFile::begin(path, replace).map_err(ManifestError::from)?;
+    let failed = |source: io::Error| ManifestError::from(StorageError::new("write", path, source));
+    let out = File::create_new(file.temporary()).map_err(failed)?;
+    let info = manifest.info();
+    let mut part = Part::begin(progress, "export", info.geometry.size_of_disk());
+    let mut body = crc32fast::Hasher::new();
+    let mut writer = BufWriter::with_capacity(BUFFER, &out);
+    let begin = |body: u32| {
+        let begin = FieldWriter::with_capacity(BEGIN as usize).bytes(&SIGNATURE).u32(VERSION);
+        begin.u32(crc32fast::hash(&head)).u32(body).finish()
+    };
+    writer
+        .write_all(&begin(0))
+        .and_then(|()| writer.write_all(&head))
+        .and_then(|()| writer.write_all(&SIGNATURE))
+        .map_err(failed)?;
+    let mut record = [0; RECORD];
+    for (position, (index, segment)) in (1_u32..).zip(manifest.segments()) {
+        let codec = codecs.codec(index)?;
+        let base = u16::try_from(backupset_number(info, segment.base)).unwrap_or(u16::MAX);
+        let (fields, hash) = record.split_at_mut(RECORD - SegmentHash::LENGTH);
+        let numbers = [&index.0.to_le_bytes()[..], &segment.incremental.0.to_le_bytes(), &base.to_le_bytes()];
+        let bytes = numbers.into_iter().flatten().chain([&codec.encryption, &codec.compression]);
+        fields.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        hash.copy_from_slice(segment.key.hash.as_bytes());
+        body.update(&record);
+        writer.write_all(&record).map_err(failed)?;
+        if position.is_multiple_of(STEP) {
+            manifest.release_pages();
+            part.reached(info.geometry.offset(index));
+        }
+    }
+    writer.flush().map_err(failed)?;
+    drop(writer);
+    out.write_all_at(&begin(body.finalize()), 0).map_err(failed)?;
+    Ok(file.finish().map_err(ManifestError::from)?)
+}
+
+/// Returns the head with its bases.
+fn head(manifest: &ManifestReader, path: &Path) -> Result<Vec<u8>, ManifestError> {
+    let cannot = |what: String| ManifestError::CannotSay { path: path.to_owned(), what };
+    let info = manifest.info();
+    let size = info.geometry.size_of_disk();
+    if !size.is_multiple_of(SECTOR) {
+        return Err(cannot(format!("a disk of {size} bytes, which is no multiple of {SECTOR}")));
+    }
+    let seconds = i32::try_from(info.timestamp.as_second())
+        .map_err(|_| cannot(format!("the time {}: its seconds have 32 bits", info.timestamp)))?;
+    let backupsets = backupsets(info);
+    let number = u16::try_from(backupsets.len())
+        .map_err(|_| cannot(format!("{} backupsets: it counts to 65535", backupsets.len())))?;
+    let head = FieldWriter::with_capacity(HEAD)
+        .bytes(&seconds.to_le_bytes())
+        .u32(info.incremental.0)
+        .u32(info.geometry.segment_size().bytes())
+        .u64(size / SECTOR)
+        .u16(number)
+        .zeros_to(HEAD);
+    Ok(backupsets.iter().fold(head, |head, id| head.bytes(id.as_bytes())).finish())
+}
+
+/// Where the body lies, and what it must sum up to.
+struct Body {
+    offset: u64,
+    records: u64,
+    checksum: u32,
+}
+
+pub(super) fn import(
+    from: &Path,
+    name: &ImageName,
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<(), ManifestError> {
+    let failed = |source| ManifestError::from(StorageError::new("read", from, source));
+    let file = File::open(from).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let (info, body) = read_head(&file, size, from)?;
+    let damaged = |what: &str| ManifestError::Damaged { path: from.to_owned(), what: what.to_owned() };
+    // The checksum before a single record is believed; it also says whether the records are in order.
+    let (mut sum, mut last, mut sorted) = (crc32fast::Hasher::new(), None, true);
+    each_record(&file, &body, from, |_, record| {
+        sum.update(record);
+        sorted &= last.is_none_or(|last| last < place(record));
+        last = Some(place(record));
+        Ok(())
+    })?;
+    if sum.finalize() != body.checksum {
+        return Err(damaged("its body does not fit its CRC-32"));
+    }
+    let mut builder = ManifestBuilder::begin(from, to, name, &info, progress)?;
+    if sorted {
+        let mut again = crc32fast::Hasher::new();
+        each_record(&file, &body, from, |_, record| {
+            again.update(record);
+            builder.push(&decode(record))
+        })?;
+        if again.finalize() != body.checksum {
+            return Err(damaged("it was changed while it was read"));
+        }
+    } else {
+        // The original's writer takes them out of a hash table. 8 bytes of memory a segment.
+        let mut order = Vec::new();
+        each_record(&file, &body, from, |position, record| {
+            order.push((place(record), position));
+            Ok(())
+        })?;
+        order.sort_unstable();
+        for (_, position) in order {
+            let mut record = [0; RECORD];
+            let offset = body.offset + u64::from(position) * RECORD as u64;
+            file.read_exact_at(&mut record, offset).map_err(failed)?;
+            builder.push(&decode(&record))?;
+        }
+    }
+    builder.finish()
+}
+
+fn read_head(file: &File, size: u64, from: &Path) -> Result<(ForeignInfo, Body), ManifestError> {
+    let failed = |source| ManifestError::from(StorageError::new("read", from, source));
+    let damaged = |what: &str| ManifestError::Damaged { path: from.to_owned(), what: what.to_owned() };
+    let read = |offset: u64, length: usize| {
+        // Checked against the file before anything is allocated.
+        if offset + length as u64 > size {
+            return Err(damaged("it ends in the middle of its head"));
+        }
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok(bytes)
+    };
+    let short = |_| damaged("it ends in the middle of its head");
+    let begin = read(0, BEGIN as usize)?;
+    let mut fields = FieldReader::new(&begin);
+    if fields.array::<16>().map_err(short)? != SIGNATURE {
+        return Err(ManifestError::UnknownFormat { path: from.to_owned() });
+    }
+    let version = fields.u32().map_err(short)?;
+    if version != VERSION {
+        let what = format!("it has version {version} of OSDK; this release reads version {VERSION}");
+        return Err(ManifestError::Foreign { path: from.to_owned(), what });
+    }
+    let (head_checksum, checksum) = (fields.u32().map_err(short)?, fields.u32().map_err(short)?);
+    let head = read(BEGIN, HEAD)?;
+    let mut fields = FieldReader::new(&head);
+    let timestamp = i32::from_le_bytes(fields.array().map_err(short)?);
+    let incremental = fields.u32().map_err(short)?;
+    let segment_size = fields.u32().map_err(short)?;
+    let sectors = fields.u64().map_err(short)?;
+    let number = fields.u16().map_err(short)?;
+    let bases = read(BEGIN + HEAD as u64, usize::from(number) * 16)?;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head);
+    crc.update(&bases);
+    if crc.finalize() != head_checksum {
+        return Err(damaged("its head does not fit its CRC-32"));
+    }
+    if !fields.reserved(14).map_err(short)? {
+        return Err(damaged("its padding is not zero"));
+    }
+    let behind = BEGIN + HEAD as u64 + bases.len() as u64;
+    if read(behind, SIGNATURE.len())? != SIGNATURE {
+        return Err(damaged("the signature behind its head is not there"));
+    }
+    let offset = behind + SIGNATURE.len() as u64;
+    let length = size - offset;
+    if !length.is_multiple_of(RECORD as u64) {
+        return Err(damaged("it ends in the middle of a segment"));
+    }
+    let size_of_disk = sectors
+        .checked_mul(SECTOR)
+        .ok_or_else(|| damaged("its disk has more bytes than a number can say"))?;
+    let info = ForeignInfo {
+        incremental: u64::from(incremental),
+        segment_size: u64::from(segment_size),
+        size_of_disk,
+        timestamp: jiff::Timestamp::new(i64::from(timestamp), 0)
+            .map_err(|_| damaged("its time is impossible"))?,
+        backupsets: bases.as_chunks().0.iter().map(|bytes| BackupsetId::from_bytes(*bytes)).collect(),
+    };
+    Ok((info, Body { offset, records: length / RECORD as u64, checksum }))
+}
+
+/// Calls `each` with the number and the bytes of every record.
+fn each_record(
+    file: &File,
+    body: &Body,
+    from: &Path,
+    mut each: impl FnMut(u32, &[u8; RECORD]) -> Result<(), ManifestError>,
+) -> Result<(), ManifestError> {
+    let failed = |source| ManifestError::from(StorageError::new("read", from, source));
+    let mut file = BufReader::with_capacity(BUFFER, file);
+    io::Seek::seek(&mut file, io::SeekFrom::Start(body.offset)).map_err(failed)?;
+    let records = u32::try_from(body.records).map_err(|_| ManifestError::Foreign {
+        path: from.to_owned(),
+        what: "it has more segments than a manifest can number".to_owned(),
+    })?;
+    let mut record = [0; RECORD];
+    for position in 0..records {
+        file.read_exact(&mut record).map_err(failed)?;
+        each(position, &record)?;
+    }
+    Ok(())
+}
+
+fn place(record: &[u8; RECORD]) -> u32 {
+    let [a, b, c, d, ..] = *record;
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Takes a record apart. Its codec ids say how the original stored the segment, which is no concern of a
+/// manifest of ours.
+fn decode(record: &[u8; RECORD]) -> ForeignSegment {
+    let [_, _, _, _, a, b, c, d, e, f, _encryption, _compression, hash @ ..] = *record;
+    ForeignSegment {
+        segment: u64::from(place(record)),
+        incremental: u64::from(u32::from_le_bytes([a, b, c, d])),
+        backupset: u64::from(u16::from_le_bytes([e, f])),
+        hash,
+    }
+}

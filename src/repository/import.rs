@@ -1,0 +1,84 @@
+//! How a backup that was made elsewhere comes in: with the backupset, number and time that it has.
+
+use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestInfo};
+use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
+
+impl RepositoryWriter {
+    /// Begins to import a backup as one of `name`: into its backupset, which is made if there is none. Until it
+    /// is committed, nobody sees of a new backupset.
+    ///
+    /// # Errors
+    /// It is there already, or has no place: its number lies before others of its backupset, the name has backups
+    /// of a backupset that is neither its own nor related, or its segments have another size.
+    pub fn begin_import(
+        &self,
+        name: &ImageName,
+        info: &ManifestInfo,
+    ) -> Result<BackupDraft, RepositoryError> {
+        self.check()?;
+        let repository = &self.repository;
+        let cannot = |what: String| RepositoryError::CannotImport {
+            backupset: info.backupset,
+            incremental: info.incremental,
+            name: name.clone(),
+            what,
+        };
+        let (has, needs) = (repository.settings.segment_size, info.geometry.segment_size());
+        if has != needs {
+            let (has, needs) = (has.bytes(), needs.bytes());
+            return Err(cannot(format!(
+                "its segments have {needs} bytes, and the repository's have {has}: import it into a new repository"
+            )));
+        }
+        let (sets, problems) = repository.backupsets()?;
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
+        }
+        let info = ManifestInfo { name: name.clone(), ..info.clone() };
+        if let Some(set) = sets.iter().find(|set| set.id == info.backupset) {
+            fits_set(set, name, info.incremental).map_err(cannot)?;
+            return Ok(BackupDraft::new(&repository.layout, set.clone(), info, None));
+        }
+        if let Some(current) = Repository::current_set(&sets, name)
+            && !info.bases.contains(&current.id)
+            && !current.bases.contains(&info.backupset)
+        {
+            return Err(cannot(format!("{name} has backups of another disk already: choose another name")));
+        }
+        let set = Backupset {
+            id: info.backupset,
+            name: name.clone(),
+            created: info.timestamp,
+            bases: info.bases.clone(),
+            origin: None,
+            next_incremental: info.incremental.0,
+            backups: Vec::new(),
+        };
+        self.create_folder_of(set.id)?;
+        let mut draft = BackupDraft::new(&repository.layout, set, info, None);
+        draft.newborn = true;
+        Ok(draft)
+    }
+
+    /// Makes the folder of a new backupset. Without settings in it, it stands for nothing.
+    fn create_folder_of(&self, id: BackupsetId) -> Result<(), RepositoryError> {
+        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+        storage.create_folder(&layout.set(id))?;
+        Ok(storage.sync_folder(&layout.sets())?)
+    }
+}
+
+/// Says why a backup does not fit into its backupset.
+fn fits_set(set: &Backupset, name: &ImageName, incremental: Incremental) -> Result<(), String> {
+    if set.name != *name {
+        return Err(format!("its backupset is there under the name {}", set.name));
+    }
+    if set.backups.iter().any(|backup| backup.incremental == incremental) {
+        return Err("it is there already".to_owned());
+    }
+    if incremental.0 < set.next_incremental {
+        let next = set.next_incremental;
+        return Err(format!("the next number of its backupset is {next}: import backups in their order"));
+    }
+    Ok(())
+}
