@@ -150,6 +150,11 @@ fn what_belongs_to_one_room_is_named_in_no_other() {
         none,
         "unsafe"
     );
+    assert_eq!(
+        offenders(&sources, &["manifest/foreign/", "manifest/mod.rs"], &["rusqlite", "crc32fast"]),
+        none,
+        "the original's formats"
+    );
     assert_eq!(offenders(&sources, &["cli/"], &["println!", "print!(", "eprint", "dbg!"]), none, "printing");
     let environment = ["std::env", "env::var", "home_dir"];
     assert_eq!(offenders(&sources, &["cli/", "main.rs"], &environment), none, "the environment");

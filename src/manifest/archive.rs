@@ -47,6 +47,7 @@ impl Run {
     }
 
     /// Reads a run as it stands in the archive.
+    #[expect(clippy::many_single_char_names, reason = "the bytes have no other names")]
     pub(super) fn from_bytes(bytes: &[u8; RUN_LENGTH]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
         Self {

@@ -117,14 +117,14 @@ pub enum ManifestError {
         /// What it cannot say.
         what: String,
     },
-    /// `SQLite` failed.
+    /// SQLite failed.
     #[error("cannot {operation} {}: SQLite says: {source}", path.display())]
     Sqlite {
         /// What was tried.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// What `SQLite` said.
+        /// What SQLite said.
         source: rusqlite::Error,
     },
     /// What was to be written makes no manifest.

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use quickcheck::quickcheck;
 
+use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{
-    BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter, SegmentRef,
+    BackupsetId, BaseIndex, Difference, GenerateOptions, ImageName, Incremental, ManifestDiff, ManifestInfo,
+    ManifestReader, ManifestWriter, SegmentRef, generate,
 };
 use crate::segment::{Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
 use crate::storage::OsStorage;
@@ -132,24 +134,170 @@ fn neighbours_that_say_the_same_make_one_run() {
     assert_eq!(ManifestReader::open(&path).unwrap().runs(), 3);
 }
 
+/// Says that neither way of opening a file finds a manifest in it.
+fn assert_refused(path: &Path, what: &str) {
+    assert!(ManifestReader::open(path).is_err(), "{what}");
+    assert!(ManifestReader::read(path).is_err(), "{what}");
+}
+
 #[test]
 fn every_cut_and_every_flipped_bit_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = at(&folder, "manifest");
-    write(&path, &[Some(segment(1)), None, Some(segment(2)), Some(segment(6))]);
+    // More than 4,096 bytes, with runs, gaps and twins.
+    let segments: Vec<_> = (0..=255).map(|seed| (seed % 9 > 0).then(|| segment(seed))).collect();
+    write(&path, &segments);
     let whole = fs::read(&path).unwrap();
+    assert!(whole.len() > 4096);
     for cut in 0..whole.len() {
         fs::write(&path, &whole[..cut]).unwrap();
-        assert!(ManifestReader::open(&path).is_err(), "cut at {cut}");
+        assert_refused(&path, &format!("cut at {cut}"));
     }
-    for bit in 0..whole.len() * 8 {
+    for bit in 0..4096 * 8 {
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, flipped).unwrap();
-        assert!(ManifestReader::open(&path).is_err(), "bit {bit}");
+        assert_refused(&path, &format!("bit {bit}"));
     }
     fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
-    assert!(ManifestReader::open(&path).is_err(), "longer than it was");
+    assert_refused(&path, "longer than it was");
+}
+
+#[test]
+fn one_of_the_repositorys_own_that_lost_its_signature_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = at(&folder, "manifest");
+    fs::write(&path, b"something else, and long enough to hold a signature").unwrap();
+    assert_eq!(ManifestReader::open(&path).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(ManifestReader::read(&path).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(ManifestReader::read(folder.path()).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_large_file_is_verified_before_it_is_used_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = at(&folder, "manifest");
+    // A little above the 64 MiB up to which the body is verified at once, and files are read into memory.
+    let geometry = Geometry::new(13 << 38, SegmentSize::new(1 << 20).unwrap()).unwrap();
+    let options = GenerateOptions { geometry, seed: 1, fragmented_percent: 0 };
+    generate(&path, false, &options).unwrap();
+    let manifest = ManifestReader::read(&path).unwrap();
+    manifest.verify().unwrap();
+    manifest.release_pages();
+    assert_eq!(manifest.segments().count(), 13 << 18);
+    drop(manifest);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 20], 1 << 25).unwrap();
+    for manifest in [ManifestReader::open(&path).unwrap(), ManifestReader::read(&path).unwrap()] {
+        assert_eq!(manifest.verify().unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(ManifestDiff::of(&manifest, &manifest).is_err());
+    }
+}
+
+quickcheck! {
+    fn a_difference_is_what_a_comparison_place_by_place_says(older: Vec<u8>, newer: Vec<u8>) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        // Few different segments, so that neighbours are often equal; 0 is zero. Equal parts come from the first.
+        let kinds = |disk: &[u8]| disk.iter().map(|byte| Some(byte % 6).filter(|kind| *kind > 0).map(segment)).collect();
+        let older: Vec<Option<SegmentRef>> = kinds(&older);
+        let newer: Vec<Option<SegmentRef>> = kinds(&newer);
+        let newer: Vec<_> = newer.iter().zip(0..).map(|(segment, place)| {
+            older.get(place).filter(|_| place % 7 < 4).unwrap_or(segment)
+        }).copied().collect();
+        let mut expected = vec![None; newer.len()];
+        for (place, segment) in newer.iter().enumerate() {
+            let key = |segment: &Option<SegmentRef>| segment.map(|segment| segment.key);
+            if key(segment) != older.get(place).and_then(key) {
+                expected[place] = Some(segment.is_some());
+            }
+        }
+        differences(&folder, &older, &newer) == expected
+    }
+}
+
+/// Says for each place of the newer disk whether it differs, and then whether it holds data.
+fn differences(
+    folder: &tempfile::TempDir,
+    older: &[Option<SegmentRef>],
+    newer: &[Option<SegmentRef>],
+) -> Vec<Option<bool>> {
+    let open = |name: &str, segments| {
+        let path = at(folder, name);
+        // Written without its metadata being compared: a file of this name may be there.
+        let _ = fs::remove_file(&path);
+        write(&path, segments);
+        ManifestReader::read(&path).unwrap()
+    };
+    let (one, other) = (open("older", older), open("newer", newer));
+    let mut found = vec![None; newer.len()];
+    let mut last: Option<Difference> = None;
+    ManifestDiff::of(&one, &other)
+        .unwrap()
+        .for_each(|difference| {
+            let Difference { offset, length, exists } = difference;
+            assert!(length > 0 && offset % (1 << 16) == 0);
+            if let Some(last) = last {
+                let end = last.offset + last.length;
+                assert!(end < offset || end == offset && last.exists != exists, "joined and in order");
+            }
+            last = Some(difference);
+            for place in offset >> 16..(offset + length) >> 16 {
+                found[usize::try_from(place).unwrap()] = Some(exists);
+            }
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+    found
+}
+
+#[test]
+fn a_range_ends_where_the_disk_ends_and_other_segment_sizes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |name: &str, size: u64, segment_size: u64, hash: u8| {
+        let geometry = Geometry::new(size, SegmentSize::new(segment_size).unwrap()).unwrap();
+        let mut writer =
+            ManifestWriter::create(&OsStorage, &at(&folder, name), ManifestInfo { geometry, ..info(1) })
+                .unwrap();
+        writer.push(SegmentIndex(geometry.segments() - 1), &segment(hash)).unwrap();
+        writer.finish().unwrap();
+        ManifestReader::open(&at(&folder, name)).unwrap()
+    };
+    let (one, other) = (open("one", (1 << 16) + 10, 1 << 16, 1), open("other", (1 << 16) + 10, 1 << 16, 2));
+    let mut found = Vec::new();
+    ManifestDiff::of(&one, &other)
+        .unwrap()
+        .for_each(|difference| {
+            found.push(difference);
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+    assert_eq!(found, [Difference { offset: 1 << 16, length: 10, exists: true }]);
+    let larger = open("larger", 1 << 20, 1 << 17, 1);
+    let error = ManifestDiff::of(&one, &larger).unwrap_err();
+    assert!(error.to_string().contains("cannot be compared"), "{error}");
+}
+
+#[test]
+fn what_is_generated_follows_from_its_seed_and_lacks_no_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |name: &str, seed, fragmented_percent| {
+        let geometry = Geometry::new((100_000 << 16) - 1, SegmentSize::MIN).unwrap();
+        let options = GenerateOptions { geometry, seed, fragmented_percent };
+        generate(&at(&folder, name), false, &options).unwrap();
+        ManifestReader::read(&at(&folder, name)).unwrap()
+    };
+    let (one, same, other) = (make("one", 1, 0), make("same", 1, 0), make("other", 2, 0));
+    assert_eq!((one.present(), one.runs()), (100_000, 1), "the last, short segment too");
+    assert_eq!(one.fingerprint(), same.fingerprint());
+    assert_ne!(one.fingerprint(), other.fingerprint());
+    assert!(one.segments().zip(other.segments()).all(|((_, one), (_, other))| one.key != other.key));
+    let fragmented = make("fragmented", 1, 10);
+    assert!((9_500..10_500).contains(&fragmented.runs()), "{}", fragmented.runs());
+    // Of a hundred segments ten begin a run: 22 bytes a segment at most, and a dense disk has 20.1.
+    assert!(fragmented.file_size() <= 22 * 100_000 && one.file_size() <= 2_010_000);
+    assert_eq!(make("all", 1, 100).runs(), 100_000);
+    let again = GenerateOptions { geometry: one.info().geometry, seed: 3, fragmented_percent: 0 };
+    assert!(generate(&at(&folder, "one"), false, &again).is_err(), "what exists is not replaced");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod backup;
+mod exchange;
 mod harness;
 mod index;
+mod manifest;
 mod reading;
 mod restore;
 mod usage;

@@ -26,7 +26,7 @@ const VERSION: u32 = 0;
 /// The unit of a disk's size, in bytes.
 const SECTOR: u64 = 512;
 /// The signature, version and checksums, in bytes.
-const BEGIN: u64 = 28;
+const BEGIN: usize = 28;
 /// The head without its bases, in bytes.
 const HEAD: usize = 36;
 /// A segment in the body, in bytes.
@@ -55,7 +55,7 @@ pub fn export<E: From<ManifestError>>(
     let mut body = crc32fast::Hasher::new();
     let mut writer = BufWriter::with_capacity(BUFFER, &out);
     let begin = |body: u32| {
-        let begin = FieldWriter::with_capacity(BEGIN as usize).bytes(&SIGNATURE).u32(VERSION);
+        let begin = FieldWriter::with_capacity(BEGIN).bytes(&SIGNATURE).u32(VERSION);
         begin.u32(crc32fast::hash(&head)).u32(body).finish()
     };
     writer
@@ -178,7 +178,7 @@ fn read_head(file: &File, size: u64, from: &Path) -> Result<(ForeignInfo, Body),
         Ok(bytes)
     };
     let short = |_| damaged("it ends in the middle of its head");
-    let begin = read(0, BEGIN as usize)?;
+    let begin = read(0, BEGIN)?;
     let mut fields = FieldReader::new(&begin);
     if fields.array::<16>().map_err(short)? != SIGNATURE {
         return Err(ManifestError::UnknownFormat { path: from.to_owned() });
@@ -189,14 +189,14 @@ fn read_head(file: &File, size: u64, from: &Path) -> Result<(ForeignInfo, Body),
         return Err(ManifestError::Foreign { path: from.to_owned(), what });
     }
     let (head_checksum, checksum) = (fields.u32().map_err(short)?, fields.u32().map_err(short)?);
-    let head = read(BEGIN, HEAD)?;
+    let head = read(BEGIN as u64, HEAD)?;
     let mut fields = FieldReader::new(&head);
     let timestamp = i32::from_le_bytes(fields.array().map_err(short)?);
     let incremental = fields.u32().map_err(short)?;
     let segment_size = fields.u32().map_err(short)?;
     let sectors = fields.u64().map_err(short)?;
     let number = fields.u16().map_err(short)?;
-    let bases = read(BEGIN + HEAD as u64, usize::from(number) * 16)?;
+    let bases = read((BEGIN + HEAD) as u64, usize::from(number) * 16)?;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&head);
     crc.update(&bases);
@@ -206,7 +206,7 @@ fn read_head(file: &File, size: u64, from: &Path) -> Result<(ForeignInfo, Body),
     if !fields.reserved(14).map_err(short)? {
         return Err(damaged("its padding is not zero"));
     }
-    let behind = BEGIN + HEAD as u64 + bases.len() as u64;
+    let behind = (BEGIN + HEAD + bases.len()) as u64;
     if read(behind, SIGNATURE.len())? != SIGNATURE {
         return Err(damaged("the signature behind its head is not there"));
     }
@@ -258,6 +258,7 @@ fn place(record: &[u8; RECORD]) -> u32 {
 
 /// Takes a record apart. Its codec ids say how the original stored the segment, which is no concern of a
 /// manifest of ours.
+#[expect(clippy::many_single_char_names, reason = "the bytes have no other names")]
 fn decode(record: &[u8; RECORD]) -> ForeignSegment {
     let [_, _, _, _, a, b, c, d, e, f, _encryption, _compression, hash @ ..] = *record;
     ForeignSegment {
