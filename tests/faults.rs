@@ -1,4 +1,4 @@
-//! Faults at every single operation of a script of backups: a failed one, a full disk, a torn write, a power loss.
+//! Faults at every single operation of a script of backups and an import: a failed one, a full disk, a torn write, a power loss.
 //!
 //! The script's operations are counted first; then it runs once for each of them and each fault. After every run
 //! the repository opens by itself, every acknowledged backup restores bit for bit, everything that is listed
@@ -10,13 +10,16 @@ mod common;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use common::{
     MemoryImage, Noise, SEGMENT, Told, backup, copy_folder, name, open, options, restore, small_segments,
 };
 use ekko::backup::back_up;
-use ekko::manifest::{BackupsetId, Incremental};
+use ekko::exchange::{ExportOptions, ForeignFormat, ImportOptions, export_backup, import_backup};
+use ekko::manifest::foreign::{self, ManifestFormat};
+use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
+use ekko::progress::Silent;
 use ekko::repository::{OpenOptions, Repository, RepositoryError, RepositoryWriter};
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
@@ -43,7 +46,48 @@ fn disks() -> Vec<Vec<u8>> {
     let web_later = [&web[..SEGMENT], &noise.bytes(SEGMENT)].concat();
     let first_db = db.clone();
     db[SEGMENT + 5] = 1;
-    vec![web, first_db, web_later, db]
+    // What is imported shares a segment with what is backed up.
+    let old = [noise.bytes(SEGMENT), vec![0; SEGMENT], web[..SEGMENT].to_vec(), noise.bytes(7)].concat();
+    vec![web, first_db, web_later, db, old]
+}
+
+/// The number of the disk that is imported.
+const OLD: usize = 4;
+
+/// A backup as the original has it: a manifest, and a folder of segment files.
+static ORIGINAL: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let told = Told::default();
+    Repository::init(&at("store"), &small_segments()).unwrap();
+    let (writer, summary) = backup(open(&at("store"), &told), "old", &disks()[OLD], &told);
+    let (sets, _) = writer.repository().backupsets().unwrap();
+    let set = sets.iter().find(|set| set.id == summary.backup.backupset).unwrap();
+    let manifest = writer.repository().manifest(set, &set.backups[0]).unwrap();
+    let segments = at("segments");
+    let options =
+        ExportOptions { format: ForeignFormat::Sqlite, segments: Some(&segments), replace: false, jobs: 2 };
+    export_backup(writer.repository(), &manifest, &at("sqlite"), &options, &told).unwrap();
+    foreign::import(&at("sqlite"), ManifestFormat::Sqlite, &name("old"), &at("manifest"), false, &Silent)
+        .unwrap();
+    folder
+});
+
+/// Imports the original's backup.
+fn import(
+    writer: RepositoryWriter,
+    told: &Told,
+) -> Result<(RepositoryWriter, Option<Acknowledged>), RepositoryError> {
+    let manifest = ManifestReader::read(&ORIGINAL.path().join("manifest")).unwrap();
+    let segments = ORIGINAL.path().join("segments");
+    let options = ImportOptions { segments: Some(&segments), compression: options().compression, jobs: 2 };
+    let (writer, result) = import_backup(writer, &manifest, &name("old"), &options, told)?;
+    let acknowledged = result.ok().map(|summary| Acknowledged {
+        set: summary.backup.backupset,
+        incremental: summary.backup.incremental,
+        disk: OLD,
+    });
+    Ok((writer, acknowledged))
 }
 
 /// Runs the script as a process would that goes on after a failed backup. Returns what was acknowledged.
@@ -67,6 +111,15 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
                         let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
                         acknowledged.push(Acknowledged { set, incremental, disk: *disk });
                     }
+                }
+                Err(_) => return acknowledged,
+            }
+        }
+        if life == 1 {
+            match import(writer, &told) {
+                Ok((open, imported)) => {
+                    writer = open;
+                    acknowledged.extend(imported);
                 }
                 Err(_) => return acknowledged,
             }
@@ -214,7 +267,7 @@ fn a_power_loss_after_the_last_operation_keeps_every_acknowledged_backup() {
     let fault = FaultStorage::new(folder.path(), plan).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
     let acknowledged = script(&storage, &root, &disks);
-    assert_eq!(acknowledged.len(), 4);
+    assert_eq!(acknowledged.len(), 5);
     fault.lose_power().unwrap();
     check(&root, &acknowledged, &disks, "power loss at the end");
 }

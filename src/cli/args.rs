@@ -200,7 +200,7 @@ pub(super) enum ManifestCommand {
     /// Write a backup's manifest as the original Ekko has it
     #[command(
         after_help = "With --segments, the backup's segments are written as well, as the original's flat files \
-                            (DIR/UUID/INCREMENTAL/SEGMENT, zlib); the original can restore from them. Of a FILE only \
+                            (DIR/UUID/INCREMENTAL/SEGMENT, zlib), as its local storage has them. Of a FILE only \
                             the manifest can be exported: compression and encryption are then 255, unknown.\n\n\
                             Example:\n  ekko -r /backup/store manifest export web@3 web.sqlite --segments /srv/flat"
     )]
