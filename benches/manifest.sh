@@ -54,13 +54,13 @@ c.executemany('UPDATE segments SET segment_hash = ? WHERE segment = ?',
               ((os.urandom(20), n) for n in range(37, 1 << 24, 100)))
 c.commit()
 P
-"$EKKO" -q manifest import sqlite --output changed
+"$EKKO" -q manifest import sqlite --output changed >/dev/null
 rm sqlite imported
 row "diff of two that differ in 1 %" "$EKKO" --json diff ./dense ./changed
 row "OSDK export" "$EKKO" manifest export ./dense osdk --format osdk --force
 size "OSDK" osdk
 row "OSDK import" "$EKKO" manifest import osdk --output imported --force
-cmp dense imported 2>/dev/null || "$EKKO" diff ./dense ./imported | grep -q '^0 B hold other data, 0 B became zero$'
+"$EKKO" diff ./dense ./imported | grep -q '^0 B hold other data, 0 B became zero$'
 if [ -n "${STORED:-}" ]; then
     python3 - <<'P'
 import os
@@ -69,8 +69,8 @@ os.ftruncate(f, 1 << 36)
 for n in range(1 << 20):
     os.pwrite(f, n.to_bytes(8, 'little'), n << 16)
 P
-    "$EKKO" -q -r store init --segment-size 64KiB
-    "$EKKO" -q -r store backup many
+    "$EKKO" -q -r store init --segment-size 64KiB >/dev/null
+    "$EKKO" -q -r store backup many >/dev/null
     rm many
     row "SQLite export of a stored backup, 2^20" "$EKKO" -r store manifest export many stored --force
     row "OSDK export of a stored backup, 2^20" "$EKKO" -r store manifest export many osdk --format osdk --force

@@ -7,7 +7,7 @@ use crate::progress::{Notice, Progress};
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::Catalog;
 
-/// How many present segments are looked up at once: 32 bytes of memory each, and a walk through the tables of
+/// How many present segments are looked up at once: 38 bytes of memory each, and a walk through the tables of
 /// all packs for every window.
 const WINDOW: usize = 1 << 21;
 
@@ -31,7 +31,9 @@ impl<'a> StoreCodecs<'a> {
         let places = from.0..self.manifest.info().geometry.segments();
         let present =
             places.filter_map(|place| Some((cursor.at(SegmentIndex(place))?.key, SegmentIndex(place))));
-        let mut wanted: Vec<(SegmentKey, SegmentIndex)> = present.take(WINDOW).collect();
+        let mut wanted: Vec<(SegmentKey, SegmentIndex)> =
+            Vec::with_capacity(WINDOW.min(self.manifest.present() as usize));
+        wanted.extend(present.take(WINDOW));
         wanted.sort_unstable();
         let mut codecs = vec![CodecIds::UNKNOWN; wanted.len()];
         let problems = self.catalog.for_each_segment(|_, entry| {

@@ -130,7 +130,11 @@ pub(super) struct Runs<'a> {
     bytes: &'a [[u8; RUN_LENGTH]],
 }
 
-impl Runs<'_> {
+impl<'a> Runs<'a> {
+    pub(super) fn iter(self) -> impl Iterator<Item = Run> + use<'a> {
+        self.bytes.iter().map(Run::from_bytes)
+    }
+
     pub(super) fn len(self) -> usize {
         self.bytes.len()
     }

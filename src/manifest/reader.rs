@@ -261,7 +261,7 @@ fn check_runs(mapped: &MappedBody, info: &ManifestInfo) -> Result<(), &'static s
     if sentinel != end {
         return Err("its runs do not end where its disk and its hashes end");
     }
-    for next in (1..runs.len()).filter_map(|position| runs.get(position)) {
+    for next in runs.iter().skip(1) {
         let length = next.rank.checked_sub(run.rank).ok_or("its runs are not in order")?;
         if length == 0 || run.first.checked_add(length).is_none_or(|end| end > next.first) {
             return Err("its runs are not in order");

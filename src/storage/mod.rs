@@ -10,6 +10,7 @@
 //! - a name made, renamed or unlinked: after [`Storage::sync_folder`] on its folder;
 //! - [`replace`]: when it returns.
 
+mod behind;
 mod fault;
 mod fields;
 mod new_file;
@@ -19,6 +20,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use behind::WriteBehind;
 pub use fault::{FaultPlan, FaultStorage, Keep};
 pub use fields::{FieldReader, FieldWriter, TooShort};
 pub use new_file::NewFile;

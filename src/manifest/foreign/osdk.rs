@@ -6,16 +6,15 @@
 //! encryption, `u8` compression, SHA-1. The bases are the backupsets in the original's order.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::manifest::foreign::builder::{ForeignInfo, ForeignSegment, ManifestBuilder};
-use crate::manifest::foreign::{CodecSource, STEP, backupset_number, backupsets};
+use crate::manifest::foreign::{CodecSource, backupset_number, backupsets};
 use crate::manifest::{BackupsetId, ImageName, ManifestError, ManifestReader};
 use crate::progress::{Part, Progress};
-use crate::segment::SegmentHash;
-use crate::storage::{FieldReader, FieldWriter, NewFile, StorageError};
+use crate::storage::{FieldReader, FieldWriter, NewFile, StorageError, WriteBehind};
 
 /// The UUID d326503a-b5ca-49ad-ac56-c89eb0b8ef08: an OSDK manifest.
 pub(super) const SIGNATURE: [u8; 16] =
@@ -52,36 +51,34 @@ pub fn export<E: From<ManifestError>>(
     let out = File::create_new(file.temporary()).map_err(failed)?;
     let info = manifest.info();
     let mut part = Part::begin(progress, "export", info.geometry.size_of_disk());
-    let mut body = crc32fast::Hasher::new();
-    let mut writer = BufWriter::with_capacity(BUFFER, &out);
     let begin = |body: u32| {
         let begin = FieldWriter::with_capacity(BEGIN).bytes(&SIGNATURE).u32(VERSION);
         begin.u32(crc32fast::hash(&head)).u32(body).finish()
     };
-    writer
-        .write_all(&begin(0))
-        .and_then(|()| writer.write_all(&head))
-        .and_then(|()| writer.write_all(&SIGNATURE))
-        .map_err(failed)?;
-    let mut record = [0; RECORD];
-    for (position, (index, segment)) in (1_u32..).zip(manifest.segments()) {
+    let mut writer = WriteBehind::new(out).map_err(failed)?;
+    writer.write_all(&[&begin(0), head.as_slice(), &SIGNATURE].concat()).map_err(failed)?;
+    let mut checksum = crc32fast::Hasher::new();
+    // Summed and written in large parts: a CRC of 32 bytes at a time takes four times as long.
+    let mut records = Vec::with_capacity(BUFFER);
+    let mut segments = manifest.segments().peekable();
+    while let Some((index, segment)) = segments.next() {
         let codec = codecs.codec(index)?;
         let base = u16::try_from(backupset_number(info, segment.base)).unwrap_or(u16::MAX);
-        let (fields, hash) = record.split_at_mut(RECORD - SegmentHash::LENGTH);
-        let numbers = [&index.0.to_le_bytes()[..], &segment.incremental.0.to_le_bytes(), &base.to_le_bytes()];
-        let bytes = numbers.into_iter().flatten().chain([&codec.encryption, &codec.compression]);
-        fields.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        hash.copy_from_slice(segment.key.hash.as_bytes());
-        body.update(&record);
-        writer.write_all(&record).map_err(failed)?;
-        if position.is_multiple_of(STEP) {
+        records.extend_from_slice(&index.0.to_le_bytes());
+        records.extend_from_slice(&segment.incremental.0.to_le_bytes());
+        records.extend_from_slice(&base.to_le_bytes());
+        records.extend_from_slice(&[codec.encryption, codec.compression]);
+        records.extend_from_slice(segment.key.hash.as_bytes());
+        if records.len() >= BUFFER || segments.peek().is_none() {
+            checksum.update(&records);
+            writer.write_all(&records).map_err(failed)?;
+            records.clear();
             manifest.release_pages();
             part.reached(info.geometry.offset(index));
         }
     }
-    writer.flush().map_err(failed)?;
-    drop(writer);
-    out.write_all_at(&begin(body.finalize()), 0).map_err(failed)?;
+    let out = writer.finish().map_err(failed)?;
+    out.write_all_at(&begin(checksum.finalize()), 0).map_err(failed)?;
     Ok(file.finish().map_err(ManifestError::from)?)
 }
 
