@@ -98,7 +98,7 @@ fn manifests(criterion: &mut Criterion) {
     let manifest = ManifestReader::open(&dense).unwrap();
     group.bench_function("OSDK export", |bencher| {
         bencher.iter(|| {
-            osdk::export::<ManifestError>(&manifest, &at("osdk"), true, &mut NoStore, &Silent).unwrap()
+            osdk::export::<ManifestError>(&manifest, &at("osdk"), true, &mut NoStore, &Silent).unwrap();
         });
     });
     group.finish();
