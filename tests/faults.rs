@@ -1,4 +1,4 @@
-//! Faults at every single operation of a script of backups and an import: a failed one, a full disk, a torn write, a power loss.
+//! Faults at every single operation of a script of backups, deletions and an import: a failed one, a full disk, a torn write, a power loss.
 //!
 //! The script's operations are counted first; then it runs once for each of them and each fault. After every run
 //! the repository opens by itself, every acknowledged backup restores bit for bit, everything that is listed
@@ -20,7 +20,9 @@ use ekko::exchange::{ExportOptions, ForeignFormat, ImportOptions, export_backup,
 use ekko::manifest::foreign::{self, ManifestFormat};
 use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
 use ekko::progress::Silent;
-use ekko::repository::{OpenOptions, Repository, RepositoryError, RepositoryWriter};
+use ekko::repository::{
+    Backupset, Changed, Deletion, OpenOptions, Repository, RepositoryError, RepositoryWriter,
+};
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
 /// A backup that was acknowledged.
@@ -28,6 +30,8 @@ struct Acknowledged {
     set: BackupsetId,
     incremental: Incremental,
     disk: usize,
+    /// Whether it was deleted; nothing where that is not known.
+    deleted: Option<bool>,
 }
 
 /// What the index is after a power loss: sled's files are its own, so every state that a crash could leave is tried.
@@ -86,6 +90,7 @@ fn import(
         set: summary.backup.backupset,
         incremental: summary.backup.incremental,
         disk: OLD,
+        deleted: Some(false),
     });
     Ok((writer, acknowledged))
 }
@@ -109,13 +114,23 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
                     writer = open;
                     if let Ok(summary) = result {
                         let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
-                        acknowledged.push(Acknowledged { set, incremental, disk: *disk });
+                        acknowledged.push(Acknowledged {
+                            set,
+                            incremental,
+                            disk: *disk,
+                            deleted: Some(false),
+                        });
                     }
                 }
                 Err(_) => return acknowledged,
             }
         }
         if life == 1 {
+            // The first backups go, and one of them comes back: what was said to be gone or there, is.
+            writer = match change_backups(writer, &mut acknowledged, &told) {
+                Some(writer) => writer,
+                None => return acknowledged,
+            };
             match import(writer, &told) {
                 Ok((open, imported)) => {
                     writer = open;
@@ -130,6 +145,32 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
         }
     }
     acknowledged
+}
+
+/// Deletes the first two backups and undeletes the second. What was acknowledged is kept in step.
+fn change_backups(
+    mut writer: RepositoryWriter,
+    acknowledged: &mut Vec<Acknowledged>,
+    told: &Told,
+) -> Option<RepositoryWriter> {
+    for (number, deletes) in [(0, true), (1, true), (1, false)] {
+        let first = |disk: usize| move |it: &Acknowledged| it.disk == disk;
+        let at = acknowledged.iter().position(first(number))?;
+        let id = Deletion { backupset: acknowledged[at].set, incremental: acknowledged[at].incremental };
+        let job = |writer: &RepositoryWriter| if deletes { writer.delete(id) } else { writer.undelete(id) };
+        let (open, result) = writer.run_job(told, |changed: &Changed| changed.replace_index, job).ok()?;
+        writer = open;
+        // Where it is not known whether it happened, either is right.
+        acknowledged[at].deleted = match (deletes, result.is_ok()) {
+            (true, true) => Some(true),
+            (false, true) => Some(false),
+            (_, false) => None,
+        };
+        if result.is_err() {
+            break;
+        }
+    }
+    Some(writer)
 }
 
 /// Checks everything that must hold after a fault.
@@ -153,13 +194,20 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
     assert_eq!(told.problems(), Vec::<String>::new(), "{case}");
     let (sets, problems) = writer.repository().backupsets().unwrap();
     assert!(problems.is_empty(), "{case}: {problems:?}");
+    let half = |set: &&Backupset| set.name.as_str() == "old" && set.backups.is_empty();
+    assert_eq!(sets.iter().find(half), None, "{case}: something half-imported stays");
     for acknowledged in acknowledged {
         let set = sets
             .iter()
             .find(|set| set.id == acknowledged.set)
             .unwrap_or_else(|| panic!("{case}: a set is gone"));
         let record = set.backups.iter().find(|record| record.incremental == acknowledged.incremental);
-        let record = record.unwrap_or_else(|| panic!("{case}: an acknowledged backup is gone"));
+        let record = match (record, acknowledged.deleted) {
+            (Some(record), Some(false) | None) => record,
+            (None, Some(true) | None) => continue,
+            (Some(_), Some(true)) => panic!("{case}: a deleted backup is there"),
+            (None, Some(false)) => panic!("{case}: an acknowledged backup is gone"),
+        };
         let (bytes, summary) = restore(writer.repository(), set, record);
         assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
         assert!(bytes == disks[acknowledged.disk], "{case}: an acknowledged backup differs");

@@ -17,7 +17,7 @@ use common::{
 };
 use ekko::backup::{BackupStats, back_up};
 use ekko::manifest::{BackupsetId, Incremental};
-use ekko::repository::{Repository, RepositoryWriter};
+use ekko::repository::{Deletion, Repository, RepositoryWriter};
 use ekko::segment::{Fingerprint, SegmentHash};
 use ekko::store::IndexWriter;
 use quickcheck::QuickCheck;
@@ -42,8 +42,12 @@ struct World {
     told: Told,
     disks: Vec<Vec<u8>>,
     backups: Vec<Backup>,
-    /// What the next backup of an image is compared with.
-    parents: Vec<Option<Vec<u8>>>,
+    /// Backups that were deleted and can come back.
+    deleted: Vec<Backup>,
+    /// The backupset that the next backup of an image belongs to.
+    current: Vec<Option<BackupsetId>>,
+    /// What the disk of a backupset was restored from.
+    origins: HashMap<BackupsetId, (BackupsetId, Incremental)>,
     stored: HashSet<Fingerprint>,
     old_index: Option<PathBuf>,
     expected_rebuilds: usize,
@@ -67,7 +71,9 @@ impl World {
             told,
             disks: vec![Vec::new(); NAMES.len()],
             backups: Vec::new(),
-            parents: vec![None; NAMES.len()],
+            deleted: Vec::new(),
+            current: vec![None; NAMES.len()],
+            origins: HashMap::new(),
             stored: HashSet::new(),
             old_index: None,
             expected_rebuilds: 0,
@@ -82,7 +88,7 @@ impl World {
         let image = usize::from(image) % NAMES.len();
         let place = usize::from(place) % SEGMENTS;
         let mut noise = Noise::new(u64::from(seed) + 1);
-        match what % 16 {
+        match what % 20 {
             0..=4 => self.change(image, place, &mut noise),
             5..=8 => self.backup(image, if seed % 2 == 0 { 4096 } else { SEGMENT }),
             9 => self.reopen(),
@@ -102,6 +108,8 @@ impl World {
             }
             13 => self.put_old_index_back(),
             14 => self.restore_over(image),
+            15..=17 => self.delete(&mut noise),
+            18 => self.undelete(&mut noise),
             _ => self.check_restores(),
         }
     }
@@ -158,10 +166,46 @@ impl World {
         self.disks[image].truncate(SEGMENTS * SEGMENT);
     }
 
+    /// The disk that the next backup of an image is compared with.
+    fn parent(&self, image: usize) -> Option<&[u8]> {
+        let set = self.current[image]?;
+        let latest =
+            self.backups.iter().filter(|backup| backup.set == set).max_by_key(|backup| backup.incremental);
+        let origin = || {
+            let origin = self.origins.get(&set)?;
+            self.backups.iter().find(|backup| (backup.set, backup.incremental) == *origin)
+        };
+        latest.or_else(origin).map(|backup| backup.disk.as_slice())
+    }
+
+    /// Deletes any backup of any chain; what could not be restored otherwise goes on in its place.
+    fn delete(&mut self, noise: &mut Noise) {
+        if self.backups.is_empty() {
+            return;
+        }
+        let backup = self.backups.swap_remove(noise.below(self.backups.len()));
+        let id = Deletion { backupset: backup.set, incremental: backup.incremental };
+        let changed = self.writer.as_ref().unwrap().delete(id).unwrap();
+        assert!(!changed.replace_index);
+        assert!(self.writer.as_ref().unwrap().delete(id).is_err(), "it is not there any longer");
+        self.deleted.push(backup);
+    }
+
+    fn undelete(&mut self, noise: &mut Noise) {
+        if self.deleted.is_empty() {
+            return;
+        }
+        let backup = self.deleted.swap_remove(noise.below(self.deleted.len()));
+        let id = Deletion { backupset: backup.set, incremental: backup.incremental };
+        let changed = self.writer.as_ref().unwrap().undelete(id).unwrap();
+        assert!(!changed.replace_index);
+        self.backups.push(backup);
+    }
+
     /// What backing a disk up must do, by the model.
     fn expected(&self, image: usize) -> BackupStats {
         let disk = &self.disks[image];
-        let parent = self.parents[image].as_deref().unwrap_or(&[]);
+        let parent = self.parent(image).unwrap_or(&[]);
         let mut stored = self.stored.clone();
         let mut stats = BackupStats::default();
         let old: Vec<_> = segments(parent).collect();
@@ -199,9 +243,9 @@ impl World {
             "holes are never read, and data is read once"
         );
         self.stored.extend(segments(&self.disks[image]).flatten().map(Fingerprint::of));
-        self.parents[image] = Some(self.disks[image].clone());
         let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
-        let earlier = self.backups.iter().filter(|backup| backup.set == set).count();
+        self.current[image] = Some(set);
+        let earlier = self.backups.iter().chain(&self.deleted).filter(|backup| backup.set == set).count();
         assert_eq!(incremental.0 as usize, earlier, "numbers are given in order");
         self.backups.push(Backup { image, set, incremental, disk: self.disks[image].clone() });
     }
@@ -265,7 +309,8 @@ impl World {
         let Some(backup) = self.backups.iter().find(|backup| backup.set == set.id) else { return };
         let new = writer.begin_set_after_restore(&name(NAMES[image]), set, backup.incremental).unwrap();
         self.disks[image].clone_from(&backup.disk);
-        self.parents[image] = Some(backup.disk.clone());
+        self.current[image] = Some(new);
+        self.origins.insert(new, (backup.set, backup.incremental));
         let (sets, _) = writer.repository().backupsets().unwrap();
         let current = Repository::current_set(&sets, &name(NAMES[image])).unwrap();
         assert_eq!(current.id, new);
@@ -295,10 +340,10 @@ impl World {
         let mut expected: HashMap<Fingerprint, u64> = self.stored.iter().map(|stored| (*stored, 0)).collect();
         let sets: HashSet<_> = self.backups.iter().map(|backup| backup.set).collect();
         for set in sets {
-            let chain: Vec<Vec<_>> = self
-                .backups
-                .iter()
-                .filter(|backup| backup.set == set)
+            let mut chain: Vec<_> = self.backups.iter().filter(|backup| backup.set == set).collect();
+            chain.sort_by_key(|backup| backup.incremental);
+            let chain: Vec<Vec<_>> = chain
+                .into_iter()
                 .map(|backup| segments(&backup.disk).map(|segment| segment.map(Fingerprint::of)).collect())
                 .collect();
             for place in 0..SEGMENTS {

@@ -75,12 +75,14 @@ impl JobError for BackupError {
 }
 
 /// How a backup is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BackupOptions {
     /// How new segments are compressed.
     pub compression: CompressionSetting,
     /// How many threads hash and compress, at least one.
     pub jobs: usize,
+    /// Words that it is found by.
+    pub tags: Vec<String>,
 }
 
 /// What a backup did.
@@ -134,7 +136,7 @@ pub fn back_up(
 ) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
     writer.run_job(
         progress,
-        |summary: &BackupSummary| &summary.backup,
+        |summary: &BackupSummary| summary.backup.replace_index,
         |writer| attempt(writer, name, image, options, progress),
     )
 }
@@ -148,7 +150,8 @@ fn attempt(
 ) -> Result<BackupSummary, BackupError> {
     let begun = Instant::now();
     writer.prepare_for_growth()?;
-    let draft = writer.begin_backup(name, image.size())?;
+    let mut draft = writer.begin_backup(name, image.size())?;
+    draft.set_tags(&options.tags);
     progress.begin(name.as_str(), image.size());
     let result = writer.create_manifest(&draft).map_err(BackupError::from).and_then(|mut manifest| {
         let stats = pipeline::run(writer, &draft, &mut manifest, image, options, progress)?;

@@ -152,7 +152,7 @@ fn back_up_one(
         context.progress().notice(Notice::SourceInUse { path: source.path.clone(), how });
     }
     let compression = args.compression.unwrap_or_else(|| writer.repository().compression());
-    let options = BackupOptions { compression, jobs: args.jobs.number() };
+    let options = BackupOptions { compression, jobs: args.jobs.number(), tags: args.tags.clone() };
     Ok(back_up(writer, &source.name, image, &options, context.progress())?)
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cli::Outcome;
 use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
@@ -82,6 +83,11 @@ impl Context {
 
     pub(super) fn progress(&self) -> &Console {
         &self.console
+    }
+
+    /// Returns how a command ended that did what it was to do.
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.console.saw_problems() { Outcome::Problems } else { Outcome::Done }
     }
 
     /// From now on stdout carries a disk's data, and everything else goes to stderr.

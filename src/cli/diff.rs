@@ -54,5 +54,5 @@ pub(super) fn run(args: &DiffArgs, context: &Context) -> Result<Outcome, CliErro
         writeln!(out, "{changed} hold other data, {zeroed} became zero")?;
     }
     out.flush()?;
-    Ok(Outcome::Done)
+    Ok(context.outcome())
 }

@@ -62,5 +62,5 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         });
         format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "SEGMENTS", "NAME"], &[2, 3], rows)
     })?;
-    Ok(if context.progress().saw_problems() { Outcome::Problems } else { Outcome::Done })
+    Ok(context.outcome())
 }

@@ -7,13 +7,16 @@ mod args;
 mod backup;
 mod completions;
 mod context;
+mod delete;
 mod diff;
 mod error;
+mod forget;
 mod format;
 mod init;
 mod list;
 mod manifest;
 mod progress;
+mod protect;
 mod rebuild;
 mod restore;
 mod show;
@@ -83,6 +86,12 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),
+        Command::Delete(args) => delete::delete(&args, context),
+        Command::Undelete(args) => delete::undelete(&args, context),
+        Command::Forget(args) => forget::run(&args, context),
+        Command::Protect(args) => protect::protect(&args, context),
+        Command::Unprotect(args) => protect::unprotect(&args, context),
+        Command::Rename(args) => protect::rename(&args, context),
         Command::Stats => stats::run(context),
         Command::Rebuild => rebuild::run(context),
         Command::Manifest(args) => manifest::run(&args, context),

@@ -15,5 +15,5 @@ pub(super) fn run(context: &Context) -> Result<Outcome, CliError> {
     let writer = context.open_writer(1, true)?;
     writer.close()?;
     context.print(&Document { rebuilt: true }, |_| Ok(()))?;
-    Ok(if context.progress().saw_problems() { Outcome::Problems } else { Outcome::Done })
+    Ok(context.outcome())
 }

@@ -53,7 +53,7 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
         stored_by_this_backup: own as u64,
         bases: info.bases.iter().map(ToString::to_string).collect(),
         tags: backup.tags.clone(),
-        protected: backup.protected,
+        protected: backup.protection.holds(jiff::Timestamp::now()),
         note: backup.note.clone(),
         manifest: manifest.path().display().to_string(),
         manifest_bytes: manifest.file_size(),

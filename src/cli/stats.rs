@@ -54,5 +54,5 @@ pub(super) fn run(context: &Context) -> Result<Outcome, CliError> {
             ],
         )
     })?;
-    Ok(if context.progress().saw_problems() { Outcome::Problems } else { Outcome::Done })
+    Ok(context.outcome())
 }

@@ -1,5 +1,6 @@
 //! How the segments of a backup are stored, asked of the packs.
 
+use crate::error::ErrorKind;
 use crate::exchange::ExchangeError;
 use crate::manifest::ManifestReader;
 use crate::manifest::foreign::{CodecIds, CodecSource};
@@ -19,11 +20,24 @@ pub(super) struct StoreCodecs<'a> {
     /// The places of the window, in order, and what is known of them.
     window: Vec<(SegmentIndex, CodecIds)>,
     next: usize,
+    /// How many segments were in no pack.
+    unknown: u64,
 }
 
 impl<'a> StoreCodecs<'a> {
     pub(super) fn new(manifest: &'a ManifestReader, catalog: Catalog, progress: &'a dyn Progress) -> Self {
-        Self { manifest, catalog, progress, window: Vec::new(), next: 0 }
+        Self { manifest, catalog, progress, window: Vec::new(), next: 0, unknown: 0 }
+    }
+
+    /// Tells how many segments were in no pack, if there were any.
+    pub(super) fn tell_unknown(&self) {
+        if self.unknown > 0 {
+            let number = self.unknown;
+            let what = format!(
+                "{number} segments are in no pack that can be read; their codecs are given as unknown"
+            );
+            self.progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+        }
     }
 
     fn load(&mut self, from: SegmentIndex) -> Result<(), ExchangeError> {
@@ -62,7 +76,9 @@ impl CodecSource<ExchangeError> for StoreCodecs<'_> {
         }
         let found = self.window.get(self.next).filter(|(place, _)| *place == index);
         self.next += 1;
-        Ok(found.map_or(CodecIds::UNKNOWN, |(_, codec)| *codec))
+        let codec = found.map_or(CodecIds::UNKNOWN, |(_, codec)| *codec);
+        self.unknown += u64::from(codec == CodecIds::UNKNOWN);
+        Ok(codec)
     }
 }
 

@@ -1,19 +1,19 @@
 //! From a backup to the original's formats.
 
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::exchange::ExchangeError;
 use crate::exchange::codecs::{FlatCodecs, StoreCodecs};
-use crate::exchange::flat::{self, FlatFolder, FlatReader};
+use crate::exchange::flat::{self, Filesystem, FlatFolder, FlatReader};
 use crate::manifest::foreign::{CodecSource, NoStore, osdk, sqlite};
 use crate::manifest::{ManifestError, ManifestReader};
 use crate::progress::{Part, Progress};
 use crate::repository::Repository;
 use crate::restore::{DamagedSegment, RestoreError, SegmentSink, fetch_segments};
 use crate::segment::{SegmentIndex, SegmentKey};
+use crate::storage::NewFile;
 
 /// One of the original's manifest formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,10 +63,16 @@ pub fn export_backup(
     let Some(folder) = options.segments else {
         let mut codecs = StoreCodecs::new(manifest, repository.catalog()?, progress);
         write(manifest, out, options, &mut codecs, progress)?;
+        codecs.tell_unknown();
         return Ok(ExportSummary::default());
     };
-    let failed = |source| ExchangeError::SegmentFile { operation: "create", path: folder.to_owned(), source };
-    fs::create_dir_all(folder).map_err(failed)?;
+    // What is known to fail fails before the segments are written.
+    match options.format {
+        ForeignFormat::Sqlite => sqlite::check(manifest, out)?,
+        ForeignFormat::Osdk => osdk::check(manifest, out)?,
+    }
+    drop(NewFile::begin(out, options.replace).map_err(ManifestError::from)?);
+    let filesystem = Filesystem::open(folder)?;
     let sink = FlatSink {
         folder: FlatFolder { folder },
         manifest,
@@ -83,7 +89,7 @@ pub fn export_backup(
         return Err(error);
     }
     let damaged = fetched?;
-    flat::sync(folder)?;
+    filesystem.sync()?;
     write(manifest, out, options, &mut FlatCodecs, progress)?;
     Ok(ExportSummary {
         written_segments: sink.written.into_inner(),
@@ -139,21 +145,21 @@ impl FlatSink<'_> {
         let segment = self.manifest.lookup(index);
         let Some(segment) = segment.filter(|segment| segment.key == key) else { return Ok(()) };
         let path = self.folder.path(self.manifest.info(), index, &segment);
-        if !self.replace {
-            let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-            // Backups of one chain share files: what an earlier export wrote is right.
-            match self.read(&path, key, length)? {
-                None => {}
-                Some(Ok(())) => {
-                    self.present.fetch_add(1, Ordering::Relaxed);
-                    return Ok(());
-                }
-                Some(Err(what)) => {
-                    return Err(ExchangeError::SegmentMismatch { index, hash: key.hash, path, what });
-                }
+        let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        // Backups of one chain share files: what an earlier export wrote is right, and stays.
+        let found = self.read(&path, key, length)?;
+        match &found {
+            Some(Ok(())) => {
+                self.present.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
             }
+            Some(Err(what)) if !self.replace => {
+                let what = what.clone();
+                return Err(ExchangeError::SegmentMismatch { index, hash: key.hash, path, what });
+            }
+            Some(Err(_)) | None => {}
         }
-        flat::write(&path, plain)?;
+        flat::write(&path, plain, found.is_some())?;
         self.written.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -75,21 +75,44 @@ impl FlatReader {
     }
 }
 
-/// Writes a segment file that appears whole or not at all. It is durable after its filesystem was synced.
-pub(super) fn write(path: &Path, plain: &[u8]) -> Result<(), ExchangeError> {
+/// Writes a segment file: whole or not at all, unless the machine crashes before the filesystem was synced. One that
+/// replaces another is durable before it does.
+pub(super) fn write(path: &Path, plain: &[u8], replaces: bool) -> Result<(), ExchangeError> {
     let failed = |source| ExchangeError::SegmentFile { operation: "write", path: path.to_owned(), source };
     let stored = deflate(plain).map_err(failed)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(failed)?;
     let mut file = tempfile::Builder::new().prefix(".ekko-").tempfile_in(folder).map_err(failed)?;
     file.write_all(&stored).map_err(failed)?;
+    if replaces {
+        file.as_file().sync_data().map_err(failed)?;
+    }
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
 }
 
-/// Makes everything below a folder durable.
-pub(super) fn sync(folder: &Path) -> Result<(), ExchangeError> {
-    let failed = |source| ExchangeError::SegmentFile { operation: "sync", path: folder.to_owned(), source };
-    let folder = File::open(folder).map_err(failed)?;
-    rustix::fs::syncfs(folder).map_err(|errno| failed(errno.into()))
+/// The filesystem that segment files are written to. Opened before the first of them, so that it tells of every
+/// write that fails from then on.
+pub(super) struct Filesystem<'a> {
+    path: &'a Path,
+    folder: File,
+}
+
+impl<'a> Filesystem<'a> {
+    /// Opens the folder of the segment files, or makes it.
+    pub(super) fn open(path: &'a Path) -> Result<Self, ExchangeError> {
+        let failed =
+            |source| ExchangeError::SegmentFile { operation: "create", path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(failed)?;
+        Ok(Self { path, folder: File::open(path).map_err(failed)? })
+    }
+
+    /// Makes everything on it durable.
+    pub(super) fn sync(&self) -> Result<(), ExchangeError> {
+        rustix::fs::syncfs(&self.folder).map_err(|errno| ExchangeError::SegmentFile {
+            operation: "sync",
+            path: self.path.to_owned(),
+            source: errno.into(),
+        })
+    }
 }

@@ -1,6 +1,7 @@
 //! From the original's manifest and segment files to a backup.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +12,7 @@ use crate::exchange::flat::{FlatFolder, FlatReader};
 use crate::manifest::{ImageName, ManifestReader, ManifestWriter, SegmentRef};
 use crate::progress::{Part, Progress};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
-use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey};
+use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, Twin};
 
 /// How many segments are taken in before their results are put in order.
 const WINDOW: usize = 1 << 10;
@@ -65,7 +66,7 @@ pub fn import_backup(
 ) -> Result<(RepositoryWriter, Result<ImportSummary, ExchangeError>), RepositoryError> {
     writer.run_job(
         progress,
-        |summary: &ImportSummary| &summary.backup,
+        |summary: &ImportSummary| summary.backup.replace_index,
         |writer| attempt(writer, manifest, name, options, progress),
     )
 }
@@ -104,6 +105,7 @@ fn take_in(
         .map(|_| Worker::new(writer, manifest, options, progress))
         .collect::<Result<Vec<_>, _>>()?;
     let mut stats = ImportStats::default();
+    let mut collisions = HashSet::new();
     let geometry = manifest.info().geometry;
     let mut part = Part::begin(progress, "import", geometry.size_of_disk());
     let mut segments = manifest.segments();
@@ -111,7 +113,13 @@ fn take_in(
         let window: Vec<_> = segments.by_ref().take(WINDOW).collect();
         let Some((last, _)) = window.last() else { break };
         part.reached(geometry.offset(*last));
-        for ((index, segment), put) in window.iter().zip(take_window(&mut workers, &window)?) {
+        let mut taken = take_window(&mut workers, &window)?;
+        find_stored(writer, geometry, &window, &mut taken)?;
+        for ((index, segment), put) in window.iter().zip(taken) {
+            let Taken::Put(put) = put else { continue };
+            if put.key.twin != Twin(0) {
+                collisions.insert(put.key.hash);
+            }
             stats.segments += 1;
             match put.stored_bytes {
                 None => stats.deduplicated_segments += 1,
@@ -124,7 +132,62 @@ fn take_in(
         }
     }
     part.reached(geometry.size_of_disk());
+    refuse_collisions(manifest, options.segments, &collisions)?;
     Ok((out, stats))
+}
+
+/// What became of a segment.
+enum Taken {
+    /// It is stored.
+    Put(Put),
+    /// It has no file: it must be stored already. Where its file would be.
+    NoFile(Option<PathBuf>),
+}
+
+/// Finds the segments of a window that have no file in the store, by their SHA-1 alone: there must be one with it,
+/// and only one.
+fn find_stored(
+    writer: &RepositoryWriter,
+    geometry: Geometry,
+    window: &[(SegmentIndex, SegmentRef)],
+    taken: &mut [Taken],
+) -> Result<(), ExchangeError> {
+    let store = writer.store();
+    if taken.iter().any(|taken| matches!(taken, Taken::NoFile(_))) {
+        // What this window has stored enters the index now.
+        store.flush()?;
+    }
+    for ((index, segment), taken) in window.iter().zip(taken) {
+        let Taken::NoFile(file) = taken else { continue };
+        let (index, hash, length) = (*index, segment.key.hash, geometry.length(*index));
+        let found = store.find(hash)?;
+        // A twin number is another repository's: which of ours is meant cannot be known. Nor can it where one of
+        // several is lost, or has another length.
+        let twins = if segment.key.twin == Twin(0) { found.len() } else { found.len().max(2) };
+        match found.as_slice() {
+            [(key, entry)] if twins == 1 && !entry.is_lost() && entry.plain_length == length => {
+                *taken = Taken::Put(Put { key: *key, stored_bytes: None });
+            }
+            _ if twins > 1 => return Err(ExchangeError::Ambiguous { index, hash, twins }),
+            _ => return Err(ExchangeError::SegmentMissing { index, hash, file: file.take() }),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a backup of which a segment without a file was found by a SHA-1 that turned out to have collisions.
+fn refuse_collisions(
+    manifest: &ManifestReader,
+    segments: Option<&Path>,
+    collisions: &HashSet<SegmentHash>,
+) -> Result<(), ExchangeError> {
+    let Some(folder) = segments.filter(|_| !collisions.is_empty()) else { return Ok(()) };
+    for (index, segment) in manifest.segments().filter(|(_, it)| collisions.contains(&it.key.hash)) {
+        if !(FlatFolder { folder }).path(manifest.info(), index, &segment).exists() {
+            return Err(ExchangeError::Ambiguous { index, hash: segment.key.hash, twins: 2 });
+        }
+    }
+    Ok(())
 }
 
 /// Takes a window of segments in, on all workers. Returns what became of them, in order, or the failure of the
@@ -132,7 +195,7 @@ fn take_in(
 fn take_window(
     workers: &mut [Worker<'_>],
     window: &[(SegmentIndex, SegmentRef)],
-) -> Result<Vec<Put>, ExchangeError> {
+) -> Result<Vec<Taken>, ExchangeError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new((Vec::with_capacity(window.len()), None));
     std::thread::scope(|scope| {
@@ -169,7 +232,6 @@ fn take_window(
 
 /// Takes segments in. One for each thread.
 struct Worker<'a> {
-    writer: &'a RepositoryWriter,
     manifest: &'a ManifestReader,
     folder: Option<FlatFolder<'a>>,
     reader: FlatReader,
@@ -185,7 +247,6 @@ impl<'a> Worker<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, ExchangeError> {
         Ok(Self {
-            writer,
             manifest,
             folder: options.segments.map(|folder| FlatFolder { folder }),
             reader: FlatReader::new()?,
@@ -194,7 +255,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn take(&mut self, index: SegmentIndex, segment: &SegmentRef) -> Result<Put, ExchangeError> {
+    fn take(&mut self, index: SegmentIndex, segment: &SegmentRef) -> Result<Taken, ExchangeError> {
         let info = self.manifest.info();
         let (hash, length) = (segment.key.hash, info.geometry.length(index));
         let path = self.folder.map(|folder| folder.path(info, index, segment));
@@ -202,7 +263,7 @@ impl<'a> Worker<'a> {
             match self.reader.read(path, hash, length, &mut self.plain)? {
                 Some(Ok(())) => {
                     let fingerprint = Fingerprint::of(&self.plain);
-                    return Ok(self.segments.put(&self.plain, hash, fingerprint)?);
+                    return Ok(Taken::Put(self.segments.put(&self.plain, hash, fingerprint)?));
                 }
                 Some(Err(what)) => {
                     return Err(ExchangeError::SegmentMismatch { index, hash, path: path.clone(), what });
@@ -211,29 +272,6 @@ impl<'a> Worker<'a> {
                 None => {}
             }
         }
-        let key = self.stored(index, hash, length, path.as_deref())?;
-        Ok(Put { key, stored_bytes: None })
-    }
-
-    /// Finds a segment in the store by its SHA-1 alone: there must be one, and only one.
-    fn stored(
-        &self,
-        index: SegmentIndex,
-        hash: SegmentHash,
-        length: u32,
-        path: Option<&Path>,
-    ) -> Result<SegmentKey, ExchangeError> {
-        // A segment that another thread has just stored enters the index with the next flush.
-        let mut found = self.writer.store().find(hash)?;
-        if found.is_empty() {
-            self.writer.store().flush()?;
-            found = self.writer.store().find(hash)?;
-        }
-        found.retain(|(_, entry)| entry.plain_length == length);
-        match found.as_slice() {
-            [] => Err(ExchangeError::SegmentMissing { index, hash, file: path.map(Path::to_owned) }),
-            [(key, _)] => Ok(*key),
-            several => Err(ExchangeError::Ambiguous { index, hash, twins: several.len() }),
-        }
+        Ok(Taken::NoFile(path))
     }
 }

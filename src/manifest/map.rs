@@ -85,13 +85,15 @@ impl Opened {
         let archive = rkyv::access::<ArchivedBody, rkyv::rancor::Failure>(body)
             .map_err(|_| damaged("its archive does not hold together".to_owned()))?;
         let info = ManifestInfo::of(archive).map_err(damaged)?;
-        // bytecheck has made sure that both lie inside the body.
-        let range = |column: *const u8, length: usize| {
-            let start = column.addr() - body.as_ptr().addr();
-            start..start + length
+        // bytecheck has made sure that both lie inside the body, unless somebody has changed it since.
+        let range = |column: *const u8, items: usize, length: usize| {
+            let start = column.addr().checked_sub(body.as_ptr().addr());
+            let end = start.and_then(|start| start.checked_add(items.checked_mul(length)?));
+            let range = start.zip(end).map(|(start, end)| start..end).filter(|range| range.end <= body.len());
+            range.ok_or_else(|| damaged("its columns lie outside it".to_owned()))
         };
-        let hashes = range(archive.hashes.as_ptr().cast(), archive.hashes.len() * SegmentHash::LENGTH);
-        let runs = range(archive.runs.as_ptr().cast(), archive.runs.len() * RUN_LENGTH);
+        let hashes = range(archive.hashes.as_ptr().cast(), archive.hashes.len(), SegmentHash::LENGTH)?;
+        let runs = range(archive.runs.as_ptr().cast(), archive.runs.len(), RUN_LENGTH)?;
         Ok(Self { mapped: MappedBody { bytes, hashes, runs }, header, info })
     }
 }
@@ -177,9 +179,9 @@ fn map(file: &File, path: &Path) -> Result<Mmap, ManifestError> {
     // SAFETY: the map is sound as long as nobody changes or cuts the file while it stands. The repository
     // never rewrites a manifest: it is made under another name and renamed once whole, and deleting unlinks
     // it, which leaves a map intact. What could break it is a person, or another program, that writes into
-    // `manifests/`, or into a large manifest file that was named on the command line, during a job. Then
-    // nothing is read outside the map all the same, for the columns' bounds are not taken from the bytes
-    // again and every text has been copied; answers may be those of the changed bytes, and a file that was cut
-    // ends the process.
+    // `manifests/`, or into a large manifest file that was named on the command line, during a job. Once
+    // it is open, nothing is read outside the map all the same, for the columns' bounds are not taken from the
+    // bytes again and every text has been copied; answers may be those of the changed bytes, and a file that was
+    // cut ends the process.
     unsafe { Mmap::map(file) }.map_err(|source| StorageError::new("map", path, source).into())
 }

@@ -31,6 +31,12 @@ use crate::error::ErrorKind;
 use crate::segment::Geometry;
 use crate::storage::StorageError;
 
+/// The most earlier backupsets that a manifest names: what a [`BaseIndex`] can count.
+pub const MOST_BASES: usize = u16::MAX as usize;
+
+/// The most bytes that a manifest's attributes take together, keys and values, one more for each.
+pub const ATTRIBUTES_LIMIT: usize = 1 << 20;
+
 /// What a manifest says about its backup as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestInfo {
@@ -145,10 +151,9 @@ impl ManifestError {
             Self::NotAManifest { .. }
             | Self::UnknownFormat { .. }
             | Self::Incomparable { .. }
-            | Self::Foreign { .. }
             | Self::Invalid { .. } => ErrorKind::Invalid,
             Self::NewerFormat { .. } | Self::CannotSay { .. } => ErrorKind::Unsupported,
-            Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::Damaged { .. } | Self::Foreign { .. } => ErrorKind::Corrupt,
             Self::Sqlite { source, .. } => foreign::sqlite::kind(source),
         }
     }

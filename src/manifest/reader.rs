@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use crate::manifest::archive::{ArchivedBody, Run};
 use crate::manifest::header::{Header, LENGTH};
 use crate::manifest::map::{MappedBody, Opened, Runs};
-use crate::manifest::{BackupsetId, BaseIndex, ImageName, Incremental, ManifestError, ManifestInfo};
+use crate::manifest::{
+    ATTRIBUTES_LIMIT, BackupsetId, BaseIndex, ImageName, Incremental, MOST_BASES, ManifestError, ManifestInfo,
+};
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
 
 /// Bodies up to this many bytes have their fingerprint compared when they are opened.
@@ -222,7 +224,16 @@ impl Cursor<'_> {
 
 impl ManifestInfo {
     /// Takes the information out of an archive that has been checked.
+    ///
+    /// Nothing is copied before it is known to be small.
     pub(super) fn of(body: &ArchivedBody) -> Result<Self, String> {
+        let attributes = body.attributes.iter().map(|pair| pair.key.len() + pair.value.len() + 1);
+        if body.bases.len() > MOST_BASES
+            || attributes.sum::<usize>() > ATTRIBUTES_LIMIT
+            || body.name.len() > 255
+        {
+            return Err("it says more about itself than a manifest can".to_owned());
+        }
         let segment_size =
             SegmentSize::new(u64::from(body.segment_size.to_native())).map_err(|error| error.to_string())?;
         let geometry =
@@ -268,6 +279,9 @@ fn check_runs(mapped: &MappedBody, info: &ManifestInfo) -> Result<(), &'static s
         }
         if usize::from(run.base) > info.bases.len() {
             return Err("a run names a base that it does not list");
+        }
+        if run.base == 0 && run.incremental > info.incremental.0 {
+            return Err("a run names a later backup");
         }
         run = next;
     }

@@ -13,7 +13,7 @@ use rkyv::util::with_arena;
 
 use crate::manifest::archive::{Attribute, Body, Column, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, LENGTH};
-use crate::manifest::{ManifestError, ManifestInfo, SegmentRef};
+use crate::manifest::{ATTRIBUTES_LIMIT, MOST_BASES, ManifestError, ManifestInfo, SegmentRef};
 use crate::segment::{Fingerprint, SegmentHash, SegmentIndex};
 use crate::storage::{Storage, StorageError, StorageFile};
 
@@ -51,6 +51,11 @@ pub struct FinishedManifest {
 impl ManifestWriter {
     /// Begins a manifest in a new file at `path`.
     pub fn create(storage: &dyn Storage, path: &Path, info: ManifestInfo) -> Result<Self, ManifestError> {
+        let attributes: usize = info.attributes.iter().map(|(key, value)| key.len() + value.len() + 1).sum();
+        if info.bases.len() > MOST_BASES || attributes > ATTRIBUTES_LIMIT {
+            let what = "it says more about itself than a manifest can".to_owned();
+            return Err(ManifestError::Invalid { path: path.to_owned(), what });
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         Ok(Self {
             file: storage.create(path)?,
@@ -75,6 +80,9 @@ impl ManifestWriter {
         }
         if usize::from(segment.base.0) > self.info.bases.len() {
             return Err(self.invalid(format!("segment {index} names a base that is not listed")));
+        }
+        if segment.base.0 == 0 && segment.incremental > self.info.incremental {
+            return Err(self.invalid(format!("segment {index} names a later backup")));
         }
         let next = Run {
             first: index.0,

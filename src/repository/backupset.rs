@@ -22,6 +22,29 @@ pub struct Origin {
     pub incremental: Incremental,
 }
 
+/// Whether a backup may be deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protection {
+    /// It may.
+    #[default]
+    None,
+    /// It may not before this time.
+    Until(jiff::Timestamp),
+    /// It may not, until somebody says otherwise.
+    Always,
+}
+
+impl Protection {
+    /// Says whether it holds at `now`.
+    pub fn holds(self, now: jiff::Timestamp) -> bool {
+        match self {
+            Self::None => false,
+            Self::Until(end) => now < end,
+            Self::Always => true,
+        }
+    }
+}
+
 /// What a backupset says about one of its backups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupRecord {
@@ -37,8 +60,8 @@ pub struct BackupRecord {
     pub segments: u32,
     /// Words a person gave it.
     pub tags: Vec<String>,
-    /// Whether it may not be deleted.
-    pub protected: bool,
+    /// Whether it may not be deleted, ever or for some time.
+    pub protection: Protection,
     /// A person's note.
     pub note: Option<String>,
 }
@@ -60,6 +83,8 @@ pub struct Backupset {
     pub next_incremental: u32,
     /// The backups, by number.
     pub backups: Vec<BackupRecord>,
+    /// Backups that were deleted and can still be undeleted, by number: their manifests are there.
+    pub deleted: Vec<BackupRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -75,6 +100,8 @@ struct File {
     origin: Option<FileOrigin>,
     #[serde(default, rename = "backup")]
     backups: Vec<FileBackup>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    deleted: Vec<FileBackup>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,7 +124,53 @@ struct FileBackup {
     #[serde(default)]
     protected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    protected_until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+}
+
+impl FileBackup {
+    fn of(backup: &BackupRecord) -> Self {
+        Self {
+            incremental: backup.incremental.0,
+            manifest: backup.manifest.to_string(),
+            timestamp: backup.timestamp.to_string(),
+            size_of_disk: backup.size_of_disk,
+            segments: backup.segments,
+            tags: backup.tags.clone(),
+            protected: backup.protection == Protection::Always,
+            protected_until: match backup.protection {
+                Protection::Until(end) => Some(end.to_string()),
+                Protection::None | Protection::Always => None,
+            },
+            note: backup.note.clone(),
+        }
+    }
+
+    fn read(self) -> Result<BackupRecord, String> {
+        let protection = match (self.protected, self.protected_until) {
+            (true, _) => Protection::Always,
+            (false, Some(end)) => Protection::Until(time(&end)?),
+            (false, None) => Protection::None,
+        };
+        Ok(BackupRecord {
+            incremental: Incremental(self.incremental),
+            manifest: self
+                .manifest
+                .parse()
+                .map_err(|error: crate::segment::InvalidHash| error.to_string())?,
+            timestamp: time(&self.timestamp)?,
+            size_of_disk: self.size_of_disk,
+            segments: self.segments,
+            tags: self.tags,
+            protection,
+            note: self.note,
+        })
+    }
+}
+
+fn time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|error: jiff::Error| error.to_string())
 }
 
 const CHECKSUM: &str = "# BLAKE3 of all before this line: ";
@@ -108,16 +181,6 @@ impl Backupset {
             backupset: origin.backupset.to_string(),
             incremental: origin.incremental.0,
         });
-        let backups = self.backups.iter().map(|backup| FileBackup {
-            incremental: backup.incremental.0,
-            manifest: backup.manifest.to_string(),
-            timestamp: backup.timestamp.to_string(),
-            size_of_disk: backup.size_of_disk,
-            segments: backup.segments,
-            tags: backup.tags.clone(),
-            protected: backup.protected,
-            note: backup.note.clone(),
-        });
         let file = File {
             format: FORMAT,
             backupset: self.id.to_string(),
@@ -126,7 +189,8 @@ impl Backupset {
             bases: self.bases.iter().map(ToString::to_string).collect(),
             next_incremental: self.next_incremental,
             origin,
-            backups: backups.collect(),
+            backups: self.backups.iter().map(FileBackup::of).collect(),
+            deleted: self.deleted.iter().map(FileBackup::of).collect(),
         };
         let text = toml::to_string(&file)?;
         let checksum = Fingerprint::of(text.as_bytes());
@@ -137,7 +201,6 @@ impl Backupset {
         let wrong = |what: &dyn std::fmt::Display| what.to_string();
         let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
         let id = |text: &str| text.parse::<BackupsetId>().map_err(|error| wrong(&error));
-        let time = |text: &str| text.parse::<jiff::Timestamp>().map_err(|error| wrong(&error));
         let origin = match file.origin {
             None => None,
             Some(origin) => Some(Origin {
@@ -145,26 +208,18 @@ impl Backupset {
                 incremental: Incremental(origin.incremental),
             }),
         };
-        let backup = |backup: FileBackup| {
-            Ok(BackupRecord {
-                incremental: Incremental(backup.incremental),
-                manifest: backup
-                    .manifest
-                    .parse()
-                    .map_err(|error: crate::segment::InvalidHash| wrong(&error))?,
-                timestamp: time(&backup.timestamp)?,
-                size_of_disk: backup.size_of_disk,
-                segments: backup.segments,
-                tags: backup.tags,
-                protected: backup.protected,
-                note: backup.note,
-            })
-        };
-        let backups = file.backups.into_iter().map(backup).collect::<Result<Vec<_>, String>>()?;
-        if !backups.is_sorted_by(|a, b| a.incremental < b.incremental)
-            || backups.last().is_some_and(|last| last.incremental.0 >= file.next_incremental)
-        {
-            return Err("its backups are not in order".to_owned());
+        let read =
+            |list: Vec<FileBackup>| list.into_iter().map(FileBackup::read).collect::<Result<Vec<_>, _>>();
+        let (backups, deleted) = (read(file.backups)?, read(file.deleted)?);
+        for list in [&backups, &deleted] {
+            if !list.is_sorted_by(|a, b| a.incremental < b.incremental)
+                || list.last().is_some_and(|last| last.incremental.0 >= file.next_incremental)
+            {
+                return Err("its backups are not in order".to_owned());
+            }
+        }
+        if deleted.iter().any(|one| backups.iter().any(|other| one.incremental == other.incremental)) {
+            return Err("it lists a backup as deleted that it lists".to_owned());
         }
         Ok(Self {
             id: id(&file.backupset)?,
@@ -174,6 +229,7 @@ impl Backupset {
             origin,
             next_incremental: file.next_incremental,
             backups,
+            deleted,
         })
     }
 
@@ -236,8 +292,18 @@ impl Repository {
     fn is_unborn(&self, id: BackupsetId) -> bool {
         let leftover =
             |name: &String| Path::new(name).extension().is_some_and(|it| it == crate::storage::TEMPORARY);
-        self.storage.list(&self.layout.set(id)).is_ok_and(|names| names.iter().all(leftover))
+        match self.storage.list(&self.layout.set(id)) {
+            Ok(names) => names.iter().all(leftover) || is_newborn(&names),
+            // It was given up meanwhile.
+            Err(error) => error.is_not_found(),
+        }
     }
+}
+
+/// Says whether a folder with these names in it is that of a backupset that an import has begun.
+pub(super) fn is_newborn(names: &[String]) -> bool {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    has(Layout::NEWBORN) && !has(Layout::SET_SETTINGS)
 }
 
 #[cfg(test)]
@@ -254,7 +320,11 @@ mod tests {
             size_of_disk: 1 << 40,
             segments: 1 << 18,
             tags: vec!["monthly".to_owned()],
-            protected: number == 1,
+            protection: match number {
+                1 => Protection::Always,
+                2 => Protection::Until(time),
+                _ => Protection::None,
+            },
             note: (number == 1).then(|| "before the \"upgrade\"\n# BLAKE3".to_owned()),
         };
         Backupset {
@@ -265,6 +335,7 @@ mod tests {
             origin: Some(Origin { backupset: BackupsetId::random(), incremental: Incremental(4) }),
             next_incremental: 5,
             backups: vec![record(1), record(4)],
+            deleted: vec![record(2)],
         }
     }
 

@@ -3,7 +3,7 @@
 //! 1. everything it stored is made durable in packs and entered into the index;
 //! 2. its manifest is made durable under a temporary name;
 //! 3. every segment that it gains is looked up in the index: whoever stored it, it is there;
-//! 4. the manifest gets its name (in a backupset that is imported, after `set.toml` was made without any backup), without replacing any, and the folder is synced;
+//! 4. the manifest gets its name, without replacing any, and the folder is synced;
 //! 5. `set.toml` is replaced: **from here on the backup exists**;
 //! 6. the refcounts are applied;
 //! 7. the generation is raised, first in the index, then in `state`, each durably;
@@ -22,7 +22,8 @@ use crate::manifest::{
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::state::State;
 use crate::repository::{
-    BackupId, BackupRecord, Backupset, Layout, Origin, Repository, RepositoryError, RepositoryWriter,
+    BackupId, BackupRecord, Backupset, Layout, Origin, Protection, Repository, RepositoryError,
+    RepositoryWriter,
 };
 use crate::segment::Geometry;
 use crate::storage::TEMPORARY;
@@ -50,6 +51,7 @@ pub struct BackupDraft {
     info: ManifestInfo,
     temporary: PathBuf,
     parent: Option<Parent>,
+    tags: Vec<String>,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
 }
@@ -57,12 +59,17 @@ pub struct BackupDraft {
 impl BackupDraft {
     pub(super) fn new(layout: &Layout, set: Backupset, info: ManifestInfo, parent: Option<Parent>) -> Self {
         let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
-        Self { set, info, temporary, parent, newborn: false }
+        Self { set, info, temporary, parent, tags: Vec::new(), newborn: false }
     }
 
     /// Returns the backup that this one is compared with.
     pub fn parent(&self) -> Option<&Parent> {
         self.parent.as_ref()
+    }
+
+    /// Gives the backup tags.
+    pub fn set_tags(&mut self, tags: &[String]) {
+        self.tags = tags.to_vec();
     }
 
     /// Returns what its manifest will say about the whole.
@@ -142,6 +149,7 @@ impl RepositoryWriter {
             origin: from.map(|(set, incremental)| Origin { backupset: set.id, incremental }),
             next_incremental: 0,
             backups: Vec::new(),
+            deleted: Vec::new(),
         };
         let created = set.create(self.repository.storage.as_ref(), &self.repository.layout);
         created.inspect_err(|error| self.poisoned_by(error))?;
@@ -233,7 +241,7 @@ impl RepositoryWriter {
         manifest: ManifestWriter,
     ) -> Result<CommittedBackup, RepositoryError> {
         let (repository, storage) = (&self.repository, self.repository.storage.as_ref());
-        let BackupDraft { mut set, info, temporary, newborn, .. } = draft;
+        let BackupDraft { mut set, info, temporary, tags, newborn, .. } = draft;
         self.store.flush()?;
         let finished = manifest.finish()?;
         let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
@@ -246,10 +254,6 @@ impl RepositoryWriter {
                 }
             }
         }
-        if newborn {
-            // Before a manifest has its name: one without settings beside it could not be told from damage.
-            set.write(storage, &repository.layout)?;
-        }
         let path = repository.layout.manifest(set.id, info.incremental);
         storage.rename_new(&temporary, &path)?;
         storage.sync_folder(&repository.layout.set(set.id))?;
@@ -259,12 +263,19 @@ impl RepositoryWriter {
             timestamp: info.timestamp,
             size_of_disk: info.geometry.size_of_disk(),
             segments: info.geometry.segments(),
-            tags: Vec::new(),
-            protected: false,
+            tags,
+            protection: Protection::None,
             note: None,
         });
-        set.next_incremental = info.incremental.0 + 1;
+        set.next_incremental = info
+            .incremental
+            .0
+            .checked_add(1)
+            .ok_or_else(|| RepositoryError::NoIncremental { backupset: set.id.to_string() })?;
         set.write(storage, &repository.layout)?;
+        if newborn {
+            storage.unlink(&repository.layout.newborn(set.id))?;
+        }
         let committed = ManifestReader::open(&path)?;
         let neighbours = Neighbours { before: before.as_ref(), this: &committed, after: None };
         let counting = Counting { backupset: set.id, neighbours };
@@ -285,7 +296,7 @@ impl RepositoryWriter {
 
     /// Raises the generation, first in the index, then in `state`: an index from before this moment is not
     /// believed any longer.
-    fn raise_generation(&self) -> Result<(), RepositoryError> {
+    pub(super) fn raise_generation(&self) -> Result<(), RepositoryError> {
         // Held over I/O: nobody else wants it while a commit is under way, and the order of the two is the point.
         let mut file = self.state();
         let state = file.state();

@@ -37,15 +37,27 @@ impl Counting<'_> {
         Change::Counted(self.backupset, self.incremental(), counted)
     }
 
-    /// Returns from where a count that was cut short goes on: window and keys of it.
-    fn resume(&self, counted: Option<&Counted>) -> Option<(u32, u32)> {
-        let Some(counted) = counted else { return Some((0, 0)) };
-        let same = counted.manifest == *self.neighbours.this.fingerprint().as_bytes()
-            && counted.before == number(self.neighbours.before)
-            && counted.after == number(self.neighbours.after);
-        match counted.state {
-            CountedState::Adding { window, keys } if same => Some((window, keys)),
-            CountedState::Adding { .. } | CountedState::Whole => None,
+    /// Returns from where a count in the direction `way` that was cut short goes on: window and keys of it.
+    fn resume(&self, way: Way, counted: Option<&Counted>) -> Option<(u32, u32)> {
+        let same = |counted: &Counted| {
+            counted.manifest == *self.neighbours.this.fingerprint().as_bytes()
+                && counted.before == number(self.neighbours.before)
+                && counted.after == number(self.neighbours.after)
+        };
+        match (way, counted.map(|counted| (counted.state, counted))) {
+            (Way::Add, None) => Some((0, 0)),
+            (Way::Add, Some((CountedState::Adding { window, keys }, counted))) if same(counted) => {
+                Some((window, keys))
+            }
+            (Way::Remove, Some((CountedState::Whole, counted)))
+                if counted.manifest == *self.neighbours.this.fingerprint().as_bytes() =>
+            {
+                Some((0, 0))
+            }
+            (Way::Remove, Some((CountedState::Removing { window, keys }, counted))) if same(counted) => {
+                Some((window, keys))
+            }
+            _ => None,
         }
     }
 
@@ -58,20 +70,70 @@ impl Counting<'_> {
         counted: Option<&Counted>,
         mut apply: impl FnMut(Vec<Change>) -> Result<(), StoreError>,
     ) -> Result<bool, StoreError> {
-        let Some((first_window, first_keys)) = self.resume(counted) else { return Ok(false) };
-        for (window, places) in (0_u32..).zip(self.neighbours.windows()).skip(first_window as usize) {
-            let mut keys = if window == first_window { first_keys } else { 0 };
-            let gains = self.neighbours.gains(places).into_iter().skip(keys as usize);
-            let counts: Vec<_> = gains.map(|(key, gain)| Change::Count(key, i64::from(gain))).collect();
-            for batch in counts.chunks(COUNTS) {
-                keys += u32::try_from(batch.len()).unwrap_or(0);
-                let mut changes = batch.to_vec();
-                changes.push(self.progress(CountedState::Adding { window, keys }));
-                apply(changes)?;
-            }
+        if !self.count(Way::Add, counted, &mut apply)? {
+            return Ok(false);
         }
         apply(vec![self.progress(CountedState::Whole)])?;
         Ok(true)
+    }
+
+    /// Takes the backup's counts away again, from where `counted` says that it was cut short; what it counted is
+    /// then as if it had never been. Returns `false`, having done nothing, as [`Self::add`] does.
+    pub(super) fn remove(
+        &self,
+        counted: Option<&Counted>,
+        mut apply: impl FnMut(Vec<Change>) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        if !self.count(Way::Remove, counted, &mut apply)? {
+            return Ok(false);
+        }
+        apply(vec![Change::Uncounted(self.backupset, self.incremental())])?;
+        Ok(true)
+    }
+
+    fn count(
+        &self,
+        way: Way,
+        counted: Option<&Counted>,
+        apply: &mut impl FnMut(Vec<Change>) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let Some((first_window, first_keys)) = self.resume(way, counted) else { return Ok(false) };
+        for (window, places) in (0_u32..).zip(self.neighbours.windows()).skip(first_window as usize) {
+            let mut keys = if window == first_window { first_keys } else { 0 };
+            let gains = self.neighbours.gains(places).into_iter().skip(keys as usize);
+            let counts: Vec<_> =
+                gains.map(|(key, gain)| Change::Count(key, way.sign() * i64::from(gain))).collect();
+            for batch in counts.chunks(COUNTS) {
+                keys += u32::try_from(batch.len()).unwrap_or(0);
+                let mut changes = batch.to_vec();
+                changes.push(self.progress(way.state(window, keys)));
+                apply(changes)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a backup comes or goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Add,
+    Remove,
+}
+
+impl Way {
+    fn sign(self) -> i64 {
+        match self {
+            Self::Add => 1,
+            Self::Remove => -1,
+        }
+    }
+
+    fn state(self, window: u32, keys: u32) -> CountedState {
+        match self {
+            Self::Add => CountedState::Adding { window, keys },
+            Self::Remove => CountedState::Removing { window, keys },
+        }
     }
 }
 
@@ -120,6 +182,7 @@ mod tests {
                 match change {
                     Change::Count(key, gain) => *self.refcounts.entry(key).or_insert(0) += gain,
                     Change::Counted(_, _, counted) => self.counted = Some(counted),
+                    Change::Uncounted(..) => self.counted = None,
                     other => panic!("{other:?}"),
                 }
             }
@@ -183,6 +246,25 @@ mod tests {
             });
             assert!(resumed.unwrap());
             assert_eq!(counts, whole, "cut at batch {cut}");
+            // And the other way: taken away, cut short at the same batch, and gone on with.
+            let counted = counts.counted;
+            counts.batches = 0;
+            let failed = counting.remove(counted.as_ref(), |changes| {
+                if counts.batches == cut {
+                    return Err(StoreError::Poisoned { reason: "cut".to_owned(), full: false, index: false });
+                }
+                counts.apply(changes);
+                Ok(())
+            });
+            assert!(failed.is_err());
+            let reached = counts.counted;
+            let resumed = counting.remove(reached.as_ref(), |changes| {
+                counts.apply(changes);
+                Ok(())
+            });
+            assert!(resumed.unwrap());
+            assert_eq!(counts.counted, None);
+            assert!(counts.refcounts.values().all(|count| *count == 0), "cut at batch {cut}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! How a backup that was made elsewhere comes in: with the backupset, number and time that it has.
 
-use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestInfo};
+use crate::manifest::{BackupsetId, ImageName, ManifestInfo};
 use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
+use crate::storage::replace;
 
 impl RepositoryWriter {
     /// Begins to import a backup as one of `name`: into its backupset, which is made if there is none. Until it
@@ -23,6 +24,14 @@ impl RepositoryWriter {
             name: name.clone(),
             what,
         };
+        if info.incremental.0 == u32::MAX {
+            return Err(cannot("no number would be left for the next backup".to_owned()));
+        }
+        let mut ids: Vec<_> = info.bases.iter().chain([&info.backupset]).collect();
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
+            return Err(cannot("it names a backupset twice".to_owned()));
+        }
         let (has, needs) = (repository.settings.segment_size, info.geometry.segment_size());
         if has != needs {
             let (has, needs) = (has.bytes(), needs.bytes());
@@ -36,12 +45,11 @@ impl RepositoryWriter {
         }
         let info = ManifestInfo { name: name.clone(), ..info.clone() };
         if let Some(set) = sets.iter().find(|set| set.id == info.backupset) {
-            fits_set(set, name, info.incremental).map_err(cannot)?;
+            fits_set(set, &info).map_err(cannot)?;
             return Ok(BackupDraft::new(&repository.layout, set.clone(), info, None));
         }
         if let Some(current) = Repository::current_set(&sets, name)
-            && !info.bases.contains(&current.id)
-            && !current.bases.contains(&info.backupset)
+            && info.bases.contains(&current.id) == current.bases.contains(&info.backupset)
         {
             return Err(cannot(format!("{name} has backups of another disk already: choose another name")));
         }
@@ -53,28 +61,35 @@ impl RepositoryWriter {
             origin: None,
             next_incremental: info.incremental.0,
             backups: Vec::new(),
+            deleted: Vec::new(),
         };
-        self.create_folder_of(set.id)?;
+        self.begin_folder(set.id)?;
         let mut draft = BackupDraft::new(&repository.layout, set, info, None);
         draft.newborn = true;
         Ok(draft)
     }
 
-    /// Makes the folder of a new backupset. Without settings in it, it stands for nothing.
-    fn create_folder_of(&self, id: BackupsetId) -> Result<(), RepositoryError> {
+    /// Makes the folder of a new backupset. Until its settings are in it, what lies there stands for nothing, and
+    /// recovery removes it: a marker says so.
+    fn begin_folder(&self, id: BackupsetId) -> Result<(), RepositoryError> {
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         storage.create_folder(&layout.set(id))?;
-        Ok(storage.sync_folder(&layout.sets())?)
+        storage.sync_folder(&layout.sets())?;
+        Ok(replace(storage, &layout.newborn(id), b"")?)
     }
 }
 
 /// Says why a backup does not fit into its backupset.
-fn fits_set(set: &Backupset, name: &ImageName, incremental: Incremental) -> Result<(), String> {
-    if set.name != *name {
+fn fits_set(set: &Backupset, info: &ManifestInfo) -> Result<(), String> {
+    let incremental = info.incremental;
+    if set.name != info.name {
         return Err(format!("its backupset is there under the name {}", set.name));
     }
     if set.backups.iter().any(|backup| backup.incremental == incremental) {
         return Err("it is there already".to_owned());
+    }
+    if set.bases != info.bases {
+        return Err("it names other earlier backupsets than its own backupset does".to_owned());
     }
     if incremental.0 < set.next_incremental {
         let next = set.next_incremental;

@@ -11,6 +11,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// The name of the settings in a backupset's folder.
+    pub const SET_SETTINGS: &str = "set.toml";
+    /// The name of what says, beside no settings, that an import has begun the backupset: it does not exist.
+    pub const NEWBORN: &str = "newborn.tmp";
+
     /// Makes the layout of a repository at `root`.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
@@ -68,7 +73,12 @@ impl Layout {
 
     /// Returns the settings of one backupset.
     pub fn set_settings(&self, id: BackupsetId) -> PathBuf {
-        self.set(id).join("set.toml")
+        self.set(id).join(Self::SET_SETTINGS)
+    }
+
+    /// Returns what says that a backupset does not exist yet.
+    pub fn newborn(&self, id: BackupsetId) -> PathBuf {
+        self.set(id).join(Self::NEWBORN)
     }
 
     /// Returns the manifest of one backup.

@@ -9,12 +9,14 @@
 mod backupset;
 mod commit;
 mod counting;
+mod delete;
 mod import;
 mod job;
 mod layout;
 mod lock;
 mod open;
 mod recovery;
+pub mod retention;
 mod select;
 mod settings;
 mod state;
@@ -23,8 +25,9 @@ mod statistics;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use backupset::{BackupRecord, Backupset, Origin};
+pub use backupset::{BackupRecord, Backupset, Origin, Protection};
 pub use commit::{BackupDraft, CommittedBackup, Parent};
+pub use delete::{Changed, Deletion};
 pub use job::JobError;
 pub use layout::Layout;
 pub use open::{OpenOptions, RepositoryWriter};
@@ -139,6 +142,18 @@ pub enum RepositoryError {
         /// The backup.
         backup: String,
     },
+    /// The backup may not be deleted.
+    #[error("{backup} is protected: nothing was deleted; \"ekko unprotect {backup}\" allows it")]
+    Protected {
+        /// The backup.
+        backup: String,
+    },
+    /// The name is taken.
+    #[error("{name} names other backups already: nothing was renamed")]
+    NameTaken {
+        /// The name.
+        name: ImageName,
+    },
     /// The disk that holds the repository is full.
     #[error(
         "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
@@ -195,6 +210,8 @@ impl RepositoryError {
             | Self::Occupied { .. }
             | Self::Exists { .. }
             | Self::CannotImport { .. }
+            | Self::Protected { .. }
+            | Self::NameTaken { .. }
             | Self::Settings { .. } => ErrorKind::Invalid,
             Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
                 ErrorKind::Unsupported

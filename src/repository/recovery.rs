@@ -7,9 +7,11 @@ use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
+use crate::repository::backupset::is_newborn;
 use crate::repository::counting::{Counting, neighbour};
+use crate::repository::delete::finish_deletion;
 use crate::repository::state::State;
-use crate::repository::{Backupset, Repository, RepositoryError};
+use crate::repository::{Backupset, Layout, Repository, RepositoryError};
 use crate::storage::TEMPORARY;
 use crate::store::{
     Change, Counted, CountedState, IndexError, IndexWriter, StoreError, digest, reconcile_packs,
@@ -48,7 +50,18 @@ pub(super) fn undo_unfinished(
         let folder = layout.set(id);
         let set = sets.iter().find(|set| set.id == id);
         let mut changed = false;
-        for name in storage.list(&folder)? {
+        let names = storage.list(&folder)?;
+        // An import that was not committed: the backupset was never born, whatever lies there.
+        if is_newborn(&names) {
+            // The marker last: what is left after a crash is still not born.
+            for name in names.iter().filter(|name| *name != Layout::NEWBORN) {
+                storage.unlink(&folder.join(name))?;
+            }
+            storage.sync_folder(&folder)?;
+            storage.remove_folder(&folder)?;
+            continue;
+        }
+        for name in names {
             let path = folder.join(&name);
             let unfinished =
                 name.parse::<u32>().is_ok_and(|number| set.is_some_and(|set| number >= set.next_incremental));
@@ -63,10 +76,6 @@ pub(super) fn undo_unfinished(
         }
         if changed {
             storage.sync_folder(&folder)?;
-        }
-        // A backupset that was never born.
-        if set.is_none() && storage.list(&folder)?.is_empty() {
-            storage.remove_folder(&folder)?;
         }
     }
     Ok(())
@@ -190,6 +199,16 @@ fn reconcile(
     }
     let mut counted = index.index().counted().map_err(StoreError::from)?;
     for set in &sets {
+        // What is counted of deleted backups goes first: that is what the others are counted beside.
+        for record in &set.deleted {
+            let Some(entry) = counted.remove(&(set.id, record.incremental)) else { continue };
+            let apply = |changes: Vec<Change>| Ok(index.apply(&changes)?);
+            if !finish_deletion(repository, set, record, &entry, apply)? {
+                let path = index.index().path().to_owned();
+                let what = format!("it counts {}@{}, which was deleted", set.id, record.incremental);
+                return Err(StoreError::from(IndexError::Damaged { path, what }).into());
+            }
+        }
         count_set(repository, set, index, &mut counted, progress)?;
     }
     // What is left was counted for a backup that no set names. A set that cannot be read may still name it.

@@ -50,6 +50,7 @@ impl StorageError {
     pub fn kind(&self) -> ErrorKind {
         match self.source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::AlreadyExists => ErrorKind::Invalid,
             io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
             _ => ErrorKind::Io,
         }

@@ -29,7 +29,7 @@ impl NewFile {
             Ok(metadata) if !metadata.is_file() => {
                 return Err(exists("something that is no file has this name"));
             }
-            Ok(_) if !replace => return Err(exists("it exists")),
+            Ok(_) if !replace => return Err(exists("it exists; --force replaces it")),
             _ => {}
         }
         let folder = tempfile::Builder::new().prefix(".ekko-").tempdir_in(parent(path));

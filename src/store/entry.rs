@@ -8,10 +8,10 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::store::pack::{Appended, ContentsEntry, PackNumber, RecordPlace};
+use crate::store::pack::{Appended, ContentsEntry, PackNumber, RecordPlace, record_span};
 
 /// The format of the index's records.
-pub(super) const INDEX_FORMAT: u64 = 1;
+pub(super) const INDEX_FORMAT: u64 = 2;
 
 /// The pack of a segment that is in none: no pack has this number.
 pub(super) const LOST: u64 = 0;
@@ -88,6 +88,11 @@ impl SegmentEntry {
         self.pack == LOST
     }
 
+    /// Returns how many bytes of its pack its record takes.
+    pub fn span(&self) -> u64 {
+        record_span(u64::from(self.stored_length))
+    }
+
     /// Returns the BLAKE3 of its plain bytes.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::from_bytes(self.fingerprint)
@@ -120,6 +125,13 @@ pub enum CountedState {
         /// How many keys of it, in their order.
         keys: u32,
     },
+    /// It is being taken away: the windows before this one are, and of it this many keys.
+    Removing {
+        /// The window.
+        window: u32,
+        /// How many keys of it, in their order.
+        keys: u32,
+    },
 }
 
 /// What the index says of a backup whose segments it counts.
@@ -135,6 +147,13 @@ pub struct Counted {
     pub after: Option<u32>,
 }
 
+impl Counted {
+    /// Returns what the index says of a backup that is counted wholly.
+    pub fn whole(manifest: Fingerprint) -> Self {
+        Self { manifest: *manifest.as_bytes(), state: CountedState::Whole, before: None, after: None }
+    }
+}
+
 /// One change to the index.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -146,6 +165,8 @@ pub enum Change {
     Pack(PackNumber, PackEntry),
     /// A backup is counted this far.
     Counted(BackupsetId, Incremental, Counted),
+    /// A backup is not counted any longer.
+    Uncounted(BackupsetId, Incremental),
     /// The generation is this.
     Generation(u64),
 }

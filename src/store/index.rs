@@ -312,21 +312,23 @@ impl IndexWriter {
     }
 
     fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
-        // The values this batch leaves, for keys that it changes twice.
-        let mut values: HashMap<Vec<u8>, Vec<u8>> = HashMap::with_capacity(changes.len());
+        // The values this batch leaves, for keys that it changes twice; nothing stands for a removed one.
+        let mut values: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::with_capacity(changes.len());
         let (mut meta, mut lost) = (self.meta, self.lost);
         for change in changes {
             let key = match change {
                 Change::Insert(key, _) | Change::Count(key, _) => key::segment(*key).to_vec(),
                 Change::Pack(number, _) => key::pack(*number),
-                Change::Counted(backupset, incremental, _) => key::counted(*backupset, *incremental),
+                Change::Counted(backupset, incremental, _) | Change::Uncounted(backupset, incremental) => {
+                    key::counted(*backupset, *incremental)
+                }
                 Change::Generation(number) => {
                     meta.generation = meta.generation.max(*number);
                     continue;
                 }
             };
             let old = match values.get(&key) {
-                Some(value) => Some(value.clone()),
+                Some(value) => value.clone(),
                 None => self.index.get(&key)?.map(|value| value.to_vec()),
             };
             let new = match change {
@@ -334,24 +336,31 @@ impl IndexWriter {
                     let Some(entry) = self.inserted(&mut meta, *key, entry, old.as_deref())? else {
                         continue;
                     };
-                    self.encode(&entry)?
+                    Some(self.encode(&entry)?)
                 }
                 Change::Count(key, difference) => {
-                    self.encode(&self.counted(&mut meta, &mut lost, *key, *difference, old.as_deref())?)?
+                    let counted = self.counted(&mut meta, &mut lost, *key, *difference, old.as_deref())?;
+                    Some(self.encode(&counted)?)
                 }
-                Change::Pack(_, entry) => self.encode(entry)?,
-                Change::Counted(_, _, entry) => self.encode(entry)?,
+                Change::Pack(_, entry) => Some(self.encode(entry)?),
+                Change::Counted(_, _, entry) => Some(self.encode(entry)?),
+                Change::Uncounted(..) => None,
                 Change::Generation(_) => continue,
             };
             if let Some(old) = old {
                 meta.take(&key, &old);
             }
-            meta.add(&key, &new);
+            if let Some(new) = &new {
+                meta.add(&key, new);
+            }
             values.insert(key, new);
         }
         let mut batch = sled::Batch::default();
         for (key, value) in values {
-            batch.insert(key, value);
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
         }
         batch.insert(key::meta(META), meta.encode());
         guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;

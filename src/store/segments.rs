@@ -149,9 +149,10 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// Returns the stored segments with this SHA-1: several if it has collisions, none if nothing is stored.
+    /// Returns the segments with this SHA-1 that are known, lost ones too: several if it has collisions. What was
+    /// appended since the last flush is not among them.
     pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
-        let twins = self.index()?.twins(hash)?.into_iter().filter(|(_, entry)| !entry.is_lost());
+        let twins = self.index()?.twins(hash)?.into_iter();
         Ok(twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect())
     }
 

@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use ekko::manifest::{
+    BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestWriter, SegmentRef,
+};
+use ekko::segment::{Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
+use ekko::storage::OsStorage;
 use rusqlite::Connection;
 
 use crate::harness::{MIB, World, copy_folder, keys, noise};
@@ -276,7 +281,7 @@ fn an_export_says_how_each_segment_is_stored_and_replaces_only_when_told() {
         format!("Integer({segment}) Integer({incremental}) Integer({compression}) Integer(0)")
     };
     assert_eq!(rows(&world, "out", query), [codec(0, 0, 1), codec(1, 0, 0), codec(2, 1, 2)]);
-    world.run(&["manifest", "export", "web", "out"]).exits(1).says("it exists");
+    world.run(&["manifest", "export", "web", "out"]).exits(2).says("it exists");
     world.run(&["manifest", "export", "web@0", "out", "--force"]).exits(0);
     assert_eq!(rows(&world, "out", query).len(), 2);
     // A file knows of no store, and has no segments.
@@ -325,7 +330,7 @@ fn a_foreign_manifest_becomes_a_file_of_ours_without_a_repository() {
     assert_eq!((keys(&document), &document["segments"]), (vec!["bytes", "file", "segments"], &4.into()));
     let info = world.json(&["manifest", "info", "./old.ekko"]);
     assert_eq!((&info["name"], &info["present_segments"]), (&"old".into(), &4.into()));
-    world.run(&["manifest", "import", "old.sqlite", "--output", "old.ekko"]).exits(1).says("it exists");
+    world.run(&["manifest", "import", "old.sqlite", "--output", "old.ekko"]).exits(2).says("it exists");
     world
         .run(&["manifest", "import", "old.sqlite", "--output", "old.ekko", "--force", "--name", "x"])
         .exits(0);
@@ -338,4 +343,116 @@ fn a_foreign_manifest_becomes_a_file_of_ours_without_a_repository() {
     assert_eq!(world.run(&["restore", "old", "-"]).exits(0).stdout, original_disk());
     world.write("junk", b"neither of them, and long enough");
     world.run(&["manifest", "import", "junk", "--name", "x"]).exits(2).says("neither an Ekko manifest nor");
+}
+
+/// Writes a manifest of ours with 64 KiB segments: each a SHA-1 and a twin number.
+fn write_manifest(
+    world: &World,
+    file: &str,
+    set: u8,
+    incremental: u32,
+    bases: &[u8],
+    segments: &[(SegmentHash, u16)],
+) {
+    let id = |byte: u8| BackupsetId::from_bytes([byte; 16]);
+    let info = ManifestInfo {
+        backupset: id(set),
+        incremental: Incremental(incremental),
+        name: ImageName::new("made").unwrap(),
+        geometry: Geometry::new((segments.len() as u64) << 16, SegmentSize::MIN).unwrap(),
+        timestamp: "2026-01-02T03:04:05Z".parse().unwrap(),
+        bases: bases.iter().map(|byte| id(*byte)).collect(),
+        attributes: Vec::new(),
+    };
+    let mut writer = ManifestWriter::create(&OsStorage, &world.path(file), info).unwrap();
+    for (place, (hash, twin)) in (0..).zip(segments) {
+        let key = SegmentKey { hash: *hash, twin: Twin(*twin) };
+        let segment = SegmentRef { key, incremental: Incremental(incremental), base: BaseIndex(0) };
+        writer.push(SegmentIndex(place), &segment).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_manifest_that_would_harm_the_repository_is_refused() {
+    let world = World::new();
+    world.init_small();
+    let disk = noise(1, 1 << 16);
+    world.write("web", &disk);
+    world.run(&["backup", "web"]).exits(0);
+    let stored = [(SegmentHash::of(&disk), 0)];
+    let import = |file: &str, name: &str, code: i32| {
+        world.run(&["manifest", "import", file, "--name", name]).exits(code)
+    };
+    // The number behind it would be none, and the set could not be read again.
+    write_manifest(&world, "last", 1, u32::MAX, &[], &stored);
+    import("last", "last", 2).says("no number would be left");
+    // It descends from itself, or from what descends from it: no backupset would be the current one.
+    write_manifest(&world, "own-base", 1, 0, &[1], &stored);
+    import("own-base", "x", 2).says("a backupset twice");
+    write_manifest(&world, "a", 1, 0, &[2], &stored);
+    write_manifest(&world, "b", 2, 0, &[1], &stored);
+    import("a", "chain", 0);
+    import("b", "chain", 2).says("another disk");
+    write_manifest(&world, "a1", 1, 1, &[3], &stored);
+    import("a1", "chain", 2).says("other earlier backupsets");
+    // A twin number is another repository's.
+    write_manifest(&world, "twin", 4, 0, &[], &[(SegmentHash::of(&disk), 1)]);
+    import("twin", "twin", 2).says("segment 0 cannot be told");
+    // Of another length than its place.
+    write_manifest(&world, "long", 5, 0, &[], &[stored[0], (SegmentHash::of(b"elsewhere"), 0)]);
+    import("long", "long", 1).says("segment 1 (").says("is not stored");
+    // An import that cannot succeed makes no repository.
+    let elsewhere = World::new();
+    fs::copy(world.path("a"), elsewhere.path("a")).unwrap();
+    elsewhere.run(&["manifest", "import", "a", "--name", "x"]).exits(1).says("no repository");
+    elsewhere
+        .run(&["manifest", "import", "a", "--name", "x", "--segments", "gone"])
+        .exits(1)
+        .says("gone is no folder");
+    assert!(!elsewhere.path("R").exists());
+    let sets = fs::read_dir(world.path("R/manifests")).unwrap().count();
+    assert_eq!(sets, 2, "of what was refused, nothing stays");
+    world.run(&["backup", "web"]).exits(0);
+    assert_eq!(world.run(&["restore", "web", "-"]).exits(0).stdout, disk);
+}
+
+#[test]
+fn an_import_that_a_crash_cut_off_is_as_if_it_had_never_been() {
+    let world = World::new();
+    world.init_small();
+    let disk = noise(1, 1 << 16);
+    world.write("web", &disk);
+    world.run(&["backup", "web"]).exits(0);
+    // What stands there between the manifest's name and `set.toml`.
+    let set = "01010101-0101-0101-0101-010101010101";
+    fs::create_dir(world.path(&format!("R/manifests/{set}"))).unwrap();
+    write_manifest(&world, &format!("R/manifests/{set}/0"), 1, 0, &[], &[(SegmentHash::of(&disk), 0)]);
+    world.write(&format!("R/manifests/{set}/newborn.tmp"), b"");
+    assert_eq!(world.json(&["list"])["backups"].as_array().unwrap().len(), 1);
+    world.run(&["backup", "web"]).exits(0);
+    assert!(!world.path(&format!("R/manifests/{set}")).exists());
+}
+
+#[test]
+fn an_answer_beside_a_damaged_set_says_so() {
+    let world = World::new();
+    world.init_small();
+    for name in ["web", "db"] {
+        world.write(name, &noise(1, 1 << 16));
+        world.run(&["backup", name]).exits(0);
+    }
+    let set = world.json(&["show", "db"])["backupset"].as_str().unwrap().to_owned();
+    let path = format!("R/manifests/{set}/set.toml");
+    let text = fs::read_to_string(world.path(&path)).unwrap();
+    world.write(&path, text.replace("size_of_disk = 65536", "size_of_disk = 65537").as_bytes());
+    for arguments in
+        [&["diff", "web@0", "web"][..], &["manifest", "dump", "web"], &["manifest", "info", "web"]]
+    {
+        world.run(arguments).exits(3).says("is damaged");
+    }
+    // The name of a backup whose manifest is gone is not taken for a file's.
+    let set = world.run(&["--json", "manifest", "info", "web"]).exits(3).json();
+    fs::remove_file(world.path(&format!("R/manifests/{}/0", set["backupset"].as_str().unwrap()))).unwrap();
+    world.run(&["manifest", "dump", "web"]).exits(1);
 }

@@ -120,7 +120,7 @@ pub fn small_segments() -> InitOptions {
 }
 
 pub fn options() -> BackupOptions {
-    BackupOptions { compression: CompressionSetting::default(), jobs: 2 }
+    BackupOptions { compression: CompressionSetting::default(), jobs: 2, tags: Vec::new() }
 }
 
 pub fn open(path: &Path, told: &Told) -> RepositoryWriter {

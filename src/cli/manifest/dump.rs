@@ -59,5 +59,5 @@ pub(super) fn run(manifest: &ManifestReader, context: &Context) -> Result<Outcom
         }
     }
     out.flush()?;
-    Ok(Outcome::Done)
+    Ok(context.outcome())
 }

@@ -85,6 +85,14 @@ fn into_repository(
     let init =
         InitOptions { segment_size: manifest.info().geometry.segment_size(), ..InitOptions::default() };
     let jobs = args.jobs.number();
+    // No repository is made for an import that cannot succeed.
+    if let Some(folder) = args.segments.as_deref().filter(|folder| !folder.is_dir()) {
+        let message = format!("{} is no folder of segment files", folder.display());
+        return Err(CliError::new(ErrorKind::NotFound, message));
+    }
+    if args.segments.is_none() {
+        context.open()?;
+    }
     let (created_repository, writer) = backup::open_or_create(&init, jobs, context)?;
     let options = ImportOptions {
         segments: args.segments.as_deref(),
@@ -115,5 +123,5 @@ fn into_repository(
              {deduplicated_segments} stored already",
         )
     })?;
-    Ok(if context.progress().saw_problems() { Outcome::Problems } else { Outcome::Done })
+    Ok(context.outcome())
 }

@@ -68,5 +68,5 @@ pub(super) fn run(manifest: &ManifestReader, context: &Context) -> Result<Outcom
         pairs.retain(|(_, value)| !value.is_empty());
         format::pairs(out, &pairs)
     })?;
-    Ok(Outcome::Done)
+    Ok(context.outcome())
 }

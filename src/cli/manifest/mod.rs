@@ -14,7 +14,8 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::error::ErrorKind;
 use crate::manifest::ManifestReader;
-use crate::repository::{BackupSelector, Repository};
+use crate::progress::{Notice, Progress};
+use crate::repository::{BackupSelector, InvalidSelector, Repository, RepositoryError};
 
 pub(super) fn run(command: &ManifestCommand, context: &Context) -> Result<Outcome, CliError> {
     match command {
@@ -45,21 +46,38 @@ pub(super) fn open_named(source: &str, context: &Context) -> Result<Named, CliEr
     if ["/", "./", "../"].iter().any(|begin| source.starts_with(begin)) {
         return by_path();
     }
-    let by_name = || -> Result<Named, CliError> {
-        let selector: BackupSelector =
-            source.parse().map_err(|error: crate::repository::InvalidSelector| {
-                CliError::new(ErrorKind::Invalid, error.to_string())
-            })?;
-        let repository = context.open()?;
-        let (sets, _) = repository.backupsets()?;
-        let (set, backup) = repository.find(&sets, &selector)?;
-        let manifest = repository.manifest(set, backup)?;
-        Ok(Named { manifest, repository: Some(repository) })
-    };
-    match by_name() {
-        Err(CliError::Failed { kind: ErrorKind::NotFound | ErrorKind::Invalid, .. }) if path.is_file() => {
-            by_path()
-        }
-        other => other,
+    match by_name(source, context) {
+        Err(NoBackup::There(_)) if path.is_file() => by_path(),
+        Err(NoBackup::There(error) | NoBackup::Failed(error)) => Err(error),
+        Ok(named) => Ok(named),
     }
+}
+
+/// Why no backup was found.
+enum NoBackup {
+    /// None is called so.
+    There(CliError),
+    /// It cannot be opened, or nobody can know.
+    Failed(CliError),
+}
+
+fn by_name(source: &str, context: &Context) -> Result<Named, NoBackup> {
+    let invalid = |error: InvalidSelector| CliError::new(ErrorKind::Invalid, error.to_string());
+    let selector: BackupSelector = source.parse().map_err(|error| NoBackup::There(invalid(error)))?;
+    let root = context.repository_path().map_err(NoBackup::There)?;
+    let failed = |error: RepositoryError| match error {
+        RepositoryError::NotFound { .. } | RepositoryError::NoSuchBackup { .. } => {
+            NoBackup::There(error.into())
+        }
+        error => NoBackup::Failed(error.into()),
+    };
+    let repository = Repository::open(root).map_err(failed)?;
+    let (sets, problems) = repository.backupsets().map_err(failed)?;
+    for problem in problems {
+        // The name may mean another backup than it would.
+        context.progress().notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
+    }
+    let (set, backup) = repository.find(&sets, &selector).map_err(failed)?;
+    let manifest = repository.manifest(set, backup).map_err(failed)?;
+    Ok(Named { manifest, repository: Some(repository) })
 }

@@ -22,6 +22,13 @@ pub(super) struct ForeignInfo {
     pub(super) backupsets: Vec<BackupsetId>,
 }
 
+impl ForeignInfo {
+    /// Returns how many segments the disk has; 0 for a segment size that is none.
+    pub(super) fn segments(&self) -> u64 {
+        if self.segment_size == 0 { 0 } else { self.size_of_disk.div_ceil(self.segment_size) }
+    }
+}
+
 /// What a foreign manifest says about one segment, not yet checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ForeignSegment {

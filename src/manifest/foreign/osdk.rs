@@ -82,6 +82,11 @@ pub fn export<E: From<ManifestError>>(
     Ok(file.finish().map_err(ManifestError::from)?)
 }
 
+/// Makes sure that the format can say what a manifest says that is to be exported to `path`.
+pub fn check(manifest: &ManifestReader, path: &Path) -> Result<(), ManifestError> {
+    head(manifest, path).map(drop)
+}
+
 /// Returns the head with its bases.
 fn head(manifest: &ManifestReader, path: &Path) -> Result<Vec<u8>, ManifestError> {
     let cannot = |what: String| ManifestError::CannotSay { path: path.to_owned(), what };
@@ -123,6 +128,10 @@ pub(super) fn import(
     let size = file.metadata().map_err(failed)?.len();
     let (info, body) = read_head(&file, size, from)?;
     let damaged = |what: &str| ManifestError::Damaged { path: from.to_owned(), what: what.to_owned() };
+    if body.records > info.segments() {
+        let what = format!("it has {} segments, and its disk {}", body.records, info.segments());
+        return Err(ManifestError::Foreign { path: from.to_owned(), what });
+    }
     // The checksum before a single record is believed; it also says whether the records are in order.
     let (mut sum, mut last, mut sorted) = (crc32fast::Hasher::new(), None, true);
     each_record(&file, &body, from, |_, record| {
@@ -135,20 +144,21 @@ pub(super) fn import(
         return Err(damaged("its body does not fit its CRC-32"));
     }
     let mut builder = ManifestBuilder::begin(from, to, name, &info, progress)?;
+    let mut again = crc32fast::Hasher::new();
     if sorted {
-        let mut again = crc32fast::Hasher::new();
         each_record(&file, &body, from, |_, record| {
             again.update(record);
             builder.push(&decode(record))
         })?;
-        if again.finalize() != body.checksum {
-            return Err(damaged("it was changed while it was read"));
-        }
     } else {
-        // The original's writer takes them out of a hash table. 8 bytes of memory a segment.
-        let mut order = Vec::new();
+        // The original's writer takes them out of a hash table. 8 bytes of memory a segment. Read in another order
+        // they are summed in one that does not matter.
+        let sum = |sum: u64, record: &[u8; RECORD]| sum.wrapping_add(u64::from(crc32fast::hash(record)));
+        let (mut order, mut before, mut after) = (Vec::new(), 0, 0);
         each_record(&file, &body, from, |position, record| {
             order.push((place(record), position));
+            again.update(record);
+            before = sum(before, record);
             Ok(())
         })?;
         order.sort_unstable();
@@ -156,8 +166,15 @@ pub(super) fn import(
             let mut record = [0; RECORD];
             let offset = body.offset + u64::from(position) * RECORD as u64;
             file.read_exact_at(&mut record, offset).map_err(failed)?;
+            after = sum(after, &record);
             builder.push(&decode(&record))?;
         }
+        if before != after {
+            return Err(damaged("it was changed while it was read"));
+        }
+    }
+    if again.finalize() != body.checksum {
+        return Err(damaged("it was changed while it was read"));
     }
     builder.finish()
 }

@@ -8,6 +8,8 @@
 //! be these three tables and nothing else, so that no view, trigger or virtual table runs; and every value is
 //! checked for its type and its bounds. (See "Defense Against The Dark Arts" in SQLite's documentation.)
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rusqlite::config::DbConfig;
@@ -20,7 +22,7 @@ use crate::manifest::foreign::builder::{ForeignInfo, ForeignSegment, ManifestBui
 use crate::manifest::foreign::{CodecSource, STEP, backupset_number, backupsets};
 use crate::manifest::{BackupsetId, ImageName, ManifestError, ManifestInfo, ManifestReader};
 use crate::progress::{Part, Progress};
-use crate::storage::NewFile;
+use crate::storage::{NewFile, StorageError};
 
 /// The original's statements, to the letter: SQLite keeps them in the file.
 const TABLES: [(&str, &str); 3] = [
@@ -86,10 +88,7 @@ pub fn export<E: From<ManifestError>>(
 ) -> Result<(), E> {
     manifest.verify()?;
     let info = manifest.info();
-    let timestamp = timestamp_text(info.timestamp).ok_or_else(|| ManifestError::CannotSay {
-        path: path.to_owned(),
-        what: "a time before 1970".to_owned(),
-    })?;
+    let timestamp = timestamp(manifest, path)?;
     let file = NewFile::begin(path, replace).map_err(ManifestError::from)?;
     let failed = |source| ManifestError::Sqlite { operation: "write", path: path.to_owned(), source };
     let database = new_database(&file.temporary()).map_err(failed)?;
@@ -119,6 +118,18 @@ pub fn export<E: From<ManifestError>>(
     database.execute_batch("COMMIT").map_err(failed)?;
     database.close().map_err(|(_, source)| failed(source))?;
     Ok(file.finish().map_err(ManifestError::from)?)
+}
+
+/// Makes sure that the format can say what a manifest says that is to be exported to `path`.
+pub fn check(manifest: &ManifestReader, path: &Path) -> Result<(), ManifestError> {
+    timestamp(manifest, path).map(drop)
+}
+
+fn timestamp(manifest: &ManifestReader, path: &Path) -> Result<String, ManifestError> {
+    timestamp_text(manifest.info().timestamp).ok_or_else(|| ManifestError::CannotSay {
+        path: path.to_owned(),
+        what: "a time before 1970".to_owned(),
+    })
 }
 
 fn new_database(path: &Path) -> Result<Connection, rusqlite::Error> {
@@ -182,7 +193,10 @@ pub(super) fn import(
 ) -> Result<(), ManifestError> {
     let failed = |source| ManifestError::Sqlite { operation: "read", path: from.to_owned(), source };
     let refused = |what: String| ManifestError::Foreign { path: from.to_owned(), what };
+    check_first_page(from)?;
     let database = open_hostile(from).map_err(failed)?;
+    // One transaction: everything is of one moment.
+    database.execute_batch("BEGIN").map_err(failed)?;
     check_schema(&database, from)?;
     let info = read_head(&database, from)?;
     let mut builder = ManifestBuilder::begin(from, to, name, &info, progress)?;
@@ -225,6 +239,27 @@ fn numbers<const N: usize>(row: &Row<'_>) -> Result<[Option<u64>; N], rusqlite::
         };
     }
     Ok(numbers)
+}
+
+/// Makes sure, before SQLite sees the file, that its schema is one page, as three tables' is, so that reading it
+/// ends; and that it has no write-ahead log, which would be another file to believe. (SQLite's file format, 1.3 and
+/// 1.6: at 18 and 19 stands how it is written and read, at 100 of what kind its first page is.)
+fn check_first_page(path: &Path) -> Result<(), ManifestError> {
+    let mut first = [0; 101];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut first, 0));
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+        Err(source) => return Err(StorageError::new("read", path, source).into()),
+        Ok(()) => {}
+    }
+    let refused = |what: &str| Err(ManifestError::Foreign { path: path.to_owned(), what: what.to_owned() });
+    match first {
+        [.., 13] if first.get(18..20) == Some(&[1, 1]) => Ok(()),
+        [.., 13] => {
+            refused("it has a write-ahead log: open it with sqlite3 and say \"PRAGMA journal_mode = DELETE\"")
+        }
+        _ => refused("its schema is not that of the original"),
+    }
 }
 
 fn open_hostile(path: &Path) -> Result<Connection, rusqlite::Error> {

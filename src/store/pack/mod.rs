@@ -28,7 +28,7 @@ use std::path::PathBuf;
 pub use contents::ContentsEntry;
 pub use header::{PackHeader, PackId, PackNumber};
 pub use reader::PackReader;
-pub use record::{DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta};
+pub use record::{DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta, record_span};
 pub use scan::{PackScan, ScanDepth};
 pub use writer::{Appended, PackSync, PackWriter};
 

@@ -141,7 +141,7 @@ impl RecordHeader {
     pub fn span(&self) -> u64 {
         // A contents record has room behind its payload for what finds it from the end.
         let trailer = if self.kind == RecordKind::Contents { TRAILER_LENGTH } else { 0 };
-        aligned((HEADER_LENGTH as u64).saturating_add(self.stored_length).saturating_add(trailer))
+        record_span(self.stored_length.saturating_add(trailer))
     }
 
     /// Returns the header's bytes for a record at `offset` of a pack.
@@ -190,6 +190,11 @@ impl RecordHeader {
         };
         fields(FieldReader::new(covered)).ok().flatten()
     }
+}
+
+/// Returns how many bytes of a pack a record takes whose stored bytes are so long.
+pub fn record_span(stored_length: u64) -> u64 {
+    aligned((HEADER_LENGTH as u64).saturating_add(stored_length))
 }
 
 /// The bytes of one record under construction: room for the header, then what the encoder appends.

@@ -1,9 +1,18 @@
 //! The arguments.
 
+mod changes;
+mod manifests;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(in crate::cli) use changes::{
+    DeleteArgs, ForgetArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
+};
+pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
+
 use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
 
 use crate::codec::CompressionSetting;
 use crate::manifest::ImageName;
@@ -17,40 +26,39 @@ use crate::segment::SegmentSize;
                         ekko -r /backup/store restore web@latest /srv/vm/web.raw")]
 pub struct Cli {
     #[command(flatten)]
-    pub(super) global: Global,
+    pub(in crate::cli) global: Global,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(in crate::cli) command: Command,
 }
 
 /// Arguments of every command.
 #[derive(Args, Debug)]
-pub(super) struct Global {
+pub(in crate::cli) struct Global {
     /// The repository's folder
     #[arg(short, long, global = true, value_name = "PATH", env = "EKKO_REPOSITORY")]
-    pub(super) repository: Option<PathBuf>,
+    pub(in crate::cli) repository: Option<PathBuf>,
     /// Print one JSON document (on stderr where stdout carries data)
     #[arg(long, global = true)]
-    pub(super) json: bool,
+    pub(in crate::cli) json: bool,
     /// Print no progress and no notices
     #[arg(short, long, global = true)]
-    pub(super) quiet: bool,
+    pub(in crate::cli) quiet: bool,
     /// Log more to stderr; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub(super) verbose: u8,
+    pub(in crate::cli) verbose: u8,
     /// Wait so long for a repository that another process uses, e.g. 30s or 5m
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "0s")]
-    pub(super) wait: Duration,
+    pub(in crate::cli) wait: Duration,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| "a duration is e.g. 30s, 5m or 1h30m".to_owned())?;
+    let span: SignedDuration = text.parse().map_err(|_| "a duration is e.g. 30s, 5m or 1h30m".to_owned())?;
     span.try_into().map_err(|_| "a duration is not negative".to_owned())
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(in crate::cli) enum Command {
     /// Make a repository
     #[command(after_help = "Example:\n  ekko -r /backup/store init --segment-size 1MiB")]
     Init(InitArgs),
@@ -82,6 +90,33 @@ pub(super) enum Command {
                             Example:\n  ekko -r /backup/store diff web@3 web@4\n  ekko --json diff ./old.ekko ./new.ekko"
     )]
     Diff(DiffArgs),
+    /// Delete backups, any of a chain
+    #[command(
+        after_help = "What goes is shown first, with the bytes that no backup needs any longer then; --dry-run only shows \
+                            it. A deleted backup can be undeleted.\n\n\
+                            Example:\n  ekko -r /backup/store delete web@3 db@0 --dry-run"
+    )]
+    Delete(DeleteArgs),
+    /// Take deletions back
+    #[command(after_help = "Example:\n  ekko -r /backup/store undelete web@3")]
+    Undelete(UndeleteArgs),
+    /// Delete the backups that a policy does not keep
+    #[command(
+        after_help = "The rules are restic's: --keep-daily 7 keeps the newest backup of each of the last seven days that \
+                            have one, and so on; times are in UTC. Protected backups are always kept. NUMBER may be \
+                            \"unlimited\".\n\n\
+                            Example:\n  ekko -r /backup/store forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run"
+    )]
+    Forget(ForgetArgs),
+    /// Protect a backup from being deleted
+    #[command(after_help = "Example:\n  ekko -r /backup/store protect web@3 --until 2027-01-01")]
+    Protect(ProtectArgs),
+    /// Allow a protected backup to be deleted
+    #[command(after_help = "Example:\n  ekko -r /backup/store unprotect web@3")]
+    Unprotect(UnprotectArgs),
+    /// Give all backups of a name another one
+    #[command(after_help = "Example:\n  ekko -r /backup/store rename web shop")]
+    Rename(RenameArgs),
     /// Show what the repository holds and takes
     #[command(after_help = "Example:\n  ekko -r /backup/store stats --json")]
     Stats,
@@ -101,13 +136,13 @@ pub(super) enum Command {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct InitArgs {
+pub(in crate::cli) struct InitArgs {
     /// The size of a segment, a power of two from 64KiB to 64MiB; it cannot be changed later
     #[arg(long, value_name = "SIZE", value_parser = segment_size, default_value = "4MiB")]
-    pub(super) segment_size: SegmentSize,
+    pub(in crate::cli) segment_size: SegmentSize,
     /// The compression of backups that do not say otherwise: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19]
     #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
-    pub(super) compression: CompressionSetting,
+    pub(in crate::cli) compression: CompressionSetting,
 }
 
 fn segment_size(text: &str) -> Result<SegmentSize, String> {
@@ -123,193 +158,81 @@ fn segment_size(text: &str) -> Result<SegmentSize, String> {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct BackupArgs {
+pub(in crate::cli) struct BackupArgs {
     /// What to back up, and under which name; without a name, the source's file name is used
     #[arg(required = true, value_name = "[NAME=]SOURCE")]
-    pub(super) sources: Vec<String>,
+    pub(in crate::cli) sources: Vec<String>,
     /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
     #[arg(long, value_name = "NAME[:LEVEL]")]
-    pub(super) compression: Option<CompressionSetting>,
+    pub(in crate::cli) compression: Option<CompressionSetting>,
+    /// A word that these backups are found by; may be given several times
+    #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
+    pub(in crate::cli) tags: Vec<String>,
     #[command(flatten)]
-    pub(super) jobs: Jobs,
+    pub(in crate::cli) jobs: Jobs,
+}
+
+fn tag(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 64 || text.contains([',', ' ']) || text.chars().any(char::is_control) {
+        return Err("a tag is a word of 1 to 64 bytes without commas".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 #[derive(Args, Debug)]
-pub(super) struct Jobs {
+pub(in crate::cli) struct Jobs {
     /// How many threads hash, compress and verify [default: one a core]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
 }
 
 impl Jobs {
-    pub(super) fn number(&self) -> usize {
+    pub(in crate::cli) fn number(&self) -> usize {
         self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
     }
 }
 
 #[derive(Args, Debug)]
-pub(super) struct RestoreArgs {
+pub(in crate::cli) struct RestoreArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
-    pub(super) backup: BackupSelector,
+    pub(in crate::cli) backup: BackupSelector,
     /// A file, a block device at least as large as the disk, or - for stdout
-    pub(super) target: PathBuf,
+    pub(in crate::cli) target: PathBuf,
     /// Overwrite a target that exists
     #[arg(long)]
-    pub(super) force: bool,
+    pub(in crate::cli) force: bool,
     /// Say that the disk of this name is replaced by what is restored: its next backup begins a new backupset
     #[arg(long, value_name = "NAME")]
-    pub(super) over: Option<ImageName>,
+    pub(in crate::cli) over: Option<ImageName>,
     /// Do not wait until the target is durable
     #[arg(long)]
-    pub(super) no_sync: bool,
+    pub(in crate::cli) no_sync: bool,
     #[command(flatten)]
-    pub(super) jobs: Jobs,
+    pub(in crate::cli) jobs: Jobs,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct ListArgs {
+pub(in crate::cli) struct ListArgs {
     /// Only backups of this name
-    pub(super) name: Option<ImageName>,
+    pub(in crate::cli) name: Option<ImageName>,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct ShowArgs {
+pub(in crate::cli) struct ShowArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
-    pub(super) backup: BackupSelector,
+    pub(in crate::cli) backup: BackupSelector,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct DiffArgs {
-    /// The older backup, or the path of a manifest file
-    #[arg(value_name = "BACKUP|FILE")]
-    pub(super) older: String,
-    /// The newer backup, or the path of a manifest file
-    #[arg(value_name = "BACKUP|FILE")]
-    pub(super) newer: String,
-}
-
-/// Commands on manifests.
-#[derive(Debug, Subcommand)]
-pub(super) enum ManifestCommand {
-    /// Print the SHA-1 of each present segment, in order
-    #[command(after_help = "Example:\n  ekko -r /backup/store manifest dump web | sha1sum")]
-    Dump(ManifestArgs),
-    /// Show what a manifest says about the whole
-    #[command(after_help = "Example:\n  ekko manifest info ./manifests/7c1e.../0")]
-    Info(ManifestArgs),
-    /// Write a backup's manifest as the original Ekko has it
-    #[command(
-        after_help = "With --segments, the backup's segments are written as well, as the original's flat files \
-                            (DIR/UUID/INCREMENTAL/SEGMENT, zlib), as its local storage has them. Of a FILE only \
-                            the manifest can be exported: compression and encryption are then 255, unknown.\n\n\
-                            Example:\n  ekko -r /backup/store manifest export web@3 web.sqlite --segments /srv/flat"
-    )]
-    Export(ExportArgs),
-    /// Import a backup of the original Ekko, or a manifest of another repository
-    #[command(
-        after_help = "FILE is recognized by its content: SQLite, OSDK or Ekko's own. The backup keeps its backupset, \
-                            number and time; backups of one chain are imported in their order. Each segment file is \
-                            compared with its SHA-1. Without --segments all segments must be stored already.\n\n\
-                            Example:\n  ekko -r /backup/store manifest import old.sqlite --segments /srv/flat --name web"
-    )]
-    Import(ImportArgs),
-    /// Make a manifest with random hashes, for benchmarks
-    #[command(after_help = "Example:\n  ekko manifest generate --backupsize 65536 64-tib.ekko")]
-    Generate(GenerateArgs),
-}
-
-#[derive(Args, Debug)]
-pub(super) struct ManifestArgs {
-    /// A backup, or the path of a manifest file
-    #[arg(value_name = "BACKUP|FILE")]
-    pub(super) source: String,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct ExportArgs {
-    /// A backup, or the path of a manifest file
-    #[arg(value_name = "BACKUP|FILE")]
-    pub(super) source: String,
-    /// The file to make
-    #[arg(value_name = "OUT")]
-    pub(super) out: PathBuf,
-    /// The format of the file
-    #[arg(long, value_enum, default_value_t)]
-    pub(super) format: Format,
-    /// Write the segments to this folder, as flat files
-    #[arg(long, value_name = "DIR")]
-    pub(super) segments: Option<PathBuf>,
-    /// Replace files that exist
-    #[arg(long)]
-    pub(super) force: bool,
-    #[command(flatten)]
-    pub(super) jobs: Jobs,
-}
-
-/// The formats that a manifest can be exported to.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub(super) enum Format {
-    /// The original's SQLite
-    #[default]
-    Sqlite,
-    /// The original's OSDK, version 0
-    Osdk,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct ImportArgs {
-    /// The manifest file
-    pub(super) file: PathBuf,
-    /// The name of the image [default with --output: the file's name]
-    #[arg(long, required_unless_present = "output")]
-    pub(super) name: Option<ImageName>,
-    /// The folder that holds the segments as flat files
-    #[arg(long, value_name = "DIR", conflicts_with = "output")]
-    pub(super) segments: Option<PathBuf>,
-    /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
-    #[arg(long, value_name = "NAME[:LEVEL]", conflicts_with = "output")]
-    pub(super) compression: Option<CompressionSetting>,
-    /// Make a manifest file of it, and touch no repository
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-    /// Replace an output that exists
-    #[arg(long, requires = "output")]
-    pub(super) force: bool,
-    #[command(flatten)]
-    pub(super) jobs: Jobs,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct GenerateArgs {
-    /// The size of the disk in GiB: 65536 is 2^24 segments of 4 MiB
-    #[arg(long, value_name = "GIB")]
-    pub(super) backupsize: u64,
-    /// The file to make
-    pub(super) file: PathBuf,
-    /// Replace a file that exists
-    #[arg(long)]
-    pub(super) force: bool,
-    /// The size of a segment, a power of two from 64KiB to 64MiB
-    #[arg(long, value_name = "SIZE", value_parser = segment_size, default_value = "4MiB")]
-    pub(super) segment_size: SegmentSize,
-    /// What the random hashes follow from [default: a random number]
-    #[arg(long, value_name = "NUMBER")]
-    pub(super) seed: Option<u64>,
-    /// How many of a hundred segments begin a run
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100), default_value_t = 0)]
-    pub(super) fragmented: u8,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct CompletionsArgs {
+pub(in crate::cli) struct CompletionsArgs {
     /// The shell
-    pub(super) shell: clap_complete::Shell,
+    pub(in crate::cli) shell: clap_complete::Shell,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct ManArgs {
+pub(in crate::cli) struct ManArgs {
     /// The folder to write a page for each command to; without it, the main page goes to stdout
-    pub(super) folder: Option<PathBuf>,
+    pub(in crate::cli) folder: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -1,0 +1,125 @@
+//! Arguments of what changes the list of backups.
+
+use clap::Args;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::manifest::ImageName;
+use crate::repository::BackupSelector;
+use crate::repository::retention::{Keep, RetentionPolicy};
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct DeleteArgs {
+    /// The backups: NAME@NUMBER, NAME@latest or NAME
+    #[arg(required = true, value_name = "BACKUP")]
+    pub(in crate::cli) backups: Vec<BackupSelector>,
+    /// Only show what would be deleted
+    #[arg(short = 'n', long)]
+    pub(in crate::cli) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct UndeleteArgs {
+    /// The deleted backups: NAME@NUMBER, or NAME if there is one
+    #[arg(required = true, value_name = "BACKUP")]
+    pub(in crate::cli) backups: Vec<BackupSelector>,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct ForgetArgs {
+    /// Only backups of this name
+    pub(in crate::cli) name: Option<ImageName>,
+    /// Keep the newest ones
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_last: Option<Keep>,
+    /// Keep the newest of each hour, for so many hours that have one
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_hourly: Option<Keep>,
+    /// Keep the newest of each day
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_daily: Option<Keep>,
+    /// Keep the newest of each week
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_weekly: Option<Keep>,
+    /// Keep the newest of each month
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_monthly: Option<Keep>,
+    /// Keep the newest of each year
+    #[arg(long, value_name = "NUMBER", value_parser = keep)]
+    keep_yearly: Option<Keep>,
+    /// Keep all that are no older than this before the newest, e.g. 48h or 30d
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    keep_within: Option<SignedDuration>,
+    /// Keep all that have this tag; may be given several times
+    #[arg(long, value_name = "TAG")]
+    keep_tag: Vec<String>,
+    /// Only show what would be deleted
+    #[arg(short = 'n', long)]
+    pub(in crate::cli) dry_run: bool,
+}
+
+impl ForgetArgs {
+    pub(in crate::cli) fn policy(&self) -> RetentionPolicy {
+        RetentionPolicy {
+            last: self.keep_last.unwrap_or_default(),
+            hourly: self.keep_hourly.unwrap_or_default(),
+            daily: self.keep_daily.unwrap_or_default(),
+            weekly: self.keep_weekly.unwrap_or_default(),
+            monthly: self.keep_monthly.unwrap_or_default(),
+            yearly: self.keep_yearly.unwrap_or_default(),
+            within: self.keep_within,
+            tags: self.keep_tag.clone(),
+        }
+    }
+}
+
+fn keep(text: &str) -> Result<Keep, String> {
+    match text {
+        "unlimited" => Ok(Keep::Unlimited),
+        number => number.parse().map(Keep::Number).map_err(|_| "a number, or \"unlimited\"".to_owned()),
+    }
+}
+
+/// Reads a duration; a day has 24 hours, a week 7 days.
+fn within(text: &str) -> Result<SignedDuration, String> {
+    let wrong = || "a duration is e.g. 48h, 30d or 2w".to_owned();
+    let days = |number: &str, of: i64| {
+        let days = number.parse::<i64>().ok().filter(|days| (0..=36_500).contains(days));
+        days.map(|days| SignedDuration::from_hours(days * of * 24)).ok_or_else(wrong)
+    };
+    if let Some(number) = text.strip_suffix('d') {
+        return days(number, 1);
+    }
+    if let Some(number) = text.strip_suffix('w') {
+        return days(number, 7);
+    }
+    text.parse().ok().filter(|span: &SignedDuration| !span.is_negative()).ok_or_else(wrong)
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct ProtectArgs {
+    /// The backup: NAME, NAME@latest or NAME@NUMBER
+    pub(in crate::cli) backup: BackupSelector,
+    /// Until then: a date or a time in UTC, e.g. 2027-01-31 or 2027-01-31T12:00:00Z
+    #[arg(long, value_name = "DATE", value_parser = moment)]
+    pub(in crate::cli) until: Option<Timestamp>,
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let date = || text.parse::<jiff::civil::Date>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
+    let time = text.parse().ok().or_else(|| date().map(|zoned| zoned.timestamp()));
+    time.ok_or_else(|| "a date is e.g. 2027-01-31, a time 2027-01-31T12:00:00Z".to_owned())
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct UnprotectArgs {
+    /// The backup: NAME, NAME@latest or NAME@NUMBER
+    pub(in crate::cli) backup: BackupSelector,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct RenameArgs {
+    /// The name that the backups have
+    pub(in crate::cli) from: ImageName,
+    /// The name that they get
+    pub(in crate::cli) to: ImageName,
+}

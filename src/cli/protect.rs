@@ -1,0 +1,66 @@
+//! `ekko protect`, `ekko unprotect` and `ekko rename`
+
+use serde::Serialize;
+
+use crate::cli::Outcome;
+use crate::cli::args::{ProtectArgs, RenameArgs, UnprotectArgs};
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::repository::{BackupSelector, Deletion, Protection, Repository};
+
+#[derive(Serialize)]
+struct Document {
+    backup: String,
+    protected: bool,
+    until: Option<String>,
+}
+
+pub(super) fn protect(args: &ProtectArgs, context: &Context) -> Result<Outcome, CliError> {
+    let protection = args.until.map_or(Protection::Always, Protection::Until);
+    set(&args.backup, protection, context)
+}
+
+pub(super) fn unprotect(args: &UnprotectArgs, context: &Context) -> Result<Outcome, CliError> {
+    set(&args.backup, Protection::None, context)
+}
+
+fn set(selector: &BackupSelector, protection: Protection, context: &Context) -> Result<Outcome, CliError> {
+    let writer = context.open_writer(1, false)?;
+    let (sets, _) = writer.repository().backupsets()?;
+    let (set, backup) = writer.repository().find(&sets, selector)?;
+    writer.protect(Deletion { backupset: set.id, incremental: backup.incremental }, protection)?;
+    writer.close()?;
+    let document = Document {
+        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
+        protected: protection != Protection::None,
+        until: match protection {
+            Protection::Until(end) => Some(end.to_string()),
+            Protection::None | Protection::Always => None,
+        },
+    };
+    context.print(&document, |out| {
+        let Document { backup, until, .. } = &document;
+        match (document.protected, until) {
+            (false, _) => writeln!(out, "{backup} is not protected"),
+            (true, None) => writeln!(out, "{backup} is protected"),
+            (true, Some(until)) => writeln!(out, "{backup} is protected until {until}"),
+        }
+    })?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct Renamed {
+    from: String,
+    to: String,
+    backupsets: u64,
+}
+
+pub(super) fn rename(args: &RenameArgs, context: &Context) -> Result<Outcome, CliError> {
+    let writer = context.open_writer(1, false)?;
+    let backupsets = writer.rename(&args.from, &args.to)?;
+    writer.close()?;
+    let document = Renamed { from: args.from.to_string(), to: args.to.to_string(), backupsets };
+    context.print(&document, |out| writeln!(out, "{} is now {}", document.from, document.to))?;
+    Ok(Outcome::Done)
+}

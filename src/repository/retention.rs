@@ -1,0 +1,217 @@
+//! Which backups a policy keeps, with restic's meanings.
+//!
+//! The backups of one name are looked at from the newest to the oldest. `last` keeps so many; `hourly` keeps the
+//! newest backup of each of the last so many hours *that have one*, and likewise for days, weeks (ISO 8601), months
+//! and years, all in UTC; a rule that could keep more keeps the oldest backup as well; `within` keeps what is no older than so long before the newest; a tag keeps what has it.
+//! What several rules keep counts for each of them. (restic: "Removing snapshots according to a policy".)
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+/// How many of a kind are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// None for this reason.
+    #[default]
+    None,
+    /// So many.
+    Number(u32),
+    /// All.
+    Unlimited,
+}
+
+impl Keep {
+    /// Takes one away; says whether there was one.
+    fn take(&mut self) -> bool {
+        match self {
+            Self::None | Self::Number(0) => false,
+            Self::Number(left) => {
+                *left -= 1;
+                true
+            }
+            Self::Unlimited => true,
+        }
+    }
+}
+
+/// What is to be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetentionPolicy {
+    /// The newest ones.
+    pub last: Keep,
+    /// The newest of each hour that has one.
+    pub hourly: Keep,
+    /// The newest of each day that has one.
+    pub daily: Keep,
+    /// The newest of each ISO week that has one.
+    pub weekly: Keep,
+    /// The newest of each month that has one.
+    pub monthly: Keep,
+    /// The newest of each year that has one.
+    pub yearly: Keep,
+    /// All that are no older than this before the newest.
+    pub within: Option<SignedDuration>,
+    /// All that have one of these tags.
+    pub tags: Vec<String>,
+}
+
+impl RetentionPolicy {
+    /// Says whether it keeps nothing at all: such a policy is a mistake.
+    pub fn is_empty(&self) -> bool {
+        let kept = [self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly];
+        kept.iter().all(|keep| matches!(keep, Keep::None | Keep::Number(0)))
+            && self.within.is_none()
+            && self.tags.is_empty()
+    }
+
+    /// Returns for each backup why it is kept; for no reason means that it goes. Backups are given, and answered,
+    /// in any order.
+    pub fn apply(&self, backups: &[Candidate<'_>]) -> Vec<Vec<&'static str>> {
+        let mut order: Vec<usize> = (0..backups.len()).collect();
+        let at = |index: &usize| backups.get(*index).map(|backup| (backup.timestamp, backup.order));
+        order.sort_by_key(|index| std::cmp::Reverse(at(index)));
+        let newest = order.first().and_then(|index| backups.get(*index)).map(|backup| backup.timestamp);
+        let mut rules = self.rules();
+        let mut reasons = vec![Vec::new(); backups.len()];
+        let oldest = order.last().copied();
+        for index in order {
+            let (Some(backup), Some(why)) = (backups.get(index), reasons.get_mut(index)) else { continue };
+            let time = TimeZone::UTC.to_datetime(backup.timestamp);
+            for Rule { name, keep, bucket, last } in &mut rules {
+                // `last` has no bucket: each backup is its own.
+                let here = bucket(time);
+                if (here.is_none() || here != *last || Some(index) == oldest) && keep.take() {
+                    why.push(*name);
+                }
+                *last = here;
+            }
+            if let (Some(within), Some(newest)) = (self.within, newest)
+                && newest.duration_since(backup.timestamp) <= within
+            {
+                why.push("within");
+            }
+            if backup.tags.iter().any(|tag| self.tags.contains(tag)) {
+                why.push("tag");
+            }
+            if backup.protected {
+                why.push("protected");
+            }
+        }
+        reasons
+    }
+
+    fn rules(&self) -> [Rule; 6] {
+        let rule = |name, keep, bucket| Rule { name, keep, bucket, last: None };
+        [
+            rule("last", self.last, |_| None),
+            rule("hourly", self.hourly, |time| {
+                Some([time.year().into(), time.day_of_year().into(), time.hour().into()])
+            }),
+            rule("daily", self.daily, |time| Some([time.year().into(), time.day_of_year().into(), 0])),
+            rule("weekly", self.weekly, |time| {
+                let week = time.date().iso_week_date();
+                Some([week.year().into(), week.week().into(), 0])
+            }),
+            rule("monthly", self.monthly, |time| Some([time.year().into(), time.month().into(), 0])),
+            rule("yearly", self.yearly, |time| Some([time.year().into(), 0, 0])),
+        ]
+    }
+}
+
+struct Rule {
+    name: &'static str,
+    keep: Keep,
+    bucket: fn(DateTime) -> Option<[i32; 3]>,
+    last: Option<[i32; 3]>,
+}
+
+/// A backup that a policy looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// When it was begun.
+    pub timestamp: Timestamp,
+    /// What tells backups of one moment apart: the higher, the newer.
+    pub order: u32,
+    /// Its tags.
+    pub tags: &'a [String],
+    /// Whether it is kept whatever the policy says.
+    pub protected: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers of the backups that are kept, of backups at these times.
+    fn kept(policy: &RetentionPolicy, times: &[&str]) -> Vec<usize> {
+        let candidates: Vec<_> = times
+            .iter()
+            .zip(0..)
+            .map(|(time, order)| Candidate {
+                timestamp: time.parse().unwrap(),
+                order,
+                tags: &[],
+                protected: false,
+            })
+            .collect();
+        let reasons = policy.apply(&candidates);
+        (0..times.len()).filter(|index| !reasons[*index].is_empty()).collect()
+    }
+
+    const TIMES: [&str; 8] = [
+        "2025-12-28T23:00:00Z", // Sunday, week 52
+        "2025-12-29T01:00:00Z", // Monday, week 1 of 2026
+        "2026-01-01T10:00:00Z",
+        "2026-01-01T10:30:00Z",
+        "2026-01-01T12:00:00Z",
+        "2026-02-10T00:00:00Z",
+        "2026-02-11T00:00:00Z",
+        "2026-02-11T00:00:00Z", // of the same moment, and newer by its number
+    ];
+
+    #[test]
+    fn each_rule_keeps_the_newest_of_its_stretch_of_time() {
+        let policy = RetentionPolicy::default;
+        let number = Keep::Number;
+        for (policy, expected) in [
+            (RetentionPolicy { last: number(3), ..policy() }, &[5, 6, 7][..]),
+            (RetentionPolicy { hourly: number(4), ..policy() }, &[3, 4, 5, 7]),
+            (RetentionPolicy { daily: number(3), ..policy() }, &[4, 5, 7]),
+            (RetentionPolicy { weekly: number(3), ..policy() }, &[0, 4, 7]),
+            (RetentionPolicy { monthly: number(2), ..policy() }, &[4, 7]),
+            (RetentionPolicy { monthly: Keep::Unlimited, ..policy() }, &[0, 1, 4, 7]),
+            (RetentionPolicy { yearly: number(9), ..policy() }, &[0, 1, 7]),
+            (RetentionPolicy { last: number(1), yearly: number(2), ..policy() }, &[1, 7]),
+            (RetentionPolicy { within: Some(SignedDuration::from_hours(24)), ..policy() }, &[5, 6, 7]),
+            (RetentionPolicy { last: Keep::Unlimited, ..policy() }, &[0, 1, 2, 3, 4, 5, 6, 7]),
+        ] {
+            assert!(!policy.is_empty());
+            assert_eq!(kept(&policy, &TIMES), expected, "{policy:?}");
+            let backwards: Vec<_> = TIMES.iter().rev().copied().collect();
+            let times = kept(&policy, &backwards).into_iter().rev().map(|index| backwards[index]);
+            let forwards = expected.iter().map(|index| TIMES[*index]);
+            assert!(times.eq(forwards), "the order in which they are given says nothing: {policy:?}");
+        }
+        assert!(policy().is_empty() && RetentionPolicy { daily: number(0), ..policy() }.is_empty());
+    }
+
+    #[test]
+    fn tags_and_protection_keep_whatever_the_time_says() {
+        let policy =
+            RetentionPolicy { last: Keep::Number(1), tags: vec!["gold".to_owned()], ..Default::default() };
+        let gold = ["gold".to_owned()];
+        let candidate =
+            |order, tags, protected| Candidate { timestamp: Timestamp::UNIX_EPOCH, order, tags, protected };
+        let candidates = [
+            candidate(0, &gold[..], false),
+            candidate(1, &[], true),
+            candidate(2, &[], false),
+            candidate(3, &gold[..], true),
+        ];
+        assert_eq!(
+            policy.apply(&candidates),
+            [vec!["tag"], vec!["protected"], vec![], vec!["last", "tag", "protected"]]
+        );
+    }
+}

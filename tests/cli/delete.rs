@@ -1,0 +1,175 @@
+//! Backups go, come back, and are kept by policies.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::harness::{World, keys, noise};
+
+/// What a stored segment of 64 KiB of noise takes of a pack: a header, and whole blocks of 4 KiB.
+const RECORD: u64 = (64 << 10) + 4096;
+
+/// Four days of a disk of four segments: one of them changes each day, and goes back on the last.
+fn days(world: &World) -> Vec<Vec<u8>> {
+    let first = noise(1, 4 << 16);
+    let mut disks = vec![first.clone()];
+    for day in 1..4 {
+        let mut disk = first.clone();
+        if day < 3 {
+            disk[..1 << 16].copy_from_slice(&noise(10 + day, 1 << 16));
+        }
+        disks.push(disk);
+    }
+    for disk in &disks {
+        world.write("web", disk);
+        world.run(&["backup", "web"]).exits(0);
+    }
+    disks
+}
+
+fn names(world: &World) -> Vec<String> {
+    let list = world.json(&["list"]);
+    list["backups"].as_array().unwrap().iter().map(|row| row["backup"].as_str().unwrap().to_owned()).collect()
+}
+
+fn backups(rows: &Value) -> Vec<&str> {
+    rows.as_array().unwrap().iter().map(|row| row["backup"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_backup_goes_from_the_middle_of_a_chain_and_comes_back() {
+    let world = World::new();
+    world.init_small();
+    let disks = days(&world);
+    // Each of the days between brought one segment; the first segment of the first day is the last day's too.
+    let plan = world.json(&["delete", "web@1", "--dry-run"]);
+    assert_eq!(keys(&plan), ["deleted", "dry_run", "freed_bytes"]);
+    assert_eq!(keys(&plan["deleted"][0]), ["backup", "backupset", "incremental", "timestamp"]);
+    assert_eq!((&plan["freed_bytes"], &plan["dry_run"]), (&RECORD.into(), &true.into()));
+    assert_eq!(world.json(&["delete", "-n", "web@0"])["freed_bytes"], 0);
+    assert_eq!(world.json(&["delete", "-n", "web@1", "web@2", "web@1"])["freed_bytes"], 2 * RECORD);
+    assert_eq!(world.json(&["delete", "-n", "web@0", "web@1", "web@2", "web@3"])["freed_bytes"], 6 * RECORD);
+    assert_eq!(names(&world).len(), 4, "a dry run changes nothing");
+    world.run(&["delete", "web@1"]).exits(0).says("68.0 KiB is needed by no backup any longer");
+    assert_eq!(names(&world), ["web@0", "web@2", "web@3"]);
+    assert_eq!(world.json(&["stats"])["garbage_bytes"], 1 << 16);
+    world.run(&["restore", "web@1", "x"]).exits(1).says("no backup web@1");
+    world.run(&["delete", "web@1"]).exits(1).says("no backup web@1");
+    world.run(&["rebuild"]).exits(0);
+    world.run(&["undelete", "web"]).exits(0);
+    for (day, disk) in disks.iter().enumerate() {
+        assert_eq!(world.run(&["restore", &format!("web@{day}"), "-"]).exits(0).stdout, *disk);
+    }
+    world.run(&["undelete", "web@1"]).exits(1).says("no deleted backup web@1");
+    // The last ones: the next backup is compared with what is left, and numbers are never given twice.
+    world.run(&["delete", "web@2", "web@3"]).exits(0);
+    world.run(&["undelete", "web"]).exits(2).says("several deleted backups");
+    let next = &world.json(&["backup", "web"])["backups"][0];
+    assert_eq!((&next["backup"], &next["unchanged_segments"]), (&"web@4".into(), &3.into()));
+    world.run(&["delete", "web@0", "web@1", "web@4"]).exits(0);
+    assert_eq!(names(&world), Vec::<String>::new());
+    let next = &world.json(&["backup", "web"])["backups"][0];
+    assert_eq!((&next["backup"], &next["deduplicated_segments"]), (&"web@5".into(), &4.into()));
+}
+
+#[test]
+fn a_protected_backup_is_not_deleted_by_anything() {
+    let world = World::new();
+    world.init_small();
+    days(&world);
+    world.run(&["protect", "web@1"]).exits(0);
+    world.run(&["protect", "web@2", "--until", "2999-01-01"]).exits(0);
+    world.run(&["protect", "web@0", "--until", "1999-01-01T12:00:00Z"]).exits(0);
+    assert_eq!(world.json(&["show", "web@1"])["protected"], true);
+    assert_eq!(world.json(&["show", "web@0"])["protected"], false);
+    for backup in ["web@1", "web@2"] {
+        world.run(&["delete", "web@0", backup]).exits(2).says("is protected");
+    }
+    assert_eq!(names(&world).len(), 4, "of several nothing goes if one may not");
+    let plan = world.json(&["forget", "--keep-last", "1"]);
+    assert_eq!(backups(&plan["deleted"]), ["web@0"]);
+    assert_eq!(plan["kept"][0]["reasons"], serde_json::json!(["protected"]));
+    world.run(&["unprotect", "web@1"]).exits(0);
+    world.run(&["delete", "web@1"]).exits(0);
+    world.run(&["protect", "web@1"]).exits(1);
+    world.run(&["protect", "web@2", "--until", "soon"]).exits(2);
+}
+
+#[test]
+fn a_policy_says_what_is_kept_and_why_before_anything_goes() {
+    let world = World::new();
+    world.init_small();
+    world.write("web", &noise(1, 1 << 16));
+    world.write("db", &noise(2, 1 << 16));
+    for round in 0..3 {
+        let tag = format!("round-{round}");
+        world.run(&["backup", "web", "db", "--tag", &tag, "--tag", "all"]).exits(0);
+    }
+    assert_eq!(world.json(&["show", "web@1"])["tags"], serde_json::json!(["round-1", "all"]));
+    world.run(&["forget"]).exits(2).says("nothing would be kept");
+    world.run(&["forget", "--keep-last", "0"]).exits(2);
+    world.run(&["forget", "--keep-last", "some"]).exits(2);
+    world.run(&["forget", "mail", "--keep-last", "1"]).exits(1).says("no backup of mail");
+    let plan = world.json(&["forget", "--keep-last", "1", "--keep-tag", "round-0", "--dry-run"]);
+    assert_eq!(backups(&plan["deleted"]), ["db@1", "web@1"]);
+    assert_eq!(backups(&plan["kept"]), ["db@0", "db@2", "web@0", "web@2"]);
+    assert_eq!(plan["kept"][0]["reasons"], serde_json::json!(["tag"]));
+    assert_eq!(names(&world).len(), 6);
+    world
+        .run(&["forget", "web", "--keep-last", "1"])
+        .exits(0)
+        .says("web@2")
+        .says("last")
+        .says("0 B is needed by no backup any longer");
+    assert_eq!(names(&world), ["db@0", "db@1", "db@2", "web@2"]);
+    world.run(&["forget", "--keep-within", "2d"]).exits(0);
+    assert_eq!(names(&world).len(), 4);
+    world.run(&["forget", "--keep-daily", "unlimited"]).exits(0);
+    // All of one day: the newest, and the oldest as long as more could be kept.
+    assert_eq!(names(&world), ["db@0", "db@2", "web@2"]);
+}
+
+#[test]
+fn a_name_is_given_to_all_backups_of_a_disk() {
+    let world = World::new();
+    world.init_small();
+    let disks = days(&world);
+    world.run(&["restore", "--force", "--over", "web", "web@0", "web"]).exits(0);
+    world.run(&["backup", "web"]).exits(0);
+    world.write("db", &noise(2, 1 << 16));
+    world.run(&["backup", "db"]).exits(0);
+    world.run(&["rename", "web", "db"]).exits(2).says("names other backups already");
+    world.run(&["rename", "mail", "post"]).exits(1).says("no backup mail");
+    world.run(&["rename", "web", "shop"]).exits(0);
+    world.run(&["show", "web"]).exits(1);
+    assert_eq!(world.run(&["restore", "shop", "-"]).exits(0).stdout, disks[0]);
+    fs::rename(world.path("web"), world.path("shop")).unwrap();
+    assert_eq!(world.json(&["backup", "shop"])["backups"][0]["unchanged_segments"], 4);
+    assert_eq!(names(&world).len(), 7);
+}
+
+#[test]
+fn a_deletion_beside_a_damaged_manifest_leaves_counts_that_are_right() {
+    let world = World::new();
+    world.init_small();
+    let disks = days(&world);
+    let path = world.json(&["show", "web@1"])["manifest"].as_str().unwrap().to_owned();
+    let whole = world.read(&path);
+    fs::remove_file(world.path(&path)).unwrap();
+    // What becomes free cannot be known, and the counts are made anew from what can be read.
+    assert_eq!(world.json(&["delete", "-n", "web@2"])["freed_bytes"], Value::Null);
+    world.run(&["delete", "web@2"]).exits(3).says("a manifest is damaged").says("is not counted");
+    world.write(&path, &whole);
+    world.run(&["undelete", "web@2"]).exits(0);
+    for (day, disk) in disks.iter().enumerate() {
+        assert_eq!(world.run(&["restore", &format!("web@{day}"), "-"]).exits(0).stdout, *disk);
+    }
+    assert_eq!(world.json(&["delete", "-n", "web@1", "web@2"])["freed_bytes"], 2 * RECORD);
+    // The damaged one itself can go.
+    fs::remove_file(world.path(&path)).unwrap();
+    world.run(&["delete", "web@1"]).exits(0).says("the index was rebuilt");
+    assert_eq!(names(&world), ["web@0", "web@2", "web@3"]);
+    world.run(&["undelete", "web@1"]).exits(1);
+    assert_eq!(world.json(&["delete", "-n", "web@2"])["freed_bytes"], RECORD);
+    world.run(&["backup", "web"]).exits(0);
+}
