@@ -150,7 +150,7 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
 /// Deletes the first two backups and undeletes the second. What was acknowledged is kept in step.
 fn change_backups(
     mut writer: RepositoryWriter,
-    acknowledged: &mut Vec<Acknowledged>,
+    acknowledged: &mut [Acknowledged],
     told: &Told,
 ) -> Option<RepositoryWriter> {
     for (number, deletes) in [(0, true), (1, true), (1, false)] {
