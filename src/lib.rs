@@ -34,6 +34,7 @@ pub mod store;
 pub mod repository;
 
 pub mod backup;
+pub mod check;
 pub mod restore;
 
 pub mod exchange;

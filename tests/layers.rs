@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms in order. `backup` and `restore` stand side by side, so neither sees the other.
+/// The rooms in order. `backup`, `restore` and `check` stand side by side, so none sees another.
 const ROOMS: [&[&str]; 12] = [
     &["error"],
     &["progress"],
@@ -16,7 +16,7 @@ const ROOMS: [&[&str]; 12] = [
     &["manifest"],
     &["store"],
     &["repository"],
-    &["backup", "restore"],
+    &["backup", "restore", "check"],
     &["exchange"],
     &["cli"],
 ];

@@ -3,8 +3,10 @@
 use std::io;
 
 use crate::backup::BackupError;
+use crate::check::CheckError;
 use crate::error::ErrorKind;
 use crate::exchange::ExchangeError;
+use crate::image::ImageError;
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
@@ -59,6 +61,18 @@ impl From<ManifestError> for CliError {
 impl From<RestoreError> for CliError {
     fn from(error: RestoreError) -> Self {
         if error.is_broken_pipe() { Self::BrokenPipe } else { Self::new(error.kind(), error.to_string()) }
+    }
+}
+
+impl From<CheckError> for CliError {
+    fn from(error: CheckError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<ImageError> for CliError {
+    fn from(error: ImageError) -> Self {
+        Self::new(error.kind(), error.to_string())
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod args;
 mod backup;
+mod check;
 mod completions;
 mod context;
 mod delete;
@@ -92,6 +93,8 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Protect(args) => protect::protect(&args, context),
         Command::Unprotect(args) => protect::unprotect(&args, context),
         Command::Rename(args) => protect::rename(&args, context),
+        Command::Verify(args) => check::verify(&args, context),
+        Command::Status(args) => check::status(&args, context),
         Command::Stats => stats::run(context),
         Command::Rebuild => rebuild::run(context),
         Command::Manifest(args) => manifest::run(&args, context),

@@ -7,6 +7,7 @@ use crate::manifest::foreign::{CodecIds, CodecSource};
 use crate::progress::{Notice, Progress};
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::Catalog;
+use crate::store::pack::ContentsEntry;
 
 /// How many present segments are looked up at once: 38 bytes of memory each, and a walk through the tables of
 /// all packs for every window.
@@ -49,19 +50,15 @@ impl<'a> StoreCodecs<'a> {
             Vec::with_capacity(WINDOW.min(self.manifest.present() as usize));
         wanted.extend(present.take(WINDOW));
         wanted.sort_unstable();
-        let mut codecs = vec![CodecIds::UNKNOWN; wanted.len()];
-        let problems = self.catalog.for_each_segment(|_, entry| {
-            let first = wanted.partition_point(|(key, _)| *key < entry.key);
-            let same = wanted.iter().skip(first).take_while(|(key, _)| *key == entry.key).count();
-            if let Some(codecs) = codecs.get_mut(first..first + same) {
-                codecs.fill(CodecIds { compression: entry.compression, encryption: entry.encryption });
-            }
-        })?;
+        let ids =
+            |entry: &ContentsEntry| CodecIds { compression: entry.compression, encryption: entry.encryption };
+        let (codecs, problems) = self.catalog.describe(&wanted, |(key, _)| *key, ids)?;
         for problem in problems {
             let what = problem.error.to_string();
             self.progress.notice(Notice::Problem { kind: problem.error.kind(), what });
         }
         self.window.clear();
+        let codecs = codecs.into_iter().map(|codec| codec.unwrap_or(CodecIds::UNKNOWN));
         self.window.extend(wanted.iter().map(|(_, index)| *index).zip(codecs));
         self.window.sort_unstable_by_key(|(index, _)| *index);
         self.next = 0;

@@ -115,6 +115,25 @@ impl Catalog {
         Ok((pack.header().id(), entries))
     }
 
+    /// Returns for each item what the packs' tables say of its segment; nothing of one that is in no pack. The items
+    /// are sorted by their keys, and several may have one.
+    pub fn describe<K, T: Clone>(
+        &self,
+        items: &[K],
+        key: impl Fn(&K) -> SegmentKey,
+        what: impl Fn(&ContentsEntry) -> T,
+    ) -> Result<(Vec<Option<T>>, Vec<CatalogProblem>), StoreError> {
+        let mut found = vec![None; items.len()];
+        let problems = self.for_each_segment(|_, entry| {
+            let first = items.partition_point(|item| key(item) < entry.key);
+            let same = items.iter().skip(first).take_while(|item| key(item) == entry.key).count();
+            if let Some(found) = found.get_mut(first..first + same).filter(|found| !found.is_empty()) {
+                found.fill(Some(what(entry)));
+            }
+        })?;
+        Ok((found, problems))
+    }
+
     /// Finds the copies of the segments in `keys`, which are sorted. The result is sorted by key; a segment
     /// may have several copies, and one that has none is missing.
     pub fn locate(

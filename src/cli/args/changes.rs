@@ -80,7 +80,7 @@ fn keep(text: &str) -> Result<Keep, String> {
 }
 
 /// Reads a duration; a day has 24 hours, a week 7 days.
-fn within(text: &str) -> Result<SignedDuration, String> {
+pub(super) fn within(text: &str) -> Result<SignedDuration, String> {
     let wrong = || "a duration is e.g. 48h, 30d or 2w".to_owned();
     let days = |number: &str, of: i64| {
         let days = number.parse::<i64>().ok().filter(|days| (0..=36_500).contains(days));

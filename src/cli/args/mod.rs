@@ -6,6 +6,7 @@ mod manifests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use changes::within as days;
 pub(in crate::cli) use changes::{
     DeleteArgs, ForgetArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
@@ -117,6 +118,19 @@ pub(in crate::cli) enum Command {
     /// Give all backups of a name another one
     #[command(after_help = "Example:\n  ekko -r /backup/store rename web shop")]
     Rename(RenameArgs),
+    /// Compare a backup with a disk
+    #[command(
+        after_help = "The ranges that differ are named; the exit code is then 3. Holes of the disk are not read.\n\n\
+                            Example:\n  ekko -r /backup/store verify web /dev/vg/web-snap"
+    )]
+    Verify(VerifyArgs),
+    /// Say whether every name has a fresh, whole backup, for monitoring
+    #[command(
+        after_help = "A line for each name that has none, and exit code 3. Whole means that its manifest is, and that all \
+                            its segments are in packs.\n\n\
+                            Example:\n  ekko -r /backup/store status --max-age 26h"
+    )]
+    Status(StatusArgs),
     /// Show what the repository holds and takes
     #[command(after_help = "Example:\n  ekko -r /backup/store stats --json")]
     Stats,
@@ -221,6 +235,23 @@ pub(in crate::cli) struct ListArgs {
 pub(in crate::cli) struct ShowArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
     pub(in crate::cli) backup: BackupSelector,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct VerifyArgs {
+    /// The backup: NAME, NAME@latest or NAME@NUMBER
+    pub(in crate::cli) backup: BackupSelector,
+    /// A file or a block device
+    pub(in crate::cli) source: PathBuf,
+    #[command(flatten)]
+    pub(in crate::cli) jobs: Jobs,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct StatusArgs {
+    /// How old the newest backup of a name may be, e.g. 26h or 8d
+    #[arg(long, value_name = "DURATION", value_parser = days)]
+    pub(in crate::cli) max_age: Option<SignedDuration>,
 }
 
 #[derive(Args, Debug)]

@@ -1,0 +1,70 @@
+//! Checking without changing anything: a backup against a disk, and whether every disk has a fresh, whole backup.
+//!
+//! Reads manifests and the packs' tables of contents; needs neither the index nor the lock.
+
+mod status;
+mod verify;
+
+pub use status::{NameStatus, StatusOptions, status};
+pub use verify::{VerifyOptions, VerifySummary, verify};
+
+use crate::error::ErrorKind;
+use crate::image::ImageError;
+use crate::manifest::{ManifestError, ManifestReader};
+use crate::progress::{Notice, Progress};
+use crate::repository::RepositoryError;
+use crate::segment::{SegmentIndex, SegmentKey};
+use crate::store::{CatalogProblem, StoreError};
+
+/// A check that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The disk failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl From<StoreError> for CheckError {
+    fn from(error: StoreError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl From<ManifestError> for CheckError {
+    fn from(error: ManifestError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl CheckError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Repository(error) => error.kind(),
+            Self::Image(error) => error.kind(),
+        }
+    }
+}
+
+/// How many places are looked up in the packs' tables at once.
+const WINDOW: u32 = 1 << 19;
+
+/// The present segments of a window of a manifest, sorted by their keys.
+fn wanted(manifest: &ManifestReader, first: u32) -> Vec<(SegmentKey, SegmentIndex)> {
+    let mut cursor = manifest.cursor(SegmentIndex(first));
+    let end = first.saturating_add(WINDOW).min(manifest.info().geometry.segments());
+    let places = (first..end).map(SegmentIndex);
+    let mut wanted: Vec<_> = places.filter_map(|index| Some((cursor.at(index)?.key, index))).collect();
+    wanted.sort_unstable();
+    wanted
+}
+
+fn tell(problems: &[CatalogProblem], progress: &dyn Progress) {
+    for problem in problems {
+        progress.notice(Notice::Problem { kind: problem.error.kind(), what: problem.error.to_string() });
+    }
+}

@@ -1,0 +1,200 @@
+//! Comparing a backup with a disk.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::check::{CheckError, WINDOW, tell, wanted};
+use crate::image::{Image, ImageError};
+use crate::manifest::ManifestReader;
+use crate::progress::{Part, Progress};
+use crate::repository::Repository;
+use crate::segment::{Fingerprint, SegmentIndex, is_zero};
+use crate::store::pack::ContentsEntry;
+
+/// How a backup is compared.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyOptions {
+    /// How many threads read and hash, at least one.
+    pub jobs: usize,
+}
+
+/// What a comparison found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifySummary {
+    /// Ranges of bytes in which the disk differs from the backup: whole segments, in order, neighbours joined. What
+    /// only one of them has, because their sizes differ, is one at the end.
+    pub differing: Vec<Range<u64>>,
+    /// Segments that are in no pack that can be read: of them nobody can say.
+    pub unknown_segments: u64,
+    /// Bytes read from the disk.
+    pub read_bytes: u64,
+}
+
+/// Compares every segment of a disk with a backup by BLAKE3. Holes of the disk are not read.
+pub fn verify(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    image: &dyn Image,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<VerifySummary, CheckError> {
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
+    let catalog = repository.catalog()?;
+    let mut part = Part::begin(progress, "verify", geometry.size_of_disk());
+    let mut summary = VerifySummary::default();
+    let mut first = 0;
+    while first < geometry.segments() {
+        let end = first.saturating_add(WINDOW).min(geometry.segments());
+        let wanted = wanted(manifest, first);
+        let fact = |entry: &ContentsEntry| entry.fingerprint;
+        let (found, problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        tell(&problems, progress);
+        let mut expected: Vec<_> =
+            wanted.into_iter().zip(found).map(|((_, index), fingerprint)| (index, fingerprint)).collect();
+        expected.sort_unstable_by_key(|(index, _)| *index);
+        let window = Window { manifest, image, expected: &expected };
+        for (index, verdict) in window.compare(first..end, options.jobs, &mut summary.read_bytes)? {
+            match verdict {
+                Verdict::Same => {}
+                Verdict::Unknown => summary.unknown_segments += 1,
+                Verdict::Differs => {
+                    let start = geometry.offset(index);
+                    summary.add(start..start + u64::from(geometry.length(index)));
+                }
+            }
+        }
+        first = end;
+        part.reached(geometry.offset(SegmentIndex(end)).min(geometry.size_of_disk()));
+    }
+    image.verify_unchanged()?;
+    let (has, had) = (image.size(), geometry.size_of_disk());
+    if has != had {
+        let both = has.min(had);
+        summary.differing.retain(|range| range.start < both);
+        summary.add(both..has.max(had));
+    }
+    Ok(summary)
+}
+
+impl VerifySummary {
+    fn add(&mut self, range: Range<u64>) {
+        match self.differing.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => self.differing.push(range),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Same,
+    Differs,
+    Unknown,
+}
+
+/// A window of places, with what stands at those that are present.
+struct Window<'a> {
+    manifest: &'a ManifestReader,
+    image: &'a dyn Image,
+    expected: &'a [(SegmentIndex, Option<Fingerprint>)],
+}
+
+impl Window<'_> {
+    /// Compares all places of a range, on all cores. Returns those that are not the same, in order.
+    fn compare(
+        &self,
+        places: Range<u32>,
+        jobs: usize,
+        read_bytes: &mut u64,
+    ) -> Result<Vec<(SegmentIndex, Verdict)>, CheckError> {
+        let with_data = self.with_data(places.clone())?;
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new((Vec::new(), 0, None));
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.max(1) {
+                let (next, done, with_data) = (&next, &done, &with_data);
+                scope.spawn(move || {
+                    let mut bytes = Vec::new();
+                    loop {
+                        let Some(index) = with_data.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                        let verdict = self.read(*index, &mut bytes);
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        let (differing, read, failure) = &mut *done;
+                        *read += bytes.len() as u64;
+                        match verdict {
+                            Ok(Verdict::Same) => {}
+                            Ok(verdict) => differing.push((*index, verdict)),
+                            Err(error) => {
+                                failure.get_or_insert(error);
+                                next.store(with_data.len(), Ordering::Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let (mut differing, read, failure) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        *read_bytes += read;
+        // What the backup has where the disk has a hole. A short last segment of zeros is kept, and so compared.
+        for (index, fingerprint) in self.expected {
+            if with_data.binary_search(index).is_err() {
+                let zeros = vec![0; self.manifest.info().geometry.length(*index) as usize];
+                differing.push((*index, verdict(*fingerprint, &zeros)));
+            }
+        }
+        differing.sort_unstable_by_key(|(index, _)| *index);
+        Ok(differing)
+    }
+
+    /// Returns the places of a range at which the disk holds data.
+    fn with_data(&self, places: Range<u32>) -> Result<Vec<SegmentIndex>, ImageError> {
+        let geometry = self.manifest.info().geometry;
+        let size = self.image.size();
+        let mut found = Vec::new();
+        let mut index = SegmentIndex(places.start);
+        while index.0 < places.end {
+            let start = geometry.offset(index);
+            let extent = if start < size { self.image.next_data(start)? } else { None };
+            let Some(extent) = extent else { break };
+            index = geometry.containing(extent.offset).max(index);
+            // Every place that the extent touches.
+            let last = geometry.containing(extent.offset.saturating_add(extent.length).saturating_sub(1));
+            while index <= last && index.0 < places.end {
+                found.push(index);
+                index.0 += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    fn read(&self, index: SegmentIndex, bytes: &mut Vec<u8>) -> Result<Verdict, ImageError> {
+        let geometry = self.manifest.info().geometry;
+        let start = geometry.offset(index);
+        let left = usize::try_from(self.image.size().saturating_sub(start)).unwrap_or(usize::MAX);
+        let length = geometry.length(index) as usize;
+        bytes.resize(length.min(left), 0);
+        self.image.read_at(bytes, start)?;
+        if bytes.len() < length {
+            return Ok(Verdict::Differs);
+        }
+        let at = self.expected.binary_search_by_key(&index, |(index, _)| *index);
+        Ok(match at.ok().and_then(|at| self.expected.get(at)) {
+            Some((_, fingerprint)) => verdict(*fingerprint, bytes),
+            None if is_zero(bytes) => Verdict::Same,
+            None => Verdict::Differs,
+        })
+    }
+}
+
+fn verdict(expected: Option<Fingerprint>, bytes: &[u8]) -> Verdict {
+    match expected {
+        None => Verdict::Unknown,
+        Some(expected) if expected == Fingerprint::of(bytes) => Verdict::Same,
+        Some(_) => Verdict::Differs,
+    }
+}

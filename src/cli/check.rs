@@ -1,0 +1,107 @@
+//! `ekko verify` and `ekko status`
+
+use serde::Serialize;
+
+use crate::check::{NameStatus, StatusOptions, VerifyOptions};
+use crate::cli::args::{StatusArgs, VerifyArgs};
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::{Outcome, format};
+use crate::image::RawImage;
+use crate::progress::{Notice, Progress};
+use crate::repository::Repository;
+
+#[derive(Serialize)]
+struct VerifyDocument {
+    backup: String,
+    source: String,
+    same: bool,
+    differing: Vec<Extent>,
+    unknown_segments: u64,
+    read_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Extent {
+    offset: u64,
+    length: u64,
+}
+
+pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, CliError> {
+    let image = RawImage::open(&args.source)?;
+    let repository = context.open()?;
+    let (sets, problems) = repository.backupsets()?;
+    for problem in problems {
+        context.progress().notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
+    }
+    let (set, backup) = repository.find(&sets, &args.backup)?;
+    let manifest = repository.manifest(set, backup)?;
+    let options = VerifyOptions { jobs: args.jobs.number() };
+    let summary = crate::check::verify(&repository, &manifest, &image, &options, context.progress())?;
+    let same = summary.differing.is_empty() && summary.unknown_segments == 0;
+    let document = VerifyDocument {
+        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
+        source: args.source.display().to_string(),
+        same,
+        differing: summary
+            .differing
+            .iter()
+            .map(|range| Extent { offset: range.start, length: range.end - range.start })
+            .collect(),
+        unknown_segments: summary.unknown_segments,
+        read_bytes: summary.read_bytes,
+    };
+    context.print(&document, |out| {
+        let VerifyDocument { backup, source, unknown_segments, .. } = &document;
+        for Extent { offset, length } in &document.differing {
+            writeln!(out, "{offset:>16} {length:>16} differs")?;
+        }
+        if *unknown_segments > 0 {
+            writeln!(out, "{unknown_segments} segments of {backup} are in no pack that can be read")?;
+        }
+        if same {
+            writeln!(out, "{source} is what {backup} holds ({} read)", format::bytes(document.read_bytes))
+        } else {
+            writeln!(out, "{source} is not what {backup} holds")
+        }
+    })?;
+    Ok(if same { context.outcome() } else { Outcome::Problems })
+}
+
+#[derive(Serialize)]
+struct StatusDocument {
+    names: Vec<StatusRow>,
+}
+
+#[derive(Serialize)]
+struct StatusRow {
+    name: String,
+    ok: bool,
+    backup: Option<String>,
+    timestamp: Option<String>,
+    problem: Option<String>,
+}
+
+pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, CliError> {
+    let repository = context.open()?;
+    let options = StatusOptions { max_age: args.max_age, now: jiff::Timestamp::now() };
+    let names = crate::check::status(&repository, &options, context.progress())?;
+    let name = |status: NameStatus| StatusRow {
+        name: status.name.to_string(),
+        ok: status.problem.is_none(),
+        backup: status.newest.as_ref().map(|(id, _)| id.to_string()),
+        timestamp: status.newest.map(|(_, timestamp)| timestamp.to_string()),
+        problem: status.problem,
+    };
+    let document = StatusDocument { names: names.into_iter().map(name).collect() };
+    let good = document.names.iter().filter(|name| name.ok).count();
+    context.print(&document, |out| {
+        for StatusRow { name, problem, .. } in &document.names {
+            if let Some(problem) = problem {
+                writeln!(out, "{name}: {problem}")?;
+            }
+        }
+        writeln!(out, "{good} of {} names have a fresh, whole backup", document.names.len())
+    })?;
+    Ok(if good == document.names.len() { context.outcome() } else { Outcome::Problems })
+}
