@@ -1,12 +1,15 @@
-//! Checking without changing anything: a backup against a disk, and whether every disk has a fresh, whole backup.
+//! Checking without changing anything: the whole repository, a backup against a disk, and whether every disk has a
+//! fresh, whole backup.
 //!
 //! Reads manifests and the packs' tables of contents; needs neither the index nor the lock.
 
 mod status;
 mod verify;
+mod whole;
 
 pub use status::{NameStatus, StatusOptions, status};
 pub use verify::{VerifyOptions, VerifySummary, verify};
+pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, check};
 
 use crate::error::ErrorKind;
 use crate::image::ImageError;

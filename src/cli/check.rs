@@ -1,15 +1,82 @@
-//! `ekko verify` and `ekko status`
+//! `ekko check`, `ekko verify` and `ekko status`
 
 use serde::Serialize;
 
-use crate::check::{NameStatus, StatusOptions, VerifyOptions};
-use crate::cli::args::{StatusArgs, VerifyArgs};
+use crate::check::{CheckOptions, DamagedSegmentReport, NameStatus, StatusOptions, VerifyOptions};
+use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 use crate::image::RawImage;
 use crate::progress::{Notice, Progress};
 use crate::repository::Repository;
+
+#[derive(Serialize)]
+struct CheckDocument {
+    backups: u64,
+    segments: u64,
+    garbage_segments: u64,
+    read_bytes: u64,
+    problems: Vec<String>,
+    damaged: Vec<DamagedRow>,
+}
+
+#[derive(Serialize)]
+struct DamagedRow {
+    segment: String,
+    twin: u16,
+    error: String,
+    places: Vec<String>,
+    backups: Vec<String>,
+}
+
+pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
+    let repository = context.open()?;
+    let options = CheckOptions { read_data: args.read_data, jobs: args.jobs.number() };
+    let summary = crate::check::check(&repository, &options, context.progress())?;
+    let clean = summary.is_clean();
+    let row = |damaged: DamagedSegmentReport| DamagedRow {
+        segment: damaged.key.hash.to_string(),
+        twin: damaged.key.twin.0,
+        error: damaged.error,
+        places: damaged.places.iter().map(ToString::to_string).collect(),
+        backups: damaged.backups.iter().map(ToString::to_string).collect(),
+    };
+    let document = CheckDocument {
+        backups: summary.backups,
+        segments: summary.segments,
+        garbage_segments: summary.garbage_segments,
+        read_bytes: summary.read_bytes,
+        problems: summary.problems,
+        damaged: summary.damaged.into_iter().map(row).collect(),
+    };
+    context.print(&document, |out| {
+        let CheckDocument { backups, segments, garbage_segments, .. } = &document;
+        for problem in &document.problems {
+            writeln!(out, "problem: {problem}")?;
+        }
+        for DamagedRow { error, backups, .. } in &document.damaged {
+            let hurts = if backups.is_empty() { "no backup".to_owned() } else { backups.join(", ") };
+            writeln!(out, "problem: {error}; it hurts {hurts}")?;
+        }
+        let read = if args.read_data {
+            format!("{} were read and verified", format::bytes(document.read_bytes))
+        } else {
+            "their data was not read".to_owned()
+        };
+        writeln!(
+            out,
+            "{backups} backups, {segments} segments, {garbage_segments} of them in no backup; {read}"
+        )?;
+        let found = document.problems.len() + document.damaged.len();
+        if clean {
+            writeln!(out, "no problems were found")
+        } else {
+            writeln!(out, "{found} problems were found")
+        }
+    })?;
+    Ok(if clean { context.outcome() } else { Outcome::Problems })
+}
 
 #[derive(Serialize)]
 struct VerifyDocument {

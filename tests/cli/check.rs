@@ -1,4 +1,4 @@
-//! A backup against a disk, and whether every disk has a fresh, whole backup.
+//! Whole repositories, a backup against a disk, and whether every disk has a fresh, whole backup.
 
 use std::fs;
 
@@ -98,4 +98,108 @@ fn every_name_without_a_fresh_whole_backup_is_a_line_and_exit_3() {
     let web = status["names"].as_array().unwrap().iter().find(|name| name["name"] == "web").unwrap();
     assert_eq!(web["problem"], "2 segments of it are in no pack that can be read");
     world.run(&["status", "--max-age", "soon"]).exits(2);
+}
+
+/// The offsets of the stored bytes of these segments, which are stored as they are, in the first pack.
+fn offsets(pack: &[u8], segments: &[&[u8]]) -> Vec<usize> {
+    let find = |segment: &&[u8]| pack.windows(64).position(|window| window == &segment[..64]).unwrap();
+    segments.iter().map(find).collect()
+}
+
+#[test]
+fn a_check_names_exactly_what_is_damaged_and_whom_it_hurts() {
+    let world = World::new();
+    world.init_small();
+    let web = noise(1, 20 << 16);
+    let mut later = web.clone();
+    later[..4 << 16].copy_from_slice(&noise(2, 4 << 16));
+    let db = [noise(3, 2 << 16), web[18 << 16..].to_vec()].concat();
+    for (name, disk) in [("web", &web), ("web", &later), ("db", &db)] {
+        world.write(name, disk);
+        world.run(&["backup", name]).exits(0);
+    }
+    let clean = world.json(&["check", "--read-data"]);
+    assert_eq!(
+        keys(&clean),
+        ["backups", "damaged", "garbage_segments", "problems", "read_bytes", "segments"]
+    );
+    assert_eq!(
+        (&clean["backups"], &clean["segments"], &clean["garbage_segments"]),
+        (&3.into(), &26.into(), &0.into())
+    );
+    assert_eq!(clean["read_bytes"], 26 << 16);
+    // One bit of each: one that the first day alone has, one of both days, one of another disk too.
+    let path = "R/packs/0000000000000001.pack";
+    let mut pack = world.read(path);
+    let whole = pack.clone();
+    for (bit, at) in
+        offsets(&pack, &[&web[..1 << 16], &web[5 << 16..6 << 16], &web[19 << 16..]]).into_iter().enumerate()
+    {
+        pack[at + 1000 * bit] ^= 1 << bit;
+    }
+    world.write(path, &pack);
+    world.run(&["check"]).exits(0);
+    let found = world.run(&["--json", "check", "--read-data"]).exits(3).json();
+    assert_eq!(found["problems"], serde_json::json!([]));
+    let mut hurt: Vec<(String, Vec<String>)> = found["damaged"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            assert_eq!(keys(row), ["backups", "error", "places", "segment", "twin"]);
+            let names =
+                row["backups"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
+            (row["segment"].as_str().unwrap().to_owned(), names.collect())
+        })
+        .collect();
+    hurt.sort();
+    let hash = |bytes: &[u8]| ekko::segment::SegmentHash::of(bytes).to_string();
+    let mut expected = [
+        (hash(&web[..1 << 16]), vec!["web@0"]),
+        (hash(&web[5 << 16..6 << 16]), vec!["web@0", "web@1"]),
+        (hash(&web[19 << 16..]), vec!["db@0", "web@0", "web@1"]),
+    ]
+    .map(|(hash, names)| (hash, names.into_iter().map(str::to_owned).collect::<Vec<_>>()));
+    expected.sort();
+    assert_eq!(hurt, expected);
+    let text = world.run(&["check", "--read-data"]).exits(3).text();
+    assert!(text.contains("it hurts web@0\n") && text.contains("3 problems were found"), "{text}");
+    // A pack that is gone: what it held is missing, without a byte being read.
+    world.write(path, &whole);
+    let last = "R/packs/0000000000000003.pack";
+    let bytes = world.read(last);
+    fs::remove_file(world.path(last)).unwrap();
+    let found = world.run(&["--json", "check"]).exits(3).json();
+    assert_eq!(found["damaged"].as_array().unwrap().len(), 2);
+    assert_eq!(found["damaged"][0]["backups"], serde_json::json!(["db@0"]));
+    world.write(last, &bytes);
+    // A manifest that is damaged or gone.
+    let manifest = world.json(&["show", "web@1"])["manifest"].as_str().unwrap().to_owned();
+    let bytes = world.read(&manifest);
+    let mut flipped = bytes.clone();
+    flipped[200] ^= 1;
+    world.write(&manifest, &flipped);
+    assert!(world.run(&["check"]).exits(3).text().contains("web@1 cannot be restored"));
+    fs::remove_file(world.path(&manifest)).unwrap();
+    assert!(world.run(&["check"]).exits(3).text().contains("web@1 cannot be restored"));
+    world.write(&manifest, &bytes);
+    world.run(&["check", "--read-data"]).exits(0);
+    // What was deleted is garbage, and no problem.
+    world.run(&["delete", "web@1"]).exits(0);
+    assert_eq!(world.json(&["check"])["garbage_segments"], 4);
+}
+
+#[test]
+fn a_check_needs_neither_the_index_nor_the_lock() {
+    let world = World::new();
+    world.init_small();
+    world.write("web", &noise(1, 3 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    fs::remove_dir_all(world.path("R/index")).unwrap();
+    let lock = fs::File::options().write(true).open(world.path("R/lock")).unwrap();
+    lock.lock().unwrap();
+    world.run(&["check", "--read-data"]).exits(0);
+    world.run(&["status"]).exits(0);
+    world.run(&["verify", "web", "web"]).exits(0);
+    assert!(!world.path("R/index").exists());
 }

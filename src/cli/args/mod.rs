@@ -118,6 +118,14 @@ pub(in crate::cli) enum Command {
     /// Give all backups of a name another one
     #[command(after_help = "Example:\n  ekko -r /backup/store rename web shop")]
     Rename(RenameArgs),
+    /// Check that every backup is whole
+    #[command(
+        after_help = "Every manifest is verified and every segment that it names looked up in the packs; with --read-data \
+                            every stored segment is read, decoded and compared with its BLAKE3 and SHA-1. It goes on after \
+                            a problem, names the backups that each damaged segment hurts, and exits with 3.\n\n\
+                            Example:\n  ekko -r /backup/store check --read-data"
+    )]
+    Check(CheckArgs),
     /// Compare a backup with a disk
     #[command(
         after_help = "The ranges that differ are named; the exit code is then 3. Holes of the disk are not read.\n\n\
@@ -235,6 +243,15 @@ pub(in crate::cli) struct ListArgs {
 pub(in crate::cli) struct ShowArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
     pub(in crate::cli) backup: BackupSelector,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct CheckArgs {
+    /// Read every stored segment as well
+    #[arg(long)]
+    pub(in crate::cli) read_data: bool,
+    #[command(flatten)]
+    pub(in crate::cli) jobs: Jobs,
 }
 
 #[derive(Args, Debug)]
