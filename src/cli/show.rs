@@ -42,7 +42,8 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
         .count();
     let document = Document {
         backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
-        name: info.name.to_string(),
+        // The manifest keeps the name that the disk had; it may have been renamed since.
+        name: set.name.to_string(),
         backupset: info.backupset.to_string(),
         incremental: info.incremental.0,
         timestamp: info.timestamp.to_string(),

@@ -113,10 +113,8 @@ fn take_in(
         let window: Vec<_> = segments.by_ref().take(WINDOW).collect();
         let Some((last, _)) = window.last() else { break };
         part.reached(geometry.offset(*last));
-        let mut taken = take_window(&mut workers, &window)?;
-        find_stored(writer, geometry, &window, &mut taken)?;
-        for ((index, segment), put) in window.iter().zip(taken) {
-            let Taken::Put(put) = put else { continue };
+        let taken = take_window(&mut workers, &window)?;
+        for ((index, segment), put) in window.iter().zip(find_stored(writer, geometry, &window, taken)?) {
             if put.key.twin != Twin(0) {
                 collisions.insert(put.key.hash);
             }
@@ -145,20 +143,23 @@ enum Taken {
 }
 
 /// Finds the segments of a window that have no file in the store, by their SHA-1 alone: there must be one with it,
-/// and only one.
+/// and only one. Returns all segments of the window.
 fn find_stored(
     writer: &RepositoryWriter,
     geometry: Geometry,
     window: &[(SegmentIndex, SegmentRef)],
-    taken: &mut [Taken],
-) -> Result<(), ExchangeError> {
+    taken: Vec<Taken>,
+) -> Result<Vec<Put>, ExchangeError> {
     let store = writer.store();
     if taken.iter().any(|taken| matches!(taken, Taken::NoFile(_))) {
         // What this window has stored enters the index now.
         store.flush()?;
     }
-    for ((index, segment), taken) in window.iter().zip(taken) {
-        let Taken::NoFile(file) = taken else { continue };
+    let find = |((index, segment), taken): (&(SegmentIndex, SegmentRef), Taken)| {
+        let file = match taken {
+            Taken::Put(put) => return Ok(put),
+            Taken::NoFile(file) => file,
+        };
         let (index, hash, length) = (*index, segment.key.hash, geometry.length(*index));
         let found = store.find(hash)?;
         // A twin number is another repository's: which of ours is meant cannot be known. Nor can it where one of
@@ -166,13 +167,13 @@ fn find_stored(
         let twins = if segment.key.twin == Twin(0) { found.len() } else { found.len().max(2) };
         match found.as_slice() {
             [(key, entry)] if twins == 1 && !entry.is_lost() && entry.plain_length == length => {
-                *taken = Taken::Put(Put { key: *key, stored_bytes: None });
+                Ok(Put { key: *key, stored_bytes: None })
             }
-            _ if twins > 1 => return Err(ExchangeError::Ambiguous { index, hash, twins }),
-            _ => return Err(ExchangeError::SegmentMissing { index, hash, file: file.take() }),
+            _ if twins > 1 => Err(ExchangeError::Ambiguous { index, hash, twins }),
+            _ => Err(ExchangeError::SegmentMissing { index, hash, file }),
         }
-    }
-    Ok(())
+    };
+    window.iter().zip(taken).map(find).collect()
 }
 
 /// Refuses a backup of which a segment without a file was found by a SHA-1 that turned out to have collisions.

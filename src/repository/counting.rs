@@ -231,41 +231,33 @@ mod tests {
         assert_eq!(whole.counted.unwrap().state, CountedState::Whole);
         for cut in [0, 1, 2, 17, whole.batches - 3, whole.batches - 2, whole.batches - 1] {
             let mut counts = Counts::default();
-            let failed = counting.add(None, |changes| {
-                if counts.batches == cut {
-                    return Err(StoreError::Poisoned { reason: "cut".to_owned(), full: false, index: false });
-                }
-                counts.apply(changes);
-                Ok(())
-            });
-            assert!(failed.is_err());
-            let reached = counts.counted;
-            let resumed = counting.add(reached.as_ref(), |changes| {
-                counts.apply(changes);
-                Ok(())
-            });
-            assert!(resumed.unwrap());
+            cut_and_go_on(&counting, Way::Add, cut, &mut counts);
             assert_eq!(counts, whole, "cut at batch {cut}");
-            // And the other way: taken away, cut short at the same batch, and gone on with.
-            let counted = counts.counted;
+            // And the other way: taken away again, it is as if it had never been.
             counts.batches = 0;
-            let failed = counting.remove(counted.as_ref(), |changes| {
-                if counts.batches == cut {
-                    return Err(StoreError::Poisoned { reason: "cut".to_owned(), full: false, index: false });
-                }
-                counts.apply(changes);
-                Ok(())
-            });
-            assert!(failed.is_err());
-            let reached = counts.counted;
-            let resumed = counting.remove(reached.as_ref(), |changes| {
-                counts.apply(changes);
-                Ok(())
-            });
-            assert!(resumed.unwrap());
+            cut_and_go_on(&counting, Way::Remove, cut, &mut counts);
             assert_eq!(counts.counted, None);
             assert!(counts.refcounts.values().all(|count| *count == 0), "cut at batch {cut}");
         }
+    }
+
+    /// Counts until batch `cut` fails, and goes on with what had been reached by then.
+    fn cut_and_go_on(counting: &Counting<'_>, way: Way, cut: usize, counts: &mut Counts) {
+        let run = |reached: Option<Counted>, cut: usize, counts: &mut Counts| {
+            let apply = |changes| {
+                if counts.batches == cut {
+                    return Err(StoreError::Poisoned { reason: "cut".to_owned(), full: false, index: false });
+                }
+                counts.apply(changes);
+                Ok(())
+            };
+            match way {
+                Way::Add => counting.add(reached.as_ref(), apply),
+                Way::Remove => counting.remove(reached.as_ref(), apply),
+            }
+        };
+        assert!(run(counts.counted, cut, counts).is_err());
+        assert!(run(counts.counted, usize::MAX, counts).unwrap());
     }
 
     #[test]

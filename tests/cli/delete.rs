@@ -142,6 +142,8 @@ fn a_name_is_given_to_all_backups_of_a_disk() {
     world.run(&["rename", "mail", "post"]).exits(1).says("no backup mail");
     world.run(&["rename", "web", "shop"]).exits(0);
     world.run(&["show", "web"]).exits(1);
+    assert_eq!(world.json(&["show", "shop"])["name"], "shop");
+    assert_eq!(world.json(&["list", "shop"])["backups"].as_array().unwrap().len(), 5);
     assert_eq!(world.run(&["restore", "shop", "-"]).exits(0).stdout, disks[0]);
     fs::rename(world.path("web"), world.path("shop")).unwrap();
     assert_eq!(world.json(&["backup", "shop"])["backups"][0]["unchanged_segments"], 4);

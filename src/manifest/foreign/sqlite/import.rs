@@ -1,12 +1,4 @@
-//! The original's SQLite manifests.
-//!
-//! Three tables, made by exactly the original's statements: `metadata` (incremental, segment size, size of disk,
-//! timestamp in seconds as text), `backupsets` (numbered from 0, the oldest first, the manifest's own one last)
-//! and `segments`, one row for each present one.
-//!
-//! A file that is imported may be hostile. It is opened read-only, with SQLite's own defences on; its schema must
-//! be these three tables and nothing else, so that no view, trigger or virtual table runs; and every value is
-//! checked for its type and its bounds. (See "Defense Against The Dark Arts" in SQLite's documentation.)
+//! Reading, as hostile.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,42 +9,11 @@ use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Row};
 
-use crate::error::ErrorKind;
 use crate::manifest::foreign::builder::{ForeignInfo, ForeignSegment, ManifestBuilder};
-use crate::manifest::foreign::{CodecSource, STEP, backupset_number, backupsets};
-use crate::manifest::{BackupsetId, ImageName, ManifestError, ManifestInfo, ManifestReader};
-use crate::progress::{Part, Progress};
-use crate::storage::{NewFile, StorageError};
-
-/// The original's statements, to the letter: SQLite keeps them in the file.
-const TABLES: [(&str, &str); 3] = [
-    (
-        "metadata",
-        "CREATE TABLE metadata (
-                        key TEXT PRIMARY KEY,
-                        value TEXT
-                    )",
-    ),
-    (
-        "backupsets",
-        "CREATE TABLE backupsets (
-                        id INTEGER PRIMARY KEY,
-                        backupset_id BLOB
-                    )",
-    ),
-    (
-        "segments",
-        "CREATE TABLE segments (
-                        incremental INTEGER,
-                        segment INTEGER PRIMARY KEY,
-                        compression TINYINT,
-                        encryption TINYINT,
-                        segment_hash BLOB,
-                        backupset_id INTEGER,
-                        FOREIGN KEY(backupset_id) REFERENCES backupsets(id)
-                    )",
-    ),
-];
+use crate::manifest::foreign::sqlite::{TABLES, read_timestamp};
+use crate::manifest::{BackupsetId, ImageName, ManifestError};
+use crate::progress::Progress;
+use crate::storage::StorageError;
 
 /// The most backupsets that a manifest can name.
 const BACKUPSETS: usize = 1 << 16;
@@ -60,132 +21,7 @@ const BACKUPSETS: usize = 1 << 16;
 /// The longest value of a foreign file that SQLite may take into memory, in bytes.
 const LONGEST_VALUE: i32 = 1 << 20;
 
-/// Returns what kind of failure an error of SQLite's is.
-pub(in crate::manifest) fn kind(error: &rusqlite::Error) -> ErrorKind {
-    use rusqlite::ErrorCode;
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy,
-        Some(
-            ErrorCode::CannotOpen
-            | ErrorCode::DiskFull
-            | ErrorCode::SystemIoFailure
-            | ErrorCode::OutOfMemory
-            | ErrorCode::ReadOnly
-            | ErrorCode::PermissionDenied,
-        ) => ErrorKind::Io,
-        _ => ErrorKind::Corrupt,
-    }
-}
-
-/// Writes a manifest as the original's SQLite to `path`. Durable when this returns; a failure leaves nothing
-/// behind.
-pub fn export<E: From<ManifestError>>(
-    manifest: &ManifestReader,
-    path: &Path,
-    replace: bool,
-    codecs: &mut dyn CodecSource<E>,
-    progress: &dyn Progress,
-) -> Result<(), E> {
-    manifest.verify()?;
-    let info = manifest.info();
-    let timestamp = timestamp(manifest, path)?;
-    let file = NewFile::begin(path, replace).map_err(ManifestError::from)?;
-    let failed = |source| ManifestError::Sqlite { operation: "write", path: path.to_owned(), source };
-    let database = new_database(&file.temporary()).map_err(failed)?;
-    write_head(&database, info, &timestamp).map_err(failed)?;
-    let mut part = Part::begin(progress, "export", info.geometry.size_of_disk());
-    {
-        let mut insert =
-            database.prepare("INSERT INTO segments VALUES (?1, ?2, ?3, ?4, ?5, ?6)").map_err(failed)?;
-        for (position, (index, segment)) in (1_u32..).zip(manifest.segments()) {
-            let codec = codecs.codec(index)?;
-            insert
-                .execute((
-                    segment.incremental.0,
-                    index.0,
-                    codec.compression,
-                    codec.encryption,
-                    &segment.key.hash.as_bytes()[..],
-                    i64::try_from(backupset_number(info, segment.base)).unwrap_or(i64::MAX),
-                ))
-                .map_err(failed)?;
-            if position.is_multiple_of(STEP) {
-                manifest.release_pages();
-                part.reached(info.geometry.offset(index));
-            }
-        }
-    }
-    database.execute_batch("COMMIT").map_err(failed)?;
-    database.close().map_err(|(_, source)| failed(source))?;
-    Ok(file.finish().map_err(ManifestError::from)?)
-}
-
-/// Makes sure that the format can say what a manifest says that is to be exported to `path`.
-pub fn check(manifest: &ManifestReader, path: &Path) -> Result<(), ManifestError> {
-    timestamp(manifest, path).map(drop)
-}
-
-fn timestamp(manifest: &ManifestReader, path: &Path) -> Result<String, ManifestError> {
-    timestamp_text(manifest.info().timestamp).ok_or_else(|| ManifestError::CannotSay {
-        path: path.to_owned(),
-        what: "a time before 1970".to_owned(),
-    })
-}
-
-fn new_database(path: &Path) -> Result<Connection, rusqlite::Error> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let database = Connection::open_with_flags(path, flags)?;
-    // No journal and no sync: the file is nobody's until it is whole, durable and renamed. Pages of 4 KiB, as the
-    // original has them; 16 MiB of cache.
-    database.execute_batch(
-        "PRAGMA page_size = 4096; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-         PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384; BEGIN",
-    )?;
-    Ok(database)
-}
-
-fn write_head(database: &Connection, info: &ManifestInfo, timestamp: &str) -> Result<(), rusqlite::Error> {
-    for (_, statement) in TABLES {
-        database.execute_batch(statement)?;
-    }
-    for (key, value) in [
-        ("incremental", info.incremental.to_string().as_str()),
-        ("segment_size", &info.geometry.segment_size().bytes().to_string()),
-        ("size_of_disk", &info.geometry.size_of_disk().to_string()),
-        ("timestamp", timestamp),
-    ] {
-        database.execute("INSERT INTO metadata VALUES (?1, ?2)", (key, value))?;
-    }
-    for (id, backupset) in (0_i64..).zip(backupsets(info)) {
-        database.execute("INSERT INTO backupsets VALUES (?1, ?2)", (id, &backupset.as_bytes()[..]))?;
-    }
-    Ok(())
-}
-
-/// Writes a time as the original does: seconds with a fraction that has at least one digit and no zeros at its
-/// end.
-fn timestamp_text(timestamp: jiff::Timestamp) -> Option<String> {
-    let (seconds, fraction) = (timestamp.as_second(), timestamp.subsec_nanosecond());
-    if seconds < 0 || fraction < 0 {
-        return None;
-    }
-    let digits = format!("{fraction:09}");
-    let digits = digits.trim_end_matches('0');
-    Some(format!("{seconds}.{}", if digits.is_empty() { "0" } else { digits }))
-}
-
-/// Reads such a time, to the nanosecond.
-fn read_timestamp(text: &str) -> Option<jiff::Timestamp> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !all_digits(seconds) || !all_digits(fraction) || fraction.len() > 9 {
-        return None;
-    }
-    jiff::Timestamp::new(seconds.parse().ok()?, format!("{fraction:0<9}").parse().ok()?).ok()
-}
-
-pub(super) fn import(
+pub(in crate::manifest::foreign) fn import(
     from: &Path,
     name: &ImageName,
     to: &Path,
@@ -374,29 +210,4 @@ fn read_head(database: &Connection, path: &Path) -> Result<ForeignInfo, Manifest
         }
     }
     Ok(ForeignInfo { incremental, segment_size, size_of_disk, timestamp, backupsets })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_the_original_does_and_come_back() {
-        for (text, time) in [
-            ("1795385526.16252", "2026-11-22T22:12:06.16252Z"),
-            ("0.0", "1970-01-01T00:00:00Z"),
-            ("1.000000001", "1970-01-01T00:00:01.000000001Z"),
-        ] {
-            let time: jiff::Timestamp = time.parse().unwrap();
-            assert_eq!(timestamp_text(time).as_deref(), Some(text));
-            assert_eq!(read_timestamp(text), Some(time));
-        }
-        assert_eq!(read_timestamp("17"), Some(jiff::Timestamp::new(17, 0).unwrap()));
-        for text in
-            ["", ".", "1.", ".5", "-1.0", "+1", "1e9", "1.0000000001", "nan", "99999999999999999999", "1.5 "]
-        {
-            assert_eq!(read_timestamp(text), None, "{text}");
-        }
-        assert_eq!(timestamp_text(jiff::Timestamp::new(-1, 0).unwrap()), None);
-    }
 }
