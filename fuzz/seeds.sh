@@ -7,7 +7,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 rm -rf fuzz/seeds
-for target in codec manifest osdk pack sqlite; do
+for target in codec manifest model osdk pack sqlite; do
     mkdir -p "fuzz/seeds/$target"
 done
 work=$(mktemp -d)
@@ -39,3 +39,8 @@ for kind in 0 1 2 3; do
 done
 seed codec zlib '\001\000\350\003\040\000' tests/data/original/segments/85cbfeed-0de8-4294-a298-3b97f4d08385/0/5
 seed codec text '\003\000\020\000\000\000' docs/glossary.md
+# Steps of five bytes: what, image, place, and a number of two.
+for number in 1 2 3 4; do
+    awk -v seed="$number" 'BEGIN { srand(seed); for (n = 0; n < 150; n++) printf "\\%03o", int(rand() * 256) }' >"$work/steps"
+    seed model "steps-$number" "$(cat "$work/steps")"
+done

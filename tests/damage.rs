@@ -16,7 +16,7 @@ use common::{
 };
 use ekko::backup::back_up;
 use ekko::error::ErrorKind;
-use ekko::repository::{OpenOptions, Repository, RepositoryWriter};
+use ekko::repository::{OpenOptions, Repository, RepositoryWriter, SharedWriter};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
@@ -209,7 +209,8 @@ fn check(root: &Path, original: &Original, then: Then, case: &str) {
         Then::Named | Then::NamedAndHealed | Then::Refused => (whole.min(2), named.max(1)),
     };
     assert_eq!((whole, named), expected, "{case}");
-    let mut writer = RepositoryWriter::open(root, &OpenOptions::default(), &told).unwrap();
+    let writer = RepositoryWriter::open(root, &OpenOptions::default(), &told).unwrap();
+    let writer = SharedWriter::new(writer);
     let may_tell =
         matches!(then, Then::WholeAndTold | Then::ManifestLost | Then::SetLost | Then::NamedAndHealed);
     assert!(may_tell || told.problems().is_empty(), "{case}: {:?}", told.problems());
@@ -218,9 +219,7 @@ fn check(root: &Path, original: &Original, then: Then, case: &str) {
     let mut backups = original.backups.clone();
     for (image, disk) in [("web", &original.backups[1].2), ("db", &original.backups[2].2)] {
         let source = MemoryImage::new(disk, 4096);
-        let (open, result) = back_up(writer, &name(image), &source, &options(), &told).unwrap();
-        writer = open;
-        match (result, then) {
+        match (back_up(&writer, &name(image), &source, &options(), &told), then) {
             (Ok(summary), _) => backups.push((image, summary.backup.incremental.0, disk.clone())),
             // A set that cannot be read may be that of any name.
             (Err(error), Then::SetLost) => assert!(error.to_string().contains("set.toml"), "{case}: {error}"),

@@ -11,17 +11,20 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use common::{
     MemoryImage, Noise, SEGMENT, Told, backup, copy_folder, name, open, options, restore, small_segments,
 };
 use ekko::backup::back_up;
+use ekko::check::{CheckOptions, CheckSummary};
 use ekko::exchange::{ExportOptions, ForeignFormat, ImportOptions, export_backup, import_backup};
 use ekko::manifest::foreign::{self, ManifestFormat};
 use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
 use ekko::progress::Silent;
 use ekko::repository::{
-    Backupset, Changed, Deletion, OpenOptions, Repository, RepositoryError, RepositoryWriter,
+    Backupset, Changed, Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryError,
+    RepositoryWriter, SharedWriter,
 };
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
@@ -78,21 +81,13 @@ static ORIGINAL: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 });
 
 /// Imports the original's backup.
-fn import(
-    writer: RepositoryWriter,
-    told: &Told,
-) -> Result<(RepositoryWriter, Option<Acknowledged>), RepositoryError> {
+fn import(writer: &SharedWriter, told: &Told) -> Option<Acknowledged> {
     let manifest = ManifestReader::read(&ORIGINAL.path().join("manifest")).unwrap();
     let segments = ORIGINAL.path().join("segments");
     let options = ImportOptions { segments: Some(&segments), compression: options().compression, jobs: 2 };
-    let (writer, result) = import_backup(writer, &manifest, &name("old"), &options, told)?;
-    let acknowledged = result.ok().map(|summary| Acknowledged {
-        set: summary.backup.backupset,
-        incremental: summary.backup.incremental,
-        disk: OLD,
-        deleted: Some(false),
-    });
-    Ok((writer, acknowledged))
+    let summary = import_backup(writer, &manifest, &name("old"), &options, told).ok()?;
+    let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
+    Some(Acknowledged { set, incremental, disk: OLD, deleted: Some(false) })
 }
 
 /// Runs the script as a process would that goes on after a failed backup. Returns what was acknowledged.
@@ -103,41 +98,24 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
         return acknowledged;
     }
     for (life, work) in [&[("web", 0), ("db", 1)][..], &[("web", 2), ("db", 3)]].into_iter().enumerate() {
-        let Ok(mut writer) = RepositoryWriter::open_with(storage, root, &OpenOptions::default(), &told)
-        else {
+        let Ok(writer) = RepositoryWriter::open_with(storage, root, &OpenOptions::default(), &told) else {
             return acknowledged;
         };
+        let writer = SharedWriter::new(writer);
         for (image, disk) in work {
             let source = MemoryImage::new(&disks[*disk], 4096);
-            match back_up(writer, &name(image), &source, &options(), &told) {
-                Ok((open, result)) => {
-                    writer = open;
-                    if let Ok(summary) = result {
-                        let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
-                        acknowledged.push(Acknowledged {
-                            set,
-                            incremental,
-                            disk: *disk,
-                            deleted: Some(false),
-                        });
-                    }
-                }
-                Err(_) => return acknowledged,
+            if let Ok(summary) = back_up(&writer, &name(image), &source, &options(), &told) {
+                let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
+                acknowledged.push(Acknowledged { set, incremental, disk: *disk, deleted: Some(false) });
             }
         }
         if life == 1 {
             // The first backups go, and one of them comes back: what was said to be gone or there, is.
-            writer = match change_backups(writer, &mut acknowledged, &told) {
-                Some(writer) => writer,
-                None => return acknowledged,
-            };
-            match import(writer, &told) {
-                Ok((open, imported)) => {
-                    writer = open;
-                    acknowledged.extend(imported);
-                }
-                Err(_) => return acknowledged,
-            }
+            change_backups(&writer, &mut acknowledged, &told);
+            // What is garbage then goes, and what is stored after it lies behind the dead records.
+            let _ = collect(&writer, &told);
+            acknowledged.extend(import(&writer, &told));
+            let _ = collect(&writer, &told);
         }
         let _ = writer.close();
         if life == 0 && root.join("index").is_dir() {
@@ -147,19 +125,20 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
     acknowledged
 }
 
+/// Collects all garbage, what unfinished backups stored as well.
+fn collect(writer: &SharedWriter, told: &Told) -> Result<GcSummary, RepositoryError> {
+    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    writer.run_job(told, |summary: &GcSummary| summary.replace_index, |writer| writer.gc(&options, told))
+}
+
 /// Deletes the first two backups and undeletes the second. What was acknowledged is kept in step.
-fn change_backups(
-    mut writer: RepositoryWriter,
-    acknowledged: &mut [Acknowledged],
-    told: &Told,
-) -> Option<RepositoryWriter> {
+fn change_backups(writer: &SharedWriter, acknowledged: &mut [Acknowledged], told: &Told) {
     for (number, deletes) in [(0, true), (1, true), (1, false)] {
         let first = |disk: usize| move |it: &Acknowledged| it.disk == disk;
-        let at = acknowledged.iter().position(first(number))?;
+        let Some(at) = acknowledged.iter().position(first(number)) else { return };
         let id = Deletion { backupset: acknowledged[at].set, incremental: acknowledged[at].incremental };
         let job = |writer: &RepositoryWriter| if deletes { writer.delete(id) } else { writer.undelete(id) };
-        let (open, result) = writer.run_job(told, |changed: &Changed| changed.replace_index, job).ok()?;
-        writer = open;
+        let result = writer.run_job(told, |changed: &Changed| changed.replace_index, job);
         // Where it is not known whether it happened, either is right.
         acknowledged[at].deleted = match (deletes, result.is_ok()) {
             (true, true) => Some(true),
@@ -167,10 +146,9 @@ fn change_backups(
             (_, false) => None,
         };
         if result.is_err() {
-            break;
+            return;
         }
     }
-    Some(writer)
 }
 
 /// Checks everything that must hold after a fault.
@@ -217,6 +195,18 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
         assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
         assert!(disks.contains(&bytes), "{case}: what is listed is no disk that was backed up");
     }
+    assert_consistent(writer.repository(), case);
+    // What is left over goes, and takes nothing with it.
+    let shared = SharedWriter::new(writer);
+    let collected = collect(&shared, &told).unwrap_or_else(|error| panic!("{case}: gc: {error}"));
+    assert_eq!(collected.problems, Vec::<String>::new(), "{case}");
+    let writer = shared.into_inner().unwrap();
+    for (set, record) in sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
+        let (bytes, summary) = restore(writer.repository(), set, record);
+        assert!(summary.damaged.is_empty() && disks.contains(&bytes), "{case}: after a collection");
+    }
+    let summary = assert_consistent(writer.repository(), case);
+    assert_eq!(summary.garbage_segments, 0, "{case}: garbage stays");
     let (writer, _) = backup(writer, "web", &disks[2], &told);
     let (writer, summary) = backup(writer, "web", &disks[2], &told);
     assert_eq!(
@@ -233,6 +223,14 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
     let (bytes, _) = restore(writer.repository(), set, set.backups.last().unwrap());
     assert!(bytes == disks[2], "{case}: the next backup");
     writer.close().unwrap();
+}
+
+/// Checks the whole repository: nothing is wrong with it.
+fn assert_consistent(repository: &Repository, case: &str) -> CheckSummary {
+    let options = CheckOptions { read_data: true, jobs: 1 };
+    let summary = ekko::check::check(repository, &options, &Silent).unwrap();
+    assert!(summary.is_clean(), "{case}: {:?} {:?}", summary.problems, summary.damaged);
+    summary
 }
 
 /// Runs the script under a plan and checks what is left of it, in a copy: this process may still hold the old index.

@@ -20,7 +20,7 @@ use crate::error::ErrorKind;
 use crate::image::{Image, ImageError};
 use crate::manifest::{ImageName, ManifestError};
 use crate::progress::Progress;
-use crate::repository::{CommittedBackup, JobError, RepositoryError, RepositoryWriter};
+use crate::repository::{CommittedBackup, JobError, RepositoryError, RepositoryWriter, SharedWriter};
 use crate::store::StoreError;
 
 /// A backup that was not made.
@@ -125,15 +125,14 @@ pub struct BackupSummary {
 /// segments that the next backup re-uses; if it was the index that failed, the index is made anew and the
 /// backup tried once more.
 ///
-/// # Errors
-/// The outer error means that the repository is lost to this process: it is to be opened again.
+/// Backups of other disks may run at the same time.
 pub fn back_up(
-    writer: RepositoryWriter,
+    writer: &SharedWriter,
     name: &ImageName,
     image: &dyn Image,
     options: &BackupOptions,
     progress: &dyn Progress,
-) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), RepositoryError> {
+) -> Result<BackupSummary, BackupError> {
     writer.run_job(
         progress,
         |summary: &BackupSummary| summary.backup.replace_index,

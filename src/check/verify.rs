@@ -41,6 +41,9 @@ pub fn verify(
 ) -> Result<VerifySummary, CheckError> {
     manifest.verify()?;
     let geometry = manifest.info().geometry;
+    let info = manifest.info();
+    // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
+    let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     let mut part = Part::begin(progress, "verify", geometry.size_of_disk());
     let mut summary = VerifySummary::default();

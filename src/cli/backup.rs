@@ -14,7 +14,7 @@ use crate::error::ErrorKind;
 use crate::image::{Image, RawImage, source_use};
 use crate::manifest::ImageName;
 use crate::progress::{Notice, Progress};
-use crate::repository::{InitOptions, Repository, RepositoryError, RepositoryWriter};
+use crate::repository::{InitOptions, Repository, RepositoryError, SharedWriter};
 
 #[derive(Serialize)]
 struct Document {
@@ -77,7 +77,7 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     }
     // Opened before the repository is touched: none is made for a run that could not back anything up.
     let opened: Vec<_> = sources.iter().map(|source| (source, RawImage::open(&source.path))).collect();
-    let (created_repository, mut writer) = if opened.iter().any(|(_, image)| image.is_ok()) {
+    let (created_repository, writer) = if opened.iter().any(|(_, image)| image.is_ok()) {
         let (created, writer) = open_or_create(&InitOptions::default(), args.jobs.number(), context)?;
         (created, Some(writer))
     } else {
@@ -85,18 +85,10 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     };
     let mut document = Document { created_repository, backups: Vec::new(), failed: Vec::new() };
     for (source, image) in opened {
-        let result = match (image, writer.take()) {
-            (Err(error), open) => {
-                writer = open;
-                Err(error.into())
-            }
-            // An earlier failure closed the repository: from here on nothing more is backed up.
-            (Ok(_), None) => Err(closed(context)?),
-            (Ok(image), Some(open)) => {
-                let (open, result) = back_up_one(open, source, &image, args, context)?;
-                writer = Some(open);
-                result
-            }
+        let result = match (image, &writer) {
+            (Err(error), _) => Err(error.into()),
+            (Ok(_), None) => continue,
+            (Ok(image), Some(writer)) => back_up_one(writer, source, &image, args, context),
         };
         match result {
             Ok(summary) => document.backups.push(done(source, &summary)),
@@ -136,24 +128,19 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     })
 }
 
-fn closed(context: &Context) -> Result<BackupError, CliError> {
-    let reason = format!("{} was closed after a failure", context.repository_path()?.display());
-    Ok(RepositoryError::Poisoned { reason }.into())
-}
-
 fn back_up_one(
-    writer: RepositoryWriter,
+    writer: &SharedWriter,
     source: &Source,
     image: &dyn Image,
     args: &BackupArgs,
     context: &Context,
-) -> Result<(RepositoryWriter, Result<BackupSummary, BackupError>), CliError> {
+) -> Result<BackupSummary, BackupError> {
     if let Some(how) = source_use(&source.path) {
         context.progress().notice(Notice::SourceInUse { path: source.path.clone(), how });
     }
     let compression = args.compression.unwrap_or_else(|| writer.repository().compression());
     let options = BackupOptions { compression, jobs: args.jobs.number(), tags: args.tags.clone() };
-    Ok(back_up(writer, &source.name, image, &options, context.progress())?)
+    back_up(writer, &source.name, image, &options, context.progress())
 }
 
 /// Opens the repository for writing, or makes it first if its folder does not exist. Says whether it did.
@@ -161,7 +148,7 @@ pub(super) fn open_or_create(
     init: &InitOptions,
     jobs: usize,
     context: &Context,
-) -> Result<(bool, RepositoryWriter), CliError> {
+) -> Result<(bool, SharedWriter), CliError> {
     let path = context.repository_path()?;
     let created = match Repository::open(path) {
         Ok(_) => false,
@@ -172,7 +159,7 @@ pub(super) fn open_or_create(
         }
         Err(error) => return Err(error.into()),
     };
-    Ok((created, context.open_writer(jobs, false)?))
+    Ok((created, context.open_shared(jobs)?))
 }
 
 fn done(source: &Source, summary: &BackupSummary) -> Done {

@@ -11,7 +11,7 @@ use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
-use crate::repository::{OpenOptions, Repository, RepositoryWriter};
+use crate::repository::{OpenOptions, Repository, RepositoryWriter, SharedWriter};
 
 /// The command's surroundings.
 #[derive(Debug)]
@@ -79,6 +79,10 @@ impl Context {
     pub(super) fn open_writer(&self, jobs: usize, rebuild: bool) -> Result<RepositoryWriter, CliError> {
         let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress())?)
+    }
+
+    pub(super) fn open_shared(&self, jobs: usize) -> Result<SharedWriter, CliError> {
+        Ok(SharedWriter::new(self.open_writer(jobs, false)?))
     }
 
     pub(super) fn progress(&self) -> &Console {

@@ -5,12 +5,11 @@ use serde::Serialize;
 use crate::cli::args::{DeleteArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, gc};
 use crate::error::ErrorKind;
-use crate::progress::Progress;
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, Changed, Deletion, Repository, RepositoryError,
-    RepositoryWriter, Which,
+    BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository, RepositoryError,
+    SharedWriter, Which,
 };
 
 /// A backup that goes or comes back.
@@ -50,10 +49,12 @@ struct DeleteDocument {
     deleted: Vec<Row>,
     /// Nothing if a damaged manifest keeps it from being known.
     freed_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gc: Option<gc::Document>,
 }
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_writer(1, false)?;
+    let writer = context.open_shared(1)?;
     let (sets, _) = writer.repository().backupsets()?;
     let mut rows: Vec<Row> = Vec::new();
     for selector in &args.backups {
@@ -68,19 +69,22 @@ pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, Cl
     }
     let freed_bytes = would_free(&writer, &rows)?;
     show(&rows, freed_bytes, args.dry_run, context)?;
-    let writer = if args.dry_run { writer } else { delete_all(writer, &rows, context)? };
+    let gc = change(&writer, &rows, args.dry_run, args.gc, context)?;
     writer.close()?;
-    let document = DeleteDocument { dry_run: args.dry_run, deleted: rows, freed_bytes };
-    context.print(&document, |out| match (args.dry_run, document.deleted.len()) {
-        (true, number) => writeln!(out, "would delete {number} backups"),
-        (false, number) => writeln!(out, "deleted {number} backups"),
+    let document = DeleteDocument { dry_run: args.dry_run, deleted: rows, freed_bytes, gc };
+    context.print(&document, |out| {
+        match (args.dry_run, document.deleted.len()) {
+            (true, number) => writeln!(out, "would delete {number} backups")?,
+            (false, number) => writeln!(out, "deleted {number} backups")?,
+        }
+        document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
-    Ok(context.outcome())
+    Ok(gc::outcome(document.gc.as_ref(), context))
 }
 
-pub(super) fn would_free(writer: &RepositoryWriter, rows: &[Row]) -> Result<Option<u64>, CliError> {
+pub(super) fn would_free(writer: &SharedWriter, rows: &[Row]) -> Result<Option<u64>, CliError> {
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-    Ok(writer.would_free(&ids)?)
+    Ok(writer.with(|writer| writer.would_free(&ids))?)
 }
 
 /// Shows what is about to go, before it goes.
@@ -108,26 +112,22 @@ pub(super) fn show(
     Ok(())
 }
 
-/// Deletes backups, one after the other.
-pub(super) fn delete_all(
-    mut writer: RepositoryWriter,
+/// Deletes backups, one after the other, and collects the garbage if that was asked for; or does neither.
+pub(super) fn change(
+    writer: &SharedWriter,
     rows: &[Row],
+    dry_run: bool,
+    with_gc: bool,
     context: &Context,
-) -> Result<RepositoryWriter, CliError> {
-    for row in rows {
-        writer = change(writer, context.progress(), |writer| writer.delete(row.id))?;
+) -> Result<Option<gc::Document>, CliError> {
+    if dry_run {
+        return Ok(None);
     }
-    Ok(writer)
-}
-
-fn change(
-    writer: RepositoryWriter,
-    progress: &dyn Progress,
-    job: impl Fn(&RepositoryWriter) -> Result<Changed, RepositoryError>,
-) -> Result<RepositoryWriter, CliError> {
-    let (writer, result) = writer.run_job(progress, |changed: &Changed| changed.replace_index, job)?;
-    result?;
-    Ok(writer)
+    let replace = |changed: &Changed| changed.replace_index;
+    for row in rows {
+        writer.run_job(context.progress(), replace, |writer| writer.delete(row.id))?;
+    }
+    with_gc.then(|| gc::collect(writer, &GcOptions::default(), context)).transpose()
 }
 
 #[derive(Serialize)]
@@ -136,12 +136,13 @@ struct UndeleteDocument {
 }
 
 pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let mut writer = context.open_writer(1, false)?;
+    let writer = context.open_shared(1)?;
     let (sets, _) = writer.repository().backupsets()?;
     let rows = args.backups.iter().map(|selector| find_deleted(&writer, &sets, selector));
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
     for row in &rows {
-        writer = change(writer, context.progress(), |writer| writer.undelete(row.id))?;
+        let replace = |changed: &Changed| changed.replace_index;
+        writer.run_job(context.progress(), replace, |writer| writer.undelete(row.id))?;
     }
     writer.close()?;
     let document = UndeleteDocument { undeleted: rows };
@@ -153,7 +154,7 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
 
 /// Finds a deleted backup by the name that it had.
 fn find_deleted(
-    writer: &RepositoryWriter,
+    writer: &SharedWriter,
     sets: &[Backupset],
     selector: &BackupSelector,
 ) -> Result<Row, CliError> {

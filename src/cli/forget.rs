@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
-use crate::cli::delete::{Row, delete_all, show, would_free};
+use crate::cli::delete::{Row, change, show, would_free};
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, gc};
 use crate::error::ErrorKind;
 use crate::manifest::ImageName;
 use crate::repository::retention::{Candidate, RetentionPolicy};
@@ -20,6 +20,8 @@ struct Document {
     kept: Vec<Kept>,
     deleted: Vec<Row>,
     freed_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gc: Option<gc::Document>,
 }
 
 #[derive(Serialize)]
@@ -35,7 +37,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         let message = "nothing would be kept: say what is, with --keep-last, --keep-daily or another of them";
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
-    let writer = context.open_writer(1, false)?;
+    let writer = context.open_shared(1)?;
     let (sets, problems) = writer.repository().backupsets()?;
     // What a set that cannot be read holds would be missing from the plan.
     if let Some(problem) = problems.into_iter().next() {
@@ -57,15 +59,16 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         String::from_utf8_lossy(&text).lines().for_each(|line| context.progress().line(line));
     }
     show(&deleted, freed_bytes, args.dry_run, context)?;
-    let writer = if args.dry_run { writer } else { delete_all(writer, &deleted, context)? };
+    let gc = change(&writer, &deleted, args.dry_run, args.gc, context)?;
     writer.close()?;
-    let document = Document { dry_run: args.dry_run, kept, deleted, freed_bytes };
+    let document = Document { dry_run: args.dry_run, kept, deleted, freed_bytes, gc };
     context.print(&document, |out| {
         let (kept, deleted) = (document.kept.len(), document.deleted.len());
         let done = if args.dry_run { "would delete" } else { "deleted" };
-        writeln!(out, "{done} {deleted} backups, {kept} are kept")
+        writeln!(out, "{done} {deleted} backups, {kept} are kept")?;
+        document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
-    Ok(context.outcome())
+    Ok(gc::outcome(document.gc.as_ref(), context))
 }
 
 /// Divides the backups of each name into what is kept, and why, and what goes.

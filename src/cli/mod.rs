@@ -13,6 +13,7 @@ mod diff;
 mod error;
 mod forget;
 mod format;
+mod gc;
 mod init;
 mod list;
 mod manifest;
@@ -90,6 +91,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Delete(args) => delete::delete(&args, context),
         Command::Undelete(args) => delete::undelete(&args, context),
         Command::Forget(args) => forget::run(&args, context),
+        Command::Gc(args) => gc::run(&args, context),
         Command::Protect(args) => protect::protect(&args, context),
         Command::Unprotect(args) => protect::unprotect(&args, context),
         Command::Rename(args) => protect::rename(&args, context),

@@ -11,7 +11,7 @@ use crate::exchange::ExchangeError;
 use crate::exchange::flat::{FlatFolder, FlatReader};
 use crate::manifest::{ImageName, ManifestReader, ManifestWriter, SegmentRef};
 use crate::progress::{Part, Progress};
-use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
+use crate::repository::{BackupDraft, CommittedBackup, RepositoryWriter, SharedWriter};
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, Twin};
 
 /// How many segments are taken in before their results are put in order.
@@ -54,16 +54,13 @@ pub struct ImportSummary {
 ///
 /// Every segment file is decoded and compared with the SHA-1 that the manifest names. When this returns a
 /// summary, the backup is durable; a failure leaves none of it, but for segments that a later import re-uses.
-///
-/// # Errors
-/// The outer error means that the repository is lost to this process: it is to be opened again.
 pub fn import_backup(
-    writer: RepositoryWriter,
+    writer: &SharedWriter,
     manifest: &ManifestReader,
     name: &ImageName,
     options: &ImportOptions<'_>,
     progress: &dyn Progress,
-) -> Result<(RepositoryWriter, Result<ImportSummary, ExchangeError>), RepositoryError> {
+) -> Result<ImportSummary, ExchangeError> {
     writer.run_job(
         progress,
         |summary: &ImportSummary| summary.backup.replace_index,

@@ -233,6 +233,11 @@ impl Backupset {
         })
     }
 
+    /// Says whether a backup with this number is listed, be it as deleted.
+    pub(super) fn knows(&self, number: u32) -> bool {
+        self.backups.iter().chain(&self.deleted).any(|record| record.incremental.0 == number)
+    }
+
     /// Reads the settings of the backupset `id`.
     pub(super) fn read(
         storage: &dyn Storage,

@@ -12,8 +12,9 @@
 //! A crash before 5 leaves garbage, which recovery removes (files) or the next backup re-uses (segments);
 //! after 5 recovery finishes 6 and 7.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{
@@ -27,6 +28,7 @@ use crate::repository::{
 };
 use crate::segment::Geometry;
 use crate::storage::TEMPORARY;
+use crate::store::StoreJob;
 
 /// The backup that a new one is compared with.
 #[derive(Debug)]
@@ -54,12 +56,35 @@ pub struct BackupDraft {
     tags: Vec<String>,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
+    running: Running,
+}
+
+/// What keeps others from making a backup of the same backupset, and from freeing what this one finds.
+#[derive(Debug)]
+pub(super) struct Running {
+    _job: StoreJob,
+    growing: Arc<Mutex<HashSet<BackupsetId>>>,
+    set: Option<BackupsetId>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(set) = self.set {
+            self.growing.lock().unwrap_or_else(PoisonError::into_inner).remove(&set);
+        }
+    }
 }
 
 impl BackupDraft {
-    pub(super) fn new(layout: &Layout, set: Backupset, info: ManifestInfo, parent: Option<Parent>) -> Self {
+    pub(super) fn new(
+        layout: &Layout,
+        set: Backupset,
+        info: ManifestInfo,
+        parent: Option<Parent>,
+        running: Running,
+    ) -> Self {
         let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
-        Self { set, info, temporary, parent, tags: Vec::new(), newborn: false }
+        Self { set, info, temporary, parent, tags: Vec::new(), newborn: false, running }
     }
 
     /// Returns the backup that this one is compared with.
@@ -98,6 +123,9 @@ impl RepositoryWriter {
     /// Begins a backup of the image `name`: the next one of its backupset, or the first of a new one.
     pub fn begin_backup(&self, name: &ImageName, size_of_disk: u64) -> Result<BackupDraft, RepositoryError> {
         self.check()?;
+        let mut running = self.begin_running();
+        // Held over I/O: two first backups of one name would make two backupsets.
+        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let repository = &self.repository;
         let (sets, problems) = repository.backupsets()?;
         // A damaged `set.toml` may be that of this very name: a new set beside it could not be told from it.
@@ -109,6 +137,7 @@ impl RepositoryWriter {
             Some(set) => set.clone(),
             None => self.create_set(name, timestamp, None)?,
         };
+        self.begin_growing(&mut running, &set)?;
         let parent = self.parent(&sets, &set)?;
         let geometry = Geometry::new(size_of_disk, repository.settings.segment_size)
             .map_err(|error| self.geometry(&set, &error))?;
@@ -125,7 +154,26 @@ impl RepositoryWriter {
             bases: set.bases.clone(),
             attributes: Vec::new(),
         };
-        Ok(BackupDraft::new(&repository.layout, set, info, parent))
+        Ok(BackupDraft::new(&repository.layout, set, info, parent, running))
+    }
+
+    /// Registers a backup before anything is looked up for it.
+    pub(super) fn begin_running(&self) -> Running {
+        Running { _job: self.store.begin_job(), growing: Arc::clone(&self.growing), set: None }
+    }
+
+    /// Refuses a second backup of a backupset at the same time.
+    pub(super) fn begin_growing(
+        &self,
+        running: &mut Running,
+        set: &Backupset,
+    ) -> Result<(), RepositoryError> {
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !growing.insert(set.id) {
+            return Err(RepositoryError::BackupRunning { name: set.name.clone() });
+        }
+        running.set = Some(set.id);
+        Ok(())
     }
 
     fn geometry(&self, set: &Backupset, error: &crate::segment::GeometryError) -> RepositoryError {
@@ -163,6 +211,8 @@ impl RepositoryWriter {
         from: &Backupset,
         incremental: Incremental,
     ) -> Result<BackupsetId, RepositoryError> {
+        // Held over I/O, as by everybody who changes the lists.
+        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         Ok(self.create_set(name, jiff::Timestamp::now(), Some((from, incremental)))?.id)
     }
@@ -241,7 +291,12 @@ impl RepositoryWriter {
         manifest: ManifestWriter,
     ) -> Result<CommittedBackup, RepositoryError> {
         let (repository, storage) = (&self.repository, self.repository.storage.as_ref());
-        let BackupDraft { mut set, info, temporary, tags, newborn, .. } = draft;
+        // What this backup found is not freed before it is counted.
+        let BackupDraft { mut set, info, temporary, tags, newborn, running: _running, .. } = draft;
+        if !newborn {
+            // Others may have been deleted, protected or renamed since it was begun.
+            set = Backupset::read(storage, &repository.layout, set.id)?;
+        }
         self.store.flush()?;
         let finished = manifest.finish()?;
         let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
@@ -300,7 +355,8 @@ impl RepositoryWriter {
         // Held over I/O: nobody else wants it while a commit is under way, and the order of the two is the point.
         let mut file = self.state();
         let state = file.state();
-        let generation = state.generation.saturating_add(1);
+        // A collection may have raised that of the index further.
+        let generation = state.generation.max(self.store.generation()).saturating_add(1);
         self.store.raise_generation(generation)?;
         Ok(file.write(State { generation, ..state })?)
     }

@@ -132,6 +132,7 @@ impl RepositoryWriter {
     fn require_segments(&self, set: &Backupset, record: &BackupRecord) -> Result<(), RepositoryError> {
         let manifest = self.repository.manifest(set, record)?;
         manifest.verify()?;
+        // No collection frees them meanwhile: it takes backups out of the list of deleted ones before.
         for (_, segment) in manifest.segments() {
             self.store.require_stored(segment.key)?;
         }

@@ -1,5 +1,7 @@
 //! How a backup that was made elsewhere comes in: with the backupset, number and time that it has.
 
+use std::sync::PoisonError;
+
 use crate::manifest::{BackupsetId, ImageName, ManifestInfo};
 use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
 use crate::storage::replace;
@@ -39,6 +41,9 @@ impl RepositoryWriter {
                 "its segments have {needs} bytes, and the repository's have {has}: import it into a new repository"
             )));
         }
+        let mut running = self.begin_running();
+        // Held over I/O, as by everybody who changes the lists.
+        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let (sets, problems) = repository.backupsets()?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
@@ -46,7 +51,8 @@ impl RepositoryWriter {
         let info = ManifestInfo { name: name.clone(), ..info.clone() };
         if let Some(set) = sets.iter().find(|set| set.id == info.backupset) {
             fits_set(set, &info).map_err(cannot)?;
-            return Ok(BackupDraft::new(&repository.layout, set.clone(), info, None));
+            self.begin_growing(&mut running, set)?;
+            return Ok(BackupDraft::new(&repository.layout, set.clone(), info, None, running));
         }
         if let Some(current) = Repository::current_set(&sets, name)
             && info.bases.contains(&current.id) == current.bases.contains(&info.backupset)
@@ -63,8 +69,9 @@ impl RepositoryWriter {
             backups: Vec::new(),
             deleted: Vec::new(),
         };
+        self.begin_growing(&mut running, &set)?;
         self.begin_folder(set.id)?;
-        let mut draft = BackupDraft::new(&repository.layout, set, info, None);
+        let mut draft = BackupDraft::new(&repository.layout, set, info, None, running);
         draft.newborn = true;
         Ok(draft)
     }

@@ -1,7 +1,9 @@
-//! How a job that changes the repository is run, whatever it does.
+//! How jobs that change the repository are run, several at a time, whatever they do.
+
+use std::sync::{PoisonError, RwLock};
 
 use crate::progress::Progress;
-use crate::repository::{RepositoryError, RepositoryWriter};
+use crate::repository::{Repository, RepositoryError, RepositoryWriter};
 
 impl JobError for RepositoryError {
     fn repository(&self) -> Option<&RepositoryError> {
@@ -15,42 +17,128 @@ pub trait JobError: From<RepositoryError> + std::fmt::Display {
     fn repository(&self) -> Option<&RepositoryError>;
 }
 
-impl RepositoryWriter {
+/// A repository that several threads of this process change at once.
+///
+/// Jobs run side by side; `docs/gc.md` says which of them wait for each other. When the index fails one of them,
+/// it fails them all: the first to notice waits for the others to end, makes the index anew, and each of them is
+/// tried once more.
+#[derive(Debug)]
+pub struct SharedWriter {
+    /// Jobs hold it for reading; who replaces the index, for writing. Nothing is left if that failed.
+    open: RwLock<Open>,
+    repository: Repository,
+}
+
+#[derive(Debug)]
+struct Open {
+    writer: Option<RepositoryWriter>,
+    /// How often the index was replaced.
+    replaced: u64,
+}
+
+impl SharedWriter {
+    /// Shares a repository.
+    pub fn new(writer: RepositoryWriter) -> Self {
+        let repository = writer.repository().clone();
+        Self { open: RwLock::new(Open { writer: Some(writer), replaced: 0 }), repository }
+    }
+
+    /// Returns the part that reads.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Ends in order, as [`RepositoryWriter::close`] does.
+    pub fn close(self) -> Result<(), RepositoryError> {
+        match self.into_inner() {
+            Some(writer) => writer.close(),
+            None => Err(self::gone()),
+        }
+    }
+
+    /// Returns the writer alone; nothing if it was lost with its index.
+    pub fn into_inner(self) -> Option<RepositoryWriter> {
+        self.open.into_inner().unwrap_or_else(PoisonError::into_inner).writer
+    }
+
+    /// Runs a job that changes nothing by itself.
+    pub fn with<T>(
+        &self,
+        job: impl FnOnce(&RepositoryWriter) -> Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        job(open.writer.as_ref().ok_or_else(gone)?)
+    }
+
     /// Runs a job that ends with a change that is durable. If the index fails it before that, the index is made
     /// anew and the job is tried once more; if it fails after, which `replace_index` says, the index is made anew,
-    /// which counts the change; if the disk is full, the reserve is given up, so that what comes next has room to clean up.
-    ///
-    /// # Errors
-    /// The outer error means that the repository is lost to this process: it is to be opened again.
+    /// which counts the change; if the disk is full, the reserve is given up, so that what comes next has room to
+    /// clean up.
     pub fn run_job<T, E: JobError>(
-        self,
+        &self,
         progress: &dyn Progress,
         replace_index: impl Fn(&T) -> bool,
-        job: impl Fn(&Self) -> Result<T, E>,
-    ) -> Result<(Self, Result<T, E>), RepositoryError> {
-        let error = match job(&self) {
+        job: impl Fn(&RepositoryWriter) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let (replaced, result) = self.attempt(&job);
+        let error = match result {
             Ok(done) if replace_index(&done) => {
-                let reason = "a change could not be counted in it";
-                return Ok((self.replace_index(reason, progress)?, Ok(done)));
+                self.replace_index(replaced, "a change could not be counted in it", progress)?;
+                return Ok(done);
             }
-            Ok(done) => return Ok((self, Ok(done))),
+            Ok(done) => return Ok(done),
             Err(error) => error,
         };
         match error.repository() {
             Some(cause) if cause.is_full() => {
                 // What comes next, if only the next opening, needs room.
-                self.release_reserve();
+                let reason = cause.to_string();
                 let path = self.repository.layout.root().to_owned();
-                let full = RepositoryError::Full { path, reason: cause.to_string() };
-                Ok((self, Err(full.into())))
+                let _ = self.with(|writer| {
+                    writer.release_reserve();
+                    Ok(())
+                });
+                Err(RepositoryError::Full { path, reason }.into())
             }
             Some(cause) if cause.distrusts_index() => {
-                let reason = error.to_string();
-                let writer = self.replace_index(&reason, progress)?;
-                let second = job(&writer);
-                Ok((writer, second))
+                self.replace_index(replaced, &error.to_string(), progress)?;
+                self.attempt(&job).1
             }
-            _ => Ok((self, Err(error))),
+            _ => Err(error),
         }
     }
+
+    /// Runs a job once. Says also how often the index had been replaced when it began.
+    fn attempt<T, E: JobError>(
+        &self,
+        job: impl Fn(&RepositoryWriter) -> Result<T, E>,
+    ) -> (u64, Result<T, E>) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let result = match &open.writer {
+            Some(writer) => job(writer),
+            None => Err(gone().into()),
+        };
+        (open.replaced, result)
+    }
+
+    /// Replaces the index, unless somebody has since it was replaced `replaced` times.
+    fn replace_index(
+        &self,
+        replaced: u64,
+        reason: &str,
+        progress: &dyn Progress,
+    ) -> Result<(), RepositoryError> {
+        // Waits for all jobs: on an index that has failed they end soon.
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.replaced == replaced {
+            let writer = open.writer.take().ok_or_else(gone)?;
+            open.writer = Some(writer.replace_index(reason, progress)?);
+            open.replaced += 1;
+        }
+        Ok(())
+    }
+}
+
+fn gone() -> RepositoryError {
+    RepositoryError::Poisoned { reason: "its index could not be made anew".to_owned() }
 }

@@ -51,6 +51,11 @@ impl Layout {
         self.root.join("packs")
     }
 
+    /// Returns the folder of what says which backups are being read.
+    pub fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
     /// Returns the folder of the indexes.
     pub fn indexes(&self) -> PathBuf {
         self.root.join("index")

@@ -10,11 +10,14 @@ mod backupset;
 mod commit;
 mod counting;
 mod delete;
+mod gc;
 mod import;
 mod job;
 mod layout;
+mod lease;
 mod lock;
 mod open;
+mod proof;
 mod recovery;
 pub mod retention;
 mod select;
@@ -28,11 +31,13 @@ use std::sync::Arc;
 pub use backupset::{BackupRecord, Backupset, Origin, Protection};
 pub use commit::{BackupDraft, CommittedBackup, Parent};
 pub use delete::{Changed, Deletion};
-pub use job::JobError;
+pub use gc::{GcOptions, GcSummary};
+pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
+pub use lease::Lease;
 pub use open::{OpenOptions, RepositoryWriter};
 pub use select::{BackupId, BackupSelector, InvalidSelector, Which};
-pub use settings::{InitOptions, Settings};
+pub use settings::{InitOptions, KEEP_UNFINISHED, Settings, span};
 pub use statistics::RepositoryStats;
 
 use crate::codec::CompressionSetting;
@@ -184,6 +189,12 @@ pub enum RepositoryError {
         /// The first failure.
         reason: String,
     },
+    /// Another backup of the same disk is being made.
+    #[error("a backup of {name} is running already: one at a time is made of a disk")]
+    BackupRunning {
+        /// The name.
+        name: ImageName,
+    },
     /// A backupset has no incremental left.
     #[error("backupset {backupset} has no number left for another backup")]
     NoIncremental {
@@ -217,7 +228,7 @@ impl RepositoryError {
                 ErrorKind::Unsupported
             }
             Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
-            Self::InUse { .. } => ErrorKind::Busy,
+            Self::InUse { .. } | Self::BackupRunning { .. } => ErrorKind::Busy,
             Self::Full { .. } | Self::Poisoned { .. } => ErrorKind::Io,
         }
     }

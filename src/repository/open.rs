@@ -5,11 +5,13 @@
 //! packs and manifests. Order of closing: seal the pack, close the index and sync its files, then `state`
 //! says "closed in order" and names the digest of the index's files.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
+use crate::manifest::BackupsetId;
 use crate::progress::{Notice, Progress};
 use crate::repository::lock::Lock;
 use crate::repository::recovery::{self, OpenedIndex};
@@ -45,8 +47,12 @@ pub struct RepositoryWriter {
     pub(super) repository: Repository,
     pub(super) state: Mutex<StateFile>,
     pub(super) store: SegmentStore,
-    /// One commit at a time.
+    /// One change of the lists of backups at a time.
     pub(super) committing: Mutex<()>,
+    /// One garbage collection at a time.
+    pub(super) collecting: Mutex<()>,
+    /// The backupsets of which a backup is being made.
+    pub(super) growing: Arc<Mutex<HashSet<BackupsetId>>>,
     poison: OnceLock<String>,
     options: OpenOptions,
     _lock: Lock,
@@ -136,6 +142,8 @@ impl RepositoryWriter {
             state: Mutex::new(file),
             store,
             committing: Mutex::default(),
+            collecting: Mutex::default(),
+            growing: Arc::default(),
             poison: OnceLock::new(),
             options,
             _lock: lock,

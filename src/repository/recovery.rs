@@ -63,9 +63,12 @@ pub(super) fn undo_unfinished(
         }
         for name in names {
             let path = folder.join(&name);
+            let number = name.parse::<u32>().ok();
             let unfinished =
-                name.parse::<u32>().is_ok_and(|number| set.is_some_and(|set| number >= set.next_incremental));
-            if unfinished || path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                number.is_some_and(|number| set.is_some_and(|set| number >= set.next_incremental));
+            // Its backup was deleted and collected.
+            let collected = number.is_some_and(|number| set.is_some_and(|set| !set.knows(number)));
+            if unfinished || collected || path.extension().is_some_and(|extension| extension == TEMPORARY) {
                 storage.unlink(&path)?;
                 changed = true;
             }

@@ -1,6 +1,9 @@
 //! `ekko.toml`: what a repository is. Written once, by `init`; a person may change the defaults in it.
 
 use std::path::Path;
+use std::time::Duration;
+
+use jiff::SignedDuration;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +46,27 @@ pub struct Settings {
     pub segment_size: SegmentSize,
     /// The compression that backups use unless they say otherwise.
     pub compression: CompressionSetting,
+    /// How long what an unfinished backup stored is kept for its next run.
+    pub keep_unfinished: Duration,
+}
+
+/// How long what an unfinished backup stored is kept unless the settings say otherwise.
+pub const KEEP_UNFINISHED: Duration = Duration::from_hours(24);
+
+/// Reads a span of time: a number of weeks (`2w`) or days of 24 hours (`30d`), or a duration such as `48h` or
+/// `1h30m`.
+pub fn span(text: &str) -> Option<SignedDuration> {
+    let days = |number: &str, of: i64| {
+        let days = number.parse::<i64>().ok().filter(|days| (0..=36_500).contains(days));
+        days.map(|days| SignedDuration::from_hours(days * of * 24))
+    };
+    if let Some(number) = text.strip_suffix('d') {
+        return days(number, 1);
+    }
+    if let Some(number) = text.strip_suffix('w') {
+        return days(number, 7);
+    }
+    text.parse().ok().filter(|span: &SignedDuration| !span.is_negative())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +83,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Defaults {
     compression: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_unfinished: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +117,12 @@ pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, R
     let settings = |what: String| RepositoryError::Settings { path: path.clone(), what };
     let file: File = toml::from_str(&text).map_err(|error| settings(error.message().to_owned()))?;
     let compression = file.defaults.compression.as_deref().map(str::parse).transpose();
+    let keep_unfinished = match file.defaults.keep_unfinished.as_deref() {
+        None => KEEP_UNFINISHED,
+        Some(text) => span(text)
+            .and_then(|span| Duration::try_from(span).ok())
+            .ok_or_else(|| settings(format!("keep_unfinished is no span of time: {text:?}")))?,
+    };
     Ok(Settings {
         repository: file
             .repository
@@ -100,6 +132,7 @@ pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, R
         compression: compression
             .map_err(|error: crate::codec::InvalidCompression| settings(error.to_string()))?
             .unwrap_or_default(),
+        keep_unfinished,
     })
 }
 
@@ -129,6 +162,7 @@ pub(super) fn create(
         repository: uuid::Uuid::new_v4(),
         segment_size: options.segment_size,
         compression: options.compression,
+        keep_unfinished: KEEP_UNFINISHED,
     };
     for folder in [layout.packs(), layout.sets(), layout.indexes()] {
         storage.create_folder(&folder)?;
@@ -139,7 +173,7 @@ pub(super) fn create(
         format: FORMAT,
         repository: settings.repository.to_string(),
         segment_size: u64::from(settings.segment_size.bytes()),
-        defaults: Defaults { compression: Some(settings.compression.to_string()) },
+        defaults: Defaults { compression: Some(settings.compression.to_string()), keep_unfinished: None },
     };
     let text = toml::to_string(&file)
         .map_err(|error| RepositoryError::Settings { path: layout.settings(), what: error.to_string() })?;

@@ -7,8 +7,8 @@ use crate::codec::Decoder;
 use crate::progress::Progress;
 use crate::restore::plan::{Item, Plan};
 use crate::restore::{DamagedSegment, RestoreError, SegmentError, SegmentSink};
-use crate::segment::{Geometry, SegmentIndex};
-use crate::store::Catalog;
+use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::store::{Catalog, SegmentPlace};
 
 /// Reads, decodes and verifies segments. One for each thread.
 pub(super) struct Fetcher<'a> {
@@ -29,9 +29,24 @@ impl<'a> Fetcher<'a> {
         item: &Item,
         bytes: &mut Vec<u8>,
     ) -> Result<(), SegmentError> {
-        let mut last = SegmentError::Missing { key: item.key };
-        for copy in plan.copies(item) {
-            let pack = match self.catalog.pack(copy.place.pack) {
+        let catalog = self.catalog;
+        let Err(error) = self.first_whole(catalog, item.key, plan.copies(item), bytes) else { return Ok(()) };
+        match plan.moved(catalog, item) {
+            Some((catalog, copies)) => self.first_whole(catalog, item.key, copies, bytes),
+            None => Err(error),
+        }
+    }
+
+    fn first_whole(
+        &mut self,
+        catalog: &Catalog,
+        key: SegmentKey,
+        copies: &[SegmentPlace],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), SegmentError> {
+        let mut last = SegmentError::Missing { key };
+        for copy in copies {
+            let pack = match catalog.pack(copy.place.pack) {
                 Ok(pack) => pack,
                 Err(error) => {
                     last = error.into();
@@ -39,7 +54,7 @@ impl<'a> Fetcher<'a> {
                 }
             };
             let Self { decoder, stored, .. } = self;
-            match pack.segment(item.key, copy.place.offset, copy.stored_length, decoder, stored, bytes) {
+            match pack.segment(key, copy.place.offset, copy.stored_length, decoder, stored, bytes) {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error.into(),
             }

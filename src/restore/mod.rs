@@ -227,6 +227,9 @@ pub fn fetch_segments(
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
     manifest.verify()?;
     let geometry = manifest.info().geometry;
+    let info = manifest.info();
+    // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
+    let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     let mut damaged = Vec::new();
     for window in plan::windows(geometry) {
@@ -249,6 +252,9 @@ pub fn restore_to_stream(
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
+    let info = manifest.info();
+    // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
+    let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     progress.begin("restore", geometry.size_of_disk());
     let mut output = stream::Output::new(stream, geometry);

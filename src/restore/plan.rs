@@ -1,6 +1,7 @@
 //! What is to be fetched from where, a window of the disk at a time.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::manifest::ManifestReader;
 use crate::restore::RestoreError;
@@ -34,6 +35,8 @@ pub(super) struct Plan {
     places: Vec<SegmentPlace>,
     /// Each segment once, in the order of the packs.
     pub(super) items: Vec<Item>,
+    /// Where the segments lie now, if garbage collection has moved them since; sorted by their keys.
+    moved: OnceLock<Option<(Catalog, Vec<SegmentPlace>)>>,
 }
 
 impl Plan {
@@ -61,7 +64,7 @@ impl Plan {
                 }
             }
         }
-        let mut plan = Self { places, items: Vec::new() };
+        let mut plan = Self { places, items: Vec::new(), moved: OnceLock::new() };
         items.sort_by_key(|item| plan.copies(item).first().map(|copy| copy.place));
         plan.items = items;
         Ok((plan, problems))
@@ -70,6 +73,21 @@ impl Plan {
     /// Returns where the copies of a segment lie.
     pub(super) fn copies(&self, item: &Item) -> &[SegmentPlace] {
         self.places.get(item.copies.clone()).unwrap_or(&[])
+    }
+
+    /// Returns where the copies of a segment lie now, and in which packs, if those that held it have gone.
+    pub(super) fn moved(&self, catalog: &Catalog, item: &Item) -> Option<(&Catalog, &[SegmentPlace])> {
+        let look_again = || {
+            let renewed = catalog.renewed().ok().flatten()?;
+            let mut keys: Vec<_> = self.items.iter().map(|item| item.key).collect();
+            keys.sort_unstable();
+            let (places, _) = renewed.locate(&keys).ok()?;
+            Some((renewed, places))
+        };
+        let (renewed, places) = self.moved.get_or_init(look_again).as_ref()?;
+        let first = places.partition_point(|place| place.key < item.key);
+        let behind = places.partition_point(|place| place.key <= item.key);
+        Some((renewed, places.get(first..behind)?))
     }
 
     /// Returns each place of the window with its item, in the order of the places.

@@ -86,6 +86,13 @@ impl FaultStorage {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Makes it a filesystem on which holes give nothing back.
+    #[must_use]
+    pub fn without_holes(self) -> Self {
+        self.shared.state().without_holes = true;
+        self
+    }
+
     /// Returns how many operations there were so far.
     pub fn operations(&self) -> u64 {
         self.shared.state().log.len() as u64
@@ -161,6 +168,7 @@ struct State {
     log: Vec<String>,
     journal: Journal,
     asides: u64,
+    without_holes: bool,
 }
 
 /// What becomes of an operation.
@@ -277,6 +285,10 @@ impl Storage for FaultStorage {
         OsStorage.sync_folder(path)?;
         let settled = state.journal.settle_folder(path);
         settled.map_err(|source| StorageError::new("sync folder", path, source))
+    }
+
+    fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {
+        Ok(!self.shared.state().without_holes && OsStorage.gives_back(folder)?)
     }
 
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {

@@ -61,6 +61,11 @@ impl StorageError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Says whether the filesystem cannot do this at all.
+    pub fn is_unsupported(&self) -> bool {
+        self.source.kind() == io::ErrorKind::Unsupported
+    }
+
     /// Says whether the disk, or a quota on it, is full.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -95,6 +100,9 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Makes the names in a folder durable.
     fn sync_folder(&self, path: &Path) -> Result<(), StorageError>;
+
+    /// Says whether punching a hole into a file in a folder gives its space back to others.
+    fn gives_back(&self, folder: &Path) -> Result<bool, StorageError>;
 
     /// Returns the names in a folder, sorted. Names that are not Unicode are left out: none is ours.
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError>;

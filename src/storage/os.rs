@@ -9,6 +9,10 @@ use rustix::fs::{FallocateFlags, RenameFlags, fallocate, renameat_with};
 
 use crate::storage::{Storage, StorageError, StorageFile};
 
+/// Filesystems that keep what a hole was punched out of, in whole or in part: btrfs an extent until all of it
+/// is gone, ZFS a block that a snapshot holds. By their number in `statfs(2)`.
+const COPY_ON_WRITE: [i64; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
+
 /// The files of a real filesystem.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsStorage;
@@ -75,6 +79,22 @@ impl Storage for OsStorage {
 
     fn sync_folder(&self, path: &Path) -> Result<(), StorageError> {
         File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync folder", path))
+    }
+
+    fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {
+        let kind = rustix::fs::statfs(folder).map_err(|errno| failed("examine", folder)(errno.into()))?;
+        if COPY_ON_WRITE.contains(&kind.f_type) {
+            return Ok(false);
+        }
+        let failed = failed("create a temporary file in", folder);
+        let file = tempfile::tempfile_in(folder).map_err(failed)?;
+        let probe = OsFile { path: folder.join("probe"), file };
+        probe.write_at(&[1; 8192], 0)?;
+        match probe.punch(0, 4096) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_unsupported() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {

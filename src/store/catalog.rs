@@ -56,6 +56,14 @@ impl Catalog {
         Ok(Self { storage, folder: folder.to_owned(), numbers, open: Mutex::default() })
     }
 
+    /// Returns a catalog of what the packs hold now, if a pack has gone since this one was made: what lived in it
+    /// lies elsewhere then.
+    pub fn renewed(&self) -> Result<Option<Self>, StoreError> {
+        let renewed = Self::open(Arc::clone(&self.storage), &self.folder)?;
+        let gone = self.numbers.iter().any(|number| renewed.numbers.binary_search(number).is_err());
+        Ok(gone.then_some(renewed))
+    }
+
     /// Opens a pack, or returns the handle that is open.
     pub fn pack(&self, number: PackNumber) -> Result<Arc<PackReader>, PackError> {
         // Opening happens outside the lock: two threads may both open a pack, and one handle is dropped.

@@ -8,10 +8,12 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::store::pack::{Appended, ContentsEntry, PackNumber, RecordPlace, record_span};
+use crate::store::pack::{
+    Appended, ContentsEntry, DeadSegment, PackId, PackNumber, RecordPlace, record_span,
+};
 
 /// The format of the index's records.
-pub(super) const INDEX_FORMAT: u64 = 2;
+pub(super) const INDEX_FORMAT: u64 = 3;
 
 /// The pack of a segment that is in none: no pack has this number.
 pub(super) const LOST: u64 = 0;
@@ -22,7 +24,8 @@ pub struct SegmentEntry {
     pub(super) fingerprint: [u8; 32],
     /// The number of its stays.
     pub refcount: u64,
-    /// The generation in which the refcount became 0, or in which it was stored.
+    /// The generation in which the refcount fell to 0: the segment is then listed by it. 0 while the refcount is
+    /// above 0, and while it has never been.
     pub zero_since: u64,
     pub(super) pack: u64,
     pub(super) offset: u64,
@@ -105,12 +108,99 @@ impl SegmentEntry {
 }
 
 /// What the index says of a pack.
-#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackEntry {
-    /// How many bytes the file has.
+    pub(super) id: [u8; 16],
+    /// How many bytes the file has; 0 until it is sealed.
     pub size: u64,
-    /// How many segments it holds.
-    pub segments: u64,
+    /// How many dead records it holds.
+    pub dead: u64,
+    /// How many segments' entries lie in it.
+    pub living: u64,
+    /// How many bytes their records take.
+    pub living_bytes: u64,
+    /// At most so many segments in it have never been counted, or are second copies.
+    pub uncounted: u64,
+}
+
+impl PackEntry {
+    /// Says whether the pack is sealed and all its segments are in the index.
+    pub fn is_sealed(&self) -> bool {
+        self.size > 0
+    }
+
+    /// Returns the pack's id, once it is sealed.
+    pub fn id(&self) -> PackId {
+        PackId(self.id)
+    }
+}
+
+/// A segment that may be freed, as garbage collection found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// The segment.
+    pub key: SegmentKey,
+    /// Where the copy lies that is to go.
+    pub place: RecordPlace,
+    /// How many bytes of the pack it takes.
+    pub span: u64,
+    /// Why nobody needs it.
+    pub why: Garbage,
+}
+
+/// Why a copy of a segment may be garbage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Garbage {
+    /// Its refcount fell to 0.
+    Zero,
+    /// A backup stored it that was not finished.
+    Uncounted,
+    /// It lies elsewhere too, where it was found whole.
+    SecondCopy,
+}
+
+/// The place of a record that is in the index no longer.
+#[derive(Archive, Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreedPlace {
+    pub(super) pack: u64,
+    id: [u8; 16],
+    pub(super) offset: u64,
+    /// How many bytes of the pack it takes.
+    pub span: u64,
+}
+
+impl FreedPlace {
+    pub(super) fn new(place: RecordPlace, id: PackId, span: u64) -> Self {
+        Self { pack: place.pack.0, id: id.0, offset: place.offset, span }
+    }
+
+    /// Returns which pack it is in.
+    pub fn pack(&self) -> PackNumber {
+        PackNumber(self.pack)
+    }
+
+    pub(super) fn dead(&self) -> DeadSegment {
+        DeadSegment { pack: PackId(self.id), offset: self.offset, span: self.span }
+    }
+}
+
+/// What is still to be done to the packs' files after a change to the index.
+#[derive(Archive, Deserialize, Serialize, Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// These places are to be given back.
+    Punch {
+        /// Where.
+        places: Vec<FreedPlace>,
+        /// Whether dead records name them already.
+        buried: bool,
+    },
+    /// The pack is to be removed.
+    Unlink {
+        /// Its number.
+        pack: u64,
+        /// Its id: the number may be another pack's by now.
+        id: [u8; 16],
+    },
 }
 
 /// How far a backup's segments are counted.
@@ -132,6 +222,16 @@ pub enum CountedState {
         /// How many keys of it, in their order.
         keys: u32,
     },
+}
+
+impl Task {
+    /// Returns the pack that is to be removed.
+    pub(super) fn unlinks(&self) -> Option<PackNumber> {
+        match self {
+            Self::Punch { .. } => None,
+            Self::Unlink { pack, .. } => Some(PackNumber(*pack)),
+        }
+    }
 }
 
 /// What the index says of a backup whose segments it counts.
@@ -161,8 +261,16 @@ pub enum Change {
     Insert(SegmentKey, SegmentEntry),
     /// A segment's refcount grows by this, or shrinks.
     Count(SegmentKey, i64),
-    /// A pack has this.
-    Pack(PackNumber, PackEntry),
+    /// A segment lies in another pack now; if it is gone meanwhile, or elsewhere, the new copy is one too many.
+    Move(SegmentKey, SegmentEntry, RecordPlace),
+    /// A pack is sealed: its id, its size in bytes and how many dead records it holds.
+    Seal(PackNumber, PackId, u64, u64),
+    /// A sealed pack holds at most so many segments that have never been counted.
+    Settle(PackNumber, u64),
+    /// Something is to be done to the packs' files.
+    Task(Task),
+    /// It is done.
+    TaskDone(u64),
     /// A backup is counted this far.
     Counted(BackupsetId, Incremental, Counted),
     /// A backup is not counted any longer.
@@ -179,6 +287,8 @@ pub(super) mod key {
     pub(in crate::store) const META: u8 = b'm';
     pub(in crate::store) const PACK: u8 = b'p';
     pub(in crate::store) const SEGMENT: u8 = b's';
+    pub(in crate::store) const TASK: u8 = b't';
+    pub(in crate::store) const ZERO: u8 = b'z';
 
     pub(in crate::store) fn segment(key: SegmentKey) -> [u8; 23] {
         let mut bytes = [SEGMENT; 23];
@@ -192,6 +302,25 @@ pub(super) mod key {
         let (hash, twin) = rest.split_first_chunk::<20>()?;
         let twin = Twin(u16::from_be_bytes(*<&[u8; 2]>::try_from(twin).ok()?));
         Some(SegmentKey { hash: SegmentHash::from_bytes(*hash), twin })
+    }
+
+    /// The list of what fell to 0, in the order in which it did.
+    pub(in crate::store) fn zero(since: u64, of: SegmentKey) -> Vec<u8> {
+        let [_, key @ ..] = segment(of);
+        [&[ZERO][..], &since.to_be_bytes(), &key].concat()
+    }
+
+    pub(in crate::store) fn read_zero(bytes: &[u8]) -> Option<(u64, SegmentKey)> {
+        let (since, key) = bytes.strip_prefix(&[ZERO])?.split_first_chunk::<8>()?;
+        Some((u64::from_be_bytes(*since), read_segment(&[&[SEGMENT], key].concat())?))
+    }
+
+    pub(in crate::store) fn task(number: u64) -> Vec<u8> {
+        [&[TASK][..], &number.to_be_bytes()].concat()
+    }
+
+    pub(in crate::store) fn read_task(bytes: &[u8]) -> Option<u64> {
+        Some(u64::from_be_bytes(bytes.strip_prefix(&[TASK])?.try_into().ok()?))
     }
 
     pub(in crate::store) fn pack(number: PackNumber) -> Vec<u8> {

@@ -19,15 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rkyv::api::high::HighValidator;
-use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::store::batch::{Batch, Finished, pack_entry, read, segment_entry};
 use crate::store::entry::{
-    ArchivedCounted, ArchivedPackEntry, ArchivedSegmentEntry, Change, Counted, LOST, PackEntry, SegmentEntry,
-    key,
+    ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Candidate, Change, Counted, FreedPlace, PackEntry,
+    SegmentEntry, Task, key,
 };
 use crate::store::index_error::IndexError;
 use crate::store::index_files::{digest, is_let_go, sync_files};
@@ -89,6 +88,7 @@ pub struct IndexWriter {
     closed: bool,
     /// How many segments were found lost, while that is tolerated.
     lost: Option<u64>,
+    written: u64,
 }
 
 impl Drop for IndexWriter {
@@ -102,30 +102,6 @@ impl Drop for IndexWriter {
     }
 }
 
-fn read<'a, T>(bytes: &'a [u8], path: &Path) -> Result<&'a T, IndexError>
-where
-    T: rkyv::Portable + for<'v> CheckBytes<HighValidator<'v, rancor::Failure>>,
-{
-    rkyv::access::<T, rancor::Failure>(bytes).map_err(|_| IndexError::Damaged {
-        path: path.to_owned(),
-        what: "a value does not decode".to_owned(),
-    })
-}
-
-fn segment_entry(archived: &ArchivedSegmentEntry) -> SegmentEntry {
-    SegmentEntry {
-        fingerprint: archived.fingerprint,
-        refcount: archived.refcount.to_native(),
-        zero_since: archived.zero_since.to_native(),
-        pack: archived.pack.to_native(),
-        offset: archived.offset.to_native(),
-        stored_length: archived.stored_length.to_native(),
-        plain_length: archived.plain_length.to_native(),
-        compression: archived.compression,
-        encryption: archived.encryption,
-    }
-}
-
 impl Index {
     fn db(&self) -> &sled::Db {
         &self.shared.db
@@ -136,7 +112,7 @@ impl Index {
         &self.shared.path
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
         guarded(self.path(), "look up", || self.db().get(key))
     }
 
@@ -171,7 +147,7 @@ impl Index {
         found.iter().map(entry).collect()
     }
 
-    fn damaged(&self, what: impl Into<String>) -> IndexError {
+    pub(super) fn damaged(&self, what: impl Into<String>) -> IndexError {
         IndexError::Damaged { path: self.path().to_owned(), what: what.into() }
     }
 
@@ -193,12 +169,52 @@ impl Index {
         let mut packs = HashMap::new();
         self.scan(&[key::PACK], |key, value| {
             let number = key::read_pack(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            let entry = read::<ArchivedPackEntry>(value, self.path())?;
-            let entry = PackEntry { size: entry.size.to_native(), segments: entry.segments.to_native() };
-            packs.insert(number, entry);
+            packs.insert(number, pack_entry(value, self.path())?);
             Ok(())
         })?;
         Ok(packs)
+    }
+
+    /// Returns up to `most` segments whose refcount fell to 0 in a generation below `before`, in the order in
+    /// which they did, from the one behind `after` on.
+    pub fn zeros(
+        &self,
+        after: Option<(u64, SegmentKey)>,
+        before: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, SegmentKey)>, IndexError> {
+        let from = match after {
+            Some((since, key)) => std::ops::Bound::Excluded(key::zero(since, key)),
+            None => std::ops::Bound::Included(vec![key::ZERO]),
+        };
+        let mut found = Vec::new();
+        let mut records = guarded(self.path(), "scan", || {
+            Ok(self.db().range::<Vec<u8>, _>((from, std::ops::Bound::Excluded(vec![key::ZERO + 1]))))
+        })?;
+        while found.len() < most
+            && let Some((key, _)) = guarded(self.path(), "scan", || records.next().transpose())?
+        {
+            let listed = key::read_zero(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            if listed.0 >= before {
+                break;
+            }
+            found.push(listed);
+        }
+        Ok(found)
+    }
+
+    /// Returns what is still to be done to the packs' files, in order.
+    pub fn tasks(&self) -> Result<Vec<(u64, Task)>, IndexError> {
+        let mut tasks = Vec::new();
+        self.scan(&[key::TASK], |key, value| {
+            let number = key::read_task(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let archived = read::<ArchivedTask>(value, self.path())?;
+            let task = rkyv::deserialize::<Task, rancor::Failure>(archived)
+                .map_err(|_| self.damaged("a value does not decode"))?;
+            tasks.push((number, task));
+            Ok(())
+        })?;
+        Ok(tasks)
     }
 
     /// Returns the backups whose segments are counted, wholly or in part.
@@ -261,7 +277,7 @@ impl IndexWriter {
 
     fn with(path: &Path, db: sled::Db, meta: Meta) -> Self {
         let shared = Shared { path: path.to_owned(), db, twins: AtomicU64::new(meta.twins) };
-        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, lost: None }
+        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, lost: None, written: 0 }
     }
 
     /// Returns the part that looks up.
@@ -312,51 +328,56 @@ impl IndexWriter {
     }
 
     fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
-        // The values this batch leaves, for keys that it changes twice; nothing stands for a removed one.
-        let mut values: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::with_capacity(changes.len());
-        let (mut meta, mut lost) = (self.meta, self.lost);
-        for change in changes {
-            let key = match change {
-                Change::Insert(key, _) | Change::Count(key, _) => key::segment(*key).to_vec(),
-                Change::Pack(number, _) => key::pack(*number),
-                Change::Counted(backupset, incremental, _) | Change::Uncounted(backupset, incremental) => {
-                    key::counted(*backupset, *incremental)
-                }
-                Change::Generation(number) => {
-                    meta.generation = meta.generation.max(*number);
-                    continue;
-                }
-            };
-            let old = match values.get(&key) {
-                Some(value) => value.clone(),
-                None => self.index.get(&key)?.map(|value| value.to_vec()),
-            };
-            let new = match change {
-                Change::Insert(key, entry) => {
-                    let Some(entry) = self.inserted(&mut meta, *key, entry, old.as_deref())? else {
-                        continue;
-                    };
-                    Some(self.encode(&entry)?)
-                }
-                Change::Count(key, difference) => {
-                    let counted = self.counted(&mut meta, &mut lost, *key, *difference, old.as_deref())?;
-                    Some(self.encode(&counted)?)
-                }
-                Change::Pack(_, entry) => Some(self.encode(entry)?),
-                Change::Counted(_, _, entry) => Some(self.encode(entry)?),
-                Change::Uncounted(..) => None,
-                Change::Generation(_) => continue,
-            };
-            if let Some(old) = old {
-                meta.take(&key, &old);
+        let mut batch = Batch::new(&self.index, self.meta, self.lost);
+        changes.iter().try_for_each(|change| batch.change(change))?;
+        let finished = batch.finish()?;
+        self.write(finished)
+    }
+
+    /// Takes segments out that nobody names, with what is to be done to their packs: one atomic batch. What is
+    /// named by now, or fell to 0 in the generation `before` or later, stays.
+    ///
+    /// Returns the places that are free.
+    pub fn free(&mut self, candidates: &[Candidate], before: u64) -> Result<Vec<FreedPlace>, IndexError> {
+        let mut all = Vec::with_capacity(candidates.len());
+        for part in candidates.chunks(BATCH) {
+            let mut batch = Batch::new(&self.index, self.meta, self.lost);
+            let mut freed = Vec::with_capacity(part.len());
+            for candidate in part {
+                freed.extend(batch.free(candidate, before)?);
             }
-            if let Some(new) = &new {
-                meta.add(&key, new);
+            if !freed.is_empty() {
+                let task = Task::Punch { places: freed.clone(), buried: false };
+                batch.change(&Change::Task(task))?;
             }
-            values.insert(key, new);
+            let finished = batch.finish()?;
+            self.write(finished)?;
+            all.append(&mut freed);
         }
+        Ok(all)
+    }
+
+    /// Takes those packs out that hold nothing that lives: their files are to be removed. Returns which.
+    pub fn drop_packs(&mut self, numbers: &[PackNumber]) -> Result<Vec<PackNumber>, IndexError> {
+        let mut all = Vec::new();
+        for part in numbers.chunks(BATCH) {
+            let mut batch = Batch::new(&self.index, self.meta, self.lost);
+            for number in part {
+                if batch.drop_pack(*number)? {
+                    all.push(*number);
+                }
+            }
+            let finished = batch.finish()?;
+            self.write(finished)?;
+        }
+        Ok(all)
+    }
+
+    fn write(&mut self, finished: Finished) -> Result<(), IndexError> {
+        let Finished { meta, lost, records } = finished;
+        self.written += records.len() as u64 + 1;
         let mut batch = sled::Batch::default();
-        for (key, value) in values {
+        for (key, value) in records {
             match value {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
@@ -369,72 +390,14 @@ impl IndexWriter {
         Ok(())
     }
 
-    fn decode(&self, value: Option<&[u8]>) -> Result<Option<SegmentEntry>, IndexError> {
-        value.map(|bytes| Ok(segment_entry(read(bytes, self.index.path())?))).transpose()
+    /// Returns how many records it has written or removed since it was opened.
+    pub fn written(&self) -> u64 {
+        self.written
     }
 
-    /// Returns the entry that an insertion leaves; nothing if the old one stays.
-    fn inserted(
-        &self,
-        meta: &mut Meta,
-        key: SegmentKey,
-        entry: &SegmentEntry,
-        old: Option<&[u8]>,
-    ) -> Result<Option<SegmentEntry>, IndexError> {
-        match self.decode(old)? {
-            // A lost segment has come back: who names it still does.
-            Some(SegmentEntry { refcount, zero_since, pack: LOST, .. }) => {
-                Ok(Some(SegmentEntry { refcount, zero_since, ..*entry }))
-            }
-            Some(_) => Ok(None),
-            None => {
-                meta.segments += 1;
-                meta.twins += u64::from(key.twin != Twin(0));
-                Ok(Some(SegmentEntry { zero_since: meta.generation, ..*entry }))
-            }
-        }
-    }
-
-    /// Returns the entry that a count leaves.
-    fn counted(
-        &self,
-        meta: &mut Meta,
-        lost: &mut Option<u64>,
-        key: SegmentKey,
-        difference: i64,
-        old: Option<&[u8]>,
-    ) -> Result<SegmentEntry, IndexError> {
-        let mut entry = match (self.decode(old)?, lost) {
-            (Some(entry), _) => entry,
-            (None, Some(lost)) => {
-                *lost += 1;
-                meta.segments += 1;
-                meta.twins += u64::from(key.twin != Twin(0));
-                SegmentEntry::lost()
-            }
-            (None, None) => return Err(IndexError::Missing { path: self.index.path().to_owned(), key }),
-        };
-        entry.refcount = entry.refcount.checked_add_signed(difference).ok_or_else(|| {
-            self.index.damaged(format!("the refcount of segment {key} would fall below zero"))
-        })?;
-        if entry.refcount == 0 {
-            entry.zero_since = meta.generation;
-        }
-        Ok(entry)
-    }
-
-    fn encode(
-        &self,
-        value: &impl for<'a> rkyv::Serialize<
-            rkyv::api::high::HighSerializer<
-                rkyv::util::AlignedVec,
-                rkyv::ser::allocator::ArenaHandle<'a>,
-                rancor::Error,
-            >,
-        >,
-    ) -> Result<Vec<u8>, IndexError> {
-        let bytes = rkyv::to_bytes::<rancor::Error>(value);
-        Ok(bytes.map_err(|error| self.index.damaged(error.to_string()))?.into_vec())
+    /// Returns the highest number that a pack of it has had.
+    pub fn last_pack(&self) -> PackNumber {
+        PackNumber(self.meta.last_pack)
     }
 
     /// Makes everything applied durable.

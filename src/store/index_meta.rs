@@ -14,13 +14,18 @@ pub(super) struct Meta {
     pub(super) segments: u64,
     /// How many of them have a twin number above 0.
     pub(super) twins: u64,
+    /// The number of the next task.
+    pub(super) next_task: u64,
+    /// The highest number that a pack has had.
+    pub(super) last_pack: u64,
 }
 
 impl Meta {
     pub(super) fn encode(&self) -> Vec<u8> {
         let writer = FieldWriter::default().u64(INDEX_FORMAT);
         let writer = self.sum.into_iter().fold(writer, FieldWriter::u64);
-        writer.u64(self.generation).u64(self.segments).u64(self.twins).finish()
+        let writer = writer.u64(self.generation).u64(self.segments).u64(self.twins);
+        writer.u64(self.next_task).u64(self.last_pack).finish()
     }
 
     /// Reads the record back; nothing if another release wrote it.
@@ -30,7 +35,14 @@ impl Meta {
             return Ok(None);
         }
         let sum = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
-        Ok(Some(Self { sum, generation: reader.u64()?, segments: reader.u64()?, twins: reader.u64()? }))
+        Ok(Some(Self {
+            sum,
+            generation: reader.u64()?,
+            segments: reader.u64()?,
+            twins: reader.u64()?,
+            next_task: reader.u64()?,
+            last_pack: reader.u64()?,
+        }))
     }
 
     /// Adds a record to the sum.

@@ -5,8 +5,10 @@
 //! durable. Knows what a manifest says about segments, and nothing of where manifests lie, of names or of
 //! backupsets' settings.
 
+mod batch;
 mod catalog;
 mod entry;
+mod gc;
 mod index;
 mod index_error;
 mod index_files;
@@ -20,12 +22,16 @@ mod writer;
 use std::path::PathBuf;
 
 pub use catalog::{Catalog, CatalogProblem, SegmentPlace};
-pub use entry::{Change, Counted, CountedState, PackEntry, SegmentEntry};
+pub use entry::{
+    Candidate, Change, Counted, CountedState, FreedPlace, Garbage, PackEntry, SegmentEntry, Task,
+};
+pub use gc::{CandidateList, Collector, Reclaimed};
 pub use index::{Index, IndexWriter, in_guarded_call};
 pub use index_error::IndexError;
 pub use index_files::digest;
+pub use pending::Horizon;
 pub use reconcile::{Reconciled, reconcile_packs};
-pub use segments::{Claim, NewSegment, SegmentStore, StoreFolders};
+pub use segments::{Claim, NewSegment, SegmentStore, StoreFolders, StoreJob};
 pub use writer::Closed;
 
 use crate::codec::CodecError;

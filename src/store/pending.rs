@@ -1,13 +1,21 @@
-//! Segments that were claimed or appended and are not yet in the index.
+//! What the threads of one process agree on about segments: which were claimed or appended and are not yet in
+//! the index, which are just being freed, and which a running backup has found with a refcount of 0.
 //!
 //! An entry is put in when a worker claims a new segment, and taken out when the segment is durable in a
 //! pack *and* in the index. Between a lookup in the index and the next look in here an entry may move
-//! from here to there; [`Pending::claim`] sees that by the number of drains and looks again.
+//! from here to there, or be freed; [`Pending::claim`] sees that by the number of such moves and looks again.
+//!
+//! A segment that no backup names may be found by a running backup and by garbage collection at once. Both
+//! decide under this table's lock: who finds it *touches* it, with the generation of that moment, and it is not
+//! freed while a backup runs that began before; who frees it marks it as *dying* first, and whoever finds it then
+//! waits until it is gone.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::store::pack::PackNumber;
 
 /// What decides whether a segment is the same as another with its SHA-1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +24,49 @@ pub(super) struct Identity {
     pub(super) plain_length: u32,
 }
 
+/// What the index says of a segment with the SHA-1 that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Indexed {
+    pub(super) twin: Twin,
+    /// Nothing if it is lost: then whoever brings it may store it under this twin number.
+    pub(super) identity: Option<Identity>,
+    /// Whether no backup names it.
+    pub(super) at_zero: bool,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     segments: HashMap<SegmentHash, Vec<(Twin, Identity)>>,
-    drains: u64,
+    /// How often segments moved from here into the index, or out of the index.
+    moves: u64,
+    dying: HashSet<SegmentKey>,
+    touched: HashMap<SegmentKey, u64>,
+    /// When the running jobs began.
+    running: HashMap<u64, Horizon>,
+    next_job: u64,
+}
+
+/// A moment in the life of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    /// The index's generation then: what fell to a refcount of 0 later has at least this.
+    pub generation: u64,
+    /// The lowest number of a pack that what was stored later can lie in.
+    pub pack: PackNumber,
 }
 
 /// The table. Its lock is held for look-ups in memory alone, never over I/O.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     table: Mutex<Table>,
+    /// Is told when what was dying is gone.
+    gone: Condvar,
+    /// The index's generation.
+    generation: AtomicU64,
+    /// The pack that is appended to, or will be next.
+    open_pack: AtomicU64,
+    /// The lowest pack that what a running job stored can lie in.
+    running_pack: AtomicU64,
 }
 
 /// What came of a claim.
@@ -50,35 +91,42 @@ impl Pending {
         &self,
         hash: SegmentHash,
         identity: Identity,
-        indexed: impl Fn() -> Result<Vec<(Twin, Identity)>, E>,
+        indexed: impl Fn() -> Result<Vec<Indexed>, E>,
     ) -> Result<Claimed, E> {
         let same = |known: &[(Twin, Identity)]| {
             known.iter().find(|(_, other)| *other == identity).map(|(twin, _)| *twin)
         };
         loop {
-            let drains = {
+            let moves = {
                 let table = self.table();
                 if let Some(twin) = table.segments.get(&hash).and_then(|known| same(known)) {
                     return Ok(Claimed::Known(twin));
                 }
-                table.drains
+                table.moves
             };
             let stored = indexed()?;
-            if let Some(twin) = same(&stored) {
-                return Ok(Claimed::Known(twin));
+            if let Some(found) = stored.iter().find(|indexed| indexed.identity == Some(identity)) {
+                if !found.at_zero || self.touch(SegmentKey { hash, twin: found.twin }, moves) {
+                    return Ok(Claimed::Known(found.twin));
+                }
+                continue;
             }
             let mut table = self.table();
-            if table.drains != drains {
+            if table.moves != moves {
                 continue;
             }
             let known = table.segments.entry(hash).or_default();
             if let Some(twin) = same(known) {
                 return Ok(Claimed::Known(twin));
             }
-            let taken = stored.iter().chain(known.iter()).map(|(twin, _)| twin.0).max();
-            let twin = match taken {
-                None => Twin(0),
-                Some(last) => match last.checked_add(1) {
+            let free = |twin: &Twin| known.iter().all(|(other, _)| other != twin);
+            let lost = stored.iter().filter(|indexed| indexed.identity.is_none()).map(|lost| lost.twin);
+            let taken =
+                stored.iter().map(|indexed| indexed.twin.0).chain(known.iter().map(|(twin, _)| twin.0));
+            let twin = match (lost.into_iter().find(free), taken.max()) {
+                (Some(lost), _) => lost,
+                (None, None) => Twin(0),
+                (None, Some(highest)) => match highest.checked_add(1) {
                     Some(next) => Twin(next),
                     None => return Ok(Claimed::Full),
                 },
@@ -88,10 +136,30 @@ impl Pending {
         }
     }
 
+    /// Returns a number that [`Self::touch`] compares: what was looked up since is still as it was.
+    pub(super) fn moves(&self) -> u64 {
+        self.table().moves
+    }
+
+    /// Keeps a segment that was found with a refcount of 0, since `moves` was read, from being freed while the
+    /// caller's backup runs. Says whether it is still there; if not, the caller looks again.
+    pub(super) fn touch(&self, key: SegmentKey, moves: u64) -> bool {
+        let mut table = self.table();
+        while table.dying.contains(&key) {
+            table = self.gone.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        if table.moves != moves {
+            return false;
+        }
+        let generation = self.generation();
+        table.touched.insert(key, generation);
+        true
+    }
+
     /// Takes segments out that are now in the index.
     pub(super) fn drain(&self, keys: impl Iterator<Item = SegmentKey>) {
         let mut table = self.table();
-        table.drains += 1;
+        table.moves += 1;
         for key in keys {
             if let Some(known) = table.segments.get_mut(&key.hash) {
                 known.retain(|(twin, _)| *twin != key.twin);
@@ -100,6 +168,90 @@ impl Pending {
                 }
             }
         }
+    }
+
+    /// Returns the index's generation.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_generation(&self, generation: u64) {
+        self.generation.fetch_max(generation, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_open_pack(&self, number: PackNumber) {
+        self.open_pack.store(number.0, Ordering::Release);
+    }
+
+    fn now(&self) -> Horizon {
+        Horizon { generation: self.generation(), pack: PackNumber(self.open_pack.load(Ordering::Acquire)) }
+    }
+
+    /// Says whether a segment that was found with a refcount of 0, and has had no other, is safe without being
+    /// touched: while a job ran that runs still, somebody stored it.
+    pub(super) fn is_fresh(&self, number: PackNumber) -> bool {
+        number.0 >= self.running_pack.load(Ordering::Acquire)
+    }
+
+    /// Registers a job that looks segments up, before its first lookup. Returns its number.
+    pub(super) fn begin_job(&self) -> u64 {
+        let mut table = self.table();
+        let number = table.next_job;
+        table.next_job += 1;
+        let now = self.now();
+        table.running.insert(number, now);
+        self.set_running_pack(&table);
+        number
+    }
+
+    pub(super) fn end_job(&self, number: u64) {
+        let mut table = self.table();
+        table.running.remove(&number);
+        self.set_running_pack(&table);
+    }
+
+    fn set_running_pack(&self, table: &Table) {
+        let oldest = table.running.values().map(|began| began.pack.0).min();
+        self.running_pack.store(oldest.unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Returns the moment before which what nobody names may be freed: nothing that runs can have found it since.
+    /// Forgets what was touched before that.
+    pub(super) fn horizon(&self) -> Horizon {
+        let mut table = self.table();
+        let horizon = table.running.values().fold(self.now(), |horizon, began| Horizon {
+            generation: horizon.generation.min(began.generation),
+            pack: horizon.pack.min(began.pack),
+        });
+        table.touched.retain(|_, generation| *generation >= horizon.generation);
+        horizon
+    }
+
+    /// Marks segments as being freed, and leaves out those that are in use: touched in the generation `before` or
+    /// later, or being stored anew.
+    pub(super) fn begin_dying<T>(
+        &self,
+        candidates: Vec<T>,
+        before: u64,
+        key: impl Fn(&T) -> SegmentKey,
+    ) -> Vec<T> {
+        let mut table = self.table();
+        let in_use = |table: &Table, key: SegmentKey| {
+            table.touched.get(&key).is_some_and(|generation| *generation >= before)
+                || table.segments.get(&key.hash).is_some_and(|known| known.iter().any(|it| it.0 == key.twin))
+        };
+        let dying: Vec<T> = candidates.into_iter().filter(|it| !in_use(&table, key(it))).collect();
+        table.dying.extend(dying.iter().map(key));
+        dying
+    }
+
+    /// What was dying is gone from the index, or stays.
+    pub(super) fn end_dying(&self) {
+        let mut table = self.table();
+        table.dying.clear();
+        table.moves += 1;
+        drop(table);
+        self.gone.notify_all();
     }
 }
 
@@ -113,9 +265,18 @@ mod tests {
         Identity { fingerprint: Fingerprint::of(of), plain_length: 1 }
     }
 
+    fn indexed(stored: &[(Twin, Identity)]) -> Vec<Indexed> {
+        let indexed = |(twin, identity): &(Twin, Identity)| Indexed {
+            twin: *twin,
+            identity: Some(*identity),
+            at_zero: false,
+        };
+        stored.iter().map(indexed).collect()
+    }
+
     fn claim(pending: &Pending, of: &[u8], stored: &[(Twin, Identity)]) -> Claimed {
         pending
-            .claim(SegmentHash::of(b"same"), identity(of), || Ok::<_, Infallible>(stored.to_vec()))
+            .claim(SegmentHash::of(b"same"), identity(of), || Ok::<_, Infallible>(indexed(stored)))
             .unwrap()
     }
 
@@ -143,9 +304,65 @@ mod tests {
                 pending.drain(std::iter::once(key));
                 Ok::<_, Infallible>(Vec::new())
             } else {
-                Ok(vec![(Twin(0), identity(b"a"))])
+                Ok(indexed(&[(Twin(0), identity(b"a"))]))
             }
         });
         assert_eq!(claimed, Ok(Claimed::Known(Twin(0))));
+    }
+
+    const KEY: SegmentKey = SegmentKey { hash: SegmentHash::from_bytes([7; 20]), twin: Twin(0) };
+
+    fn find_at_zero(pending: &Pending) -> Claimed {
+        let found = Indexed { twin: KEY.twin, identity: Some(identity(b"a")), at_zero: true };
+        pending.claim(KEY.hash, identity(b"a"), || Ok::<_, Infallible>(vec![found])).unwrap()
+    }
+
+    #[test]
+    fn what_a_running_backup_found_is_not_freed_and_is_freed_after_it() {
+        let pending = Pending::default();
+        pending.set_generation(5);
+        let job = pending.begin_job();
+        assert_eq!(find_at_zero(&pending), Claimed::Known(Twin(0)));
+        pending.set_generation(9);
+        let before = pending.horizon().generation;
+        assert_eq!(before, 5, "nothing that the backup can have found");
+        assert_eq!(pending.begin_dying(vec![KEY], before, |key| *key), []);
+        pending.end_dying();
+        pending.end_job(job);
+        let before = pending.horizon().generation;
+        assert_eq!(pending.begin_dying(vec![KEY], before, |key| *key), [KEY]);
+    }
+
+    #[test]
+    fn who_finds_what_is_dying_waits_and_stores_it_anew() {
+        let pending = Pending::default();
+        pending.set_generation(2);
+        assert_eq!(pending.begin_dying(vec![KEY], 2, |key| *key), [KEY]);
+        let gone = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let claimed = scope.spawn(|| {
+                pending.claim(KEY.hash, identity(b"a"), || {
+                    let found = Indexed { twin: KEY.twin, identity: Some(identity(b"a")), at_zero: true };
+                    let there = !gone.load(Ordering::Acquire);
+                    Ok::<_, Infallible>(there.then_some(found).into_iter().collect())
+                })
+            });
+            gone.store(true, Ordering::Release);
+            pending.end_dying();
+            assert_eq!(claimed.join().unwrap(), Ok(Claimed::New(Twin(0))));
+        });
+    }
+
+    #[test]
+    fn a_lost_segment_is_healed_under_its_own_twin_number() {
+        let pending = Pending::default();
+        let lost = Indexed { twin: Twin(0), identity: None, at_zero: false };
+        let other = Indexed { twin: Twin(1), identity: Some(identity(b"other")), at_zero: false };
+        let claim = |of: &[u8]| {
+            pending.claim(KEY.hash, identity(of), || Ok::<_, Infallible>(vec![lost, other])).unwrap()
+        };
+        assert_eq!(claim(b"a"), Claimed::New(Twin(0)));
+        assert_eq!(claim(b"b"), Claimed::New(Twin(2)));
+        assert_eq!(claim(b"other"), Claimed::Known(Twin(1)));
     }
 }

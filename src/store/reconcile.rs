@@ -10,13 +10,17 @@ use std::path::Path;
 
 use crate::storage::Storage;
 use crate::store::StoreError;
-use crate::store::entry::{Change, PackEntry, SegmentEntry};
+use crate::store::entry::{Change, FreedPlace, SegmentEntry, Task};
 use crate::store::index::IndexWriter;
 use crate::store::index_error::IndexError;
 use crate::store::pack::{
-    ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind, ScanDepth,
+    ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind, RecordPlace,
+    ScanDepth,
 };
 use crate::store::writer::now;
+
+/// How many places one task names at most.
+const PLACES_IN_A_TASK: usize = 1 << 10;
 
 /// What was found and done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,9 +58,11 @@ pub fn reconcile_packs(
 ) -> Result<Reconciled, StoreError> {
     let on_disk = pack_numbers(storage, folder)?;
     let recorded = index.index().packs()?;
+    // Packs that garbage collection was about to remove hold nothing any longer.
+    let going: Vec<_> = index.index().tasks()?.into_iter().filter_map(|(_, task)| task.unlinks()).collect();
     let mut unrecorded = Vec::new();
-    for number in &on_disk {
-        match recorded.get(number) {
+    for number in on_disk.iter().filter(|number| !going.contains(number)) {
+        match recorded.get(number).filter(|entry| entry.is_sealed()) {
             Some(entry) => {
                 let size = storage.open_read(&folder.join(number.file_name()))?.size()?;
                 if size != entry.size {
@@ -66,14 +72,18 @@ pub fn reconcile_packs(
             None => unrecorded.push(*number),
         }
     }
-    if let Some(number) = recorded.keys().find(|number| on_disk.binary_search(number).is_err()) {
+    let needed = recorded.iter().filter(|(_, entry)| entry.is_sealed() || entry.living > 0);
+    if let Some(number) =
+        needed.map(|(number, _)| number).find(|number| on_disk.binary_search(number).is_err())
+    {
         return Err(changed(index, *number, "is gone"));
     }
     let mut result = Reconciled::default();
     let mut readable = Vec::new();
     let mut dead = HashSet::new();
+    let mut unreadable = Vec::new();
     for number in unrecorded {
-        match seal_if_needed(storage, folder, number, &mut result) {
+        match seal_if_needed(storage, folder, number, &mut result, &mut unreadable) {
             Ok((id, entries)) => {
                 let pack = PackReader::open(storage, folder, number)?;
                 collect_dead(&pack, &entries, &mut dead, &mut result);
@@ -83,18 +93,29 @@ pub fn reconcile_packs(
             Err(error) => result.problems.push(error.to_string()),
         }
     }
+    // Where a freed record was, nothing can be read, and need not.
+    let damaged = unreadable.into_iter().filter(|((id, offset), _)| !dead.contains(&(*id, *offset)));
+    result.problems.extend(damaged.map(|(_, what)| what));
     // The tables are read a second time rather than kept: a dead record may stand in a later pack than what
     // it names, and the tables of a large store together are larger than memory should be.
     for (number, id) in readable {
         let pack = PackReader::open(storage, folder, number)?;
         let entries = pack.contents()?.unwrap_or_default();
         let segments = entries.iter().filter(|entry| entry.kind == RecordKind::Segment);
-        let living = segments.filter(|entry| !dead.contains(&(id, entry.offset)));
-        let changes: Vec<_> =
-            living.map(|entry| Change::Insert(entry.key, SegmentEntry::new(number, entry))).collect();
-        index.apply(&changes)?;
-        let entry = PackEntry { size: pack.size()?, segments: changes.len() as u64 };
-        index.apply(&[Change::Pack(number, entry)])?;
+        let (freed, living): (Vec<&ContentsEntry>, Vec<&ContentsEntry>) =
+            segments.partition(|entry| dead.contains(&(id, entry.offset)));
+        let inserts = living.iter().map(|entry| Change::Insert(entry.key, SegmentEntry::new(number, entry)));
+        index.apply(&inserts.collect::<Vec<_>>())?;
+        // Whether their bytes were given back before the index was lost is not known: it is done again.
+        let place = |entry: &&ContentsEntry| {
+            FreedPlace::new(RecordPlace { pack: number, offset: entry.offset }, id, entry.span())
+        };
+        for freed in freed.chunks(PLACES_IN_A_TASK) {
+            let places = freed.iter().map(place).collect();
+            index.apply(&[Change::Task(Task::Punch { places, buried: true })])?;
+        }
+        let buried = entries.iter().filter(|entry| entry.kind == RecordKind::Dead).count() as u64;
+        index.apply(&[Change::Seal(number, id, pack.size()?, buried)])?;
         result.packs += 1;
     }
     Ok(result)
@@ -111,6 +132,7 @@ fn seal_if_needed(
     folder: &Path,
     number: PackNumber,
     result: &mut Reconciled,
+    unreadable: &mut Vec<((PackId, u64), String)>,
 ) -> Result<(PackId, Vec<ContentsEntry>), PackError> {
     let pack = PackReader::open(storage, folder, number)?;
     let id = pack.header().id();
@@ -119,7 +141,8 @@ fn seal_if_needed(
     }
     let scan = PackScan::of(&pack, ScanDepth::Tail)?;
     for offset in &scan.damaged {
-        result.problems.push(pack.damaged(*offset, "no record can be read there").to_string());
+        let what = pack.damaged(*offset, "no record can be read there").to_string();
+        unreadable.push(((id, *offset), what));
     }
     scan.seal(storage, pack, now())?;
     result.sealed += 1;

@@ -1,5 +1,6 @@
 //! The store as jobs use it: look up, claim, append, flush.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -10,10 +11,10 @@ use crate::codec::Codec;
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey};
 use crate::storage::Storage;
 use crate::store::StoreError;
-use crate::store::entry::{Change, SegmentEntry};
+use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWriter};
-use crate::store::pack::{RecordBuffer, SegmentMeta};
-use crate::store::pending::{Claimed, Identity, Pending};
+use crate::store::pack::{PackNumber, RecordBuffer, RecordPlace, SegmentMeta};
+use crate::store::pending::{Claimed, Horizon, Identity, Indexed, Pending};
 use crate::store::writer::{Closed, Command, StoreWriter};
 
 /// Where a store writes.
@@ -96,6 +97,19 @@ impl NewSegment {
     }
 }
 
+/// A job that looks segments up, while it is there.
+#[derive(Debug)]
+pub struct StoreJob {
+    number: u64,
+    state: Arc<StoreState>,
+}
+
+impl Drop for StoreJob {
+    fn drop(&mut self) {
+        self.state.pending.end_job(self.number);
+    }
+}
+
 impl Drop for NewSegment {
     fn drop(&mut self) {
         if let Some(state) = self.state.take() {
@@ -116,6 +130,7 @@ impl SegmentStore {
         buffers: usize,
     ) -> Result<Self, StoreError> {
         let state = Arc::new(StoreState { pending: Pending::default(), poison: OnceLock::new() });
+        state.pending.set_generation(index.generation());
         let lookups = index.index().clone();
         let (commands, inbox) = bounded(buffers.max(1));
         let (recycle, free) = bounded(buffers.max(1));
@@ -150,10 +165,23 @@ impl SegmentStore {
     }
 
     /// Returns the segments with this SHA-1 that are known, lost ones too: several if it has collisions. What was
-    /// appended since the last flush is not among them.
+    /// appended since the last flush is not among them. None is freed while the caller's [job](Self::begin_job) runs.
     pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
-        let twins = self.index()?.twins(hash)?.into_iter();
-        Ok(twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect())
+        loop {
+            let moves = self.state.pending.moves();
+            let twins = self.index()?.twins(hash)?.into_iter();
+            let found: Vec<_> = twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect();
+            let mut at_zero = found.iter().filter(|(_, entry)| entry.refcount == 0);
+            if at_zero.all(|(key, _)| self.state.pending.touch(*key, moves)) {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Registers a job that looks segments up, before its first lookup. While it runs, no segment is freed that it
+    /// can have found.
+    pub fn begin_job(&self) -> StoreJob {
+        StoreJob { number: self.state.pending.begin_job(), state: Arc::clone(&self.state) }
     }
 
     /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append.
@@ -167,11 +195,14 @@ impl SegmentStore {
         let index = self.index()?;
         let identity = Identity { fingerprint, plain_length };
         let claimed = self.state.pending.claim(hash, identity, || {
-            let stored = index.twins(hash)?.into_iter().filter(|(_, entry)| !entry.is_lost());
-            let twins = stored.map(|(twin, entry)| {
-                (twin, Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length })
+            let stored = index.twins(hash)?.into_iter().map(|(twin, entry)| Indexed {
+                twin,
+                identity: (!entry.is_lost())
+                    .then(|| Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length }),
+                at_zero: entry.refcount == 0
+                    && !(entry.zero_since == 0 && self.state.pending.is_fresh(entry.place().pack)),
             });
-            Ok::<_, StoreError>(twins.collect())
+            Ok::<_, StoreError>(stored.collect())
         })?;
         match claimed {
             Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
@@ -205,9 +236,88 @@ impl SegmentStore {
             plain_length: segment.identity.plain_length,
             codec,
         };
-        self.send(Command::Append { meta, buffer })?;
+        self.send(Command::Append { meta, buffer, from: None })?;
         segment.state = None;
         self.state.check()
+    }
+
+    /// Hands a copy of a stored segment, whose stored bytes are in `buffer`, to the writer: after the next
+    /// [`Self::flush`] it is durable, and the segment lies there instead of at `from`.
+    pub(super) fn relocate(
+        &self,
+        meta: SegmentMeta,
+        buffer: RecordBuffer,
+        from: RecordPlace,
+    ) -> Result<(), StoreError> {
+        self.send(Command::Append { meta, buffer, from: Some(from) })?;
+        self.state.check()
+    }
+
+    /// Returns up to `most` segments that fell to a refcount of 0 in a generation below `before`, behind `after`.
+    pub(super) fn zeros(
+        &self,
+        after: Option<(u64, SegmentKey)>,
+        before: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, SegmentKey)>, StoreError> {
+        Ok(self.index()?.zeros(after, before, most)?)
+    }
+
+    /// Returns what the index says of the packs.
+    pub(super) fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, StoreError> {
+        Ok(self.index()?.packs()?)
+    }
+
+    pub(super) fn lookup(&self, key: SegmentKey) -> Result<Option<SegmentEntry>, StoreError> {
+        Ok(self.index()?.lookup(key)?)
+    }
+
+    /// Returns what is still to be done to the packs' files.
+    pub(super) fn tasks(&self) -> Result<Vec<(u64, Task)>, StoreError> {
+        Ok(self.index()?.tasks()?)
+    }
+
+    /// Returns the moment before which what nobody names may be freed.
+    pub fn horizon(&self) -> Horizon {
+        self.state.pending.horizon()
+    }
+
+    /// Takes those candidates out of the index that nobody uses by now. Returns the places that are free, once this
+    /// is durable.
+    pub(super) fn free(
+        &self,
+        candidates: Vec<Candidate>,
+        before: u64,
+    ) -> Result<Vec<FreedPlace>, StoreError> {
+        let dying = self.state.pending.begin_dying(candidates, before, |candidate| candidate.key);
+        let freed = self.ask(|reply| Command::Free(dying, before, reply));
+        self.state.pending.end_dying();
+        freed
+    }
+
+    /// Takes empty packs out of the index. Returns which.
+    pub(super) fn drop_packs(&self, numbers: Vec<PackNumber>) -> Result<Vec<PackNumber>, StoreError> {
+        self.ask(|reply| Command::DropPacks(numbers, reply))
+    }
+
+    /// Writes durably that these places are free.
+    pub(super) fn bury(&self, places: Vec<FreedPlace>) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Bury(places, reply))
+    }
+
+    /// Seals the pack that is being appended to, if there is one.
+    pub fn seal(&self) -> Result<(), StoreError> {
+        self.ask(Command::Seal)
+    }
+
+    /// Returns how many records of the index were written or removed since it was opened.
+    pub fn index_writes(&self) -> Result<u64, StoreError> {
+        self.ask(Command::IndexWrites)
+    }
+
+    /// Calls `each` with every segment that the index holds, in the order of their keys.
+    pub fn for_each_entry(&self, each: impl FnMut(SegmentKey, &SegmentEntry)) -> Result<(), StoreError> {
+        Ok(self.index()?.segments(each)?)
     }
 
     /// Makes everything appended so far durable in packs and puts it into the index.
@@ -218,6 +328,18 @@ impl SegmentStore {
     /// Changes the index, in batches of at most 64, each atomic. Not durable by itself.
     pub fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.ask(|reply| Command::Apply(changes, reply))
+    }
+
+    /// Returns the index's generation.
+    pub fn generation(&self) -> u64 {
+        self.state.pending.generation()
+    }
+
+    /// Raises the index's generation, not durably: what falls to a refcount of 0 from now on is told from what
+    /// did before.
+    pub fn begin_generation(&self) -> Result<(), StoreError> {
+        let generation = self.state.pending.generation().saturating_add(1);
+        self.apply(vec![Change::Generation(generation)])
     }
 
     /// Raises the index's generation and makes the index durable.
@@ -235,7 +357,10 @@ impl SegmentStore {
         closed
     }
 
-    fn ask(&self, command: impl FnOnce(Sender<Result<(), StoreError>>) -> Command) -> Result<(), StoreError> {
+    fn ask<T>(
+        &self,
+        command: impl FnOnce(Sender<Result<T, StoreError>>) -> Command,
+    ) -> Result<T, StoreError> {
         let (reply, answer) = bounded(1);
         self.send(command(reply))?;
         answer.recv().map_err(|_| stopped())?

@@ -18,10 +18,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use crate::segment::Fingerprint;
 use crate::storage::{Storage, StorageError};
 use crate::store::StoreError;
-use crate::store::entry::{Change, PackEntry, SegmentEntry};
+use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
 use crate::store::index::IndexWriter;
 use crate::store::pack::{
-    Appended, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, SegmentMeta,
+    Appended, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, RecordPlace,
+    SegmentMeta,
 };
 use crate::store::reconcile::highest_pack;
 use crate::store::segments::{Poison, StoreFolders, StoreState};
@@ -30,6 +31,8 @@ use crate::store::segments::{Poison, StoreFolders, StoreState};
 const SYNC_BYTES: u64 = 64 << 20;
 /// ... or so many segments. While one runs, up to four times as much is appended before the writer waits.
 const SYNC_SEGMENTS: usize = 1 << 12;
+/// The most segments that one dead record names.
+const BURIED_AT_ONCE: usize = 1 << 12;
 
 /// What became of a store that was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +48,18 @@ type Reply<T> = Sender<Result<T, StoreError>>;
 /// What the writer can be told to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Append { meta: SegmentMeta, buffer: RecordBuffer },
+    /// A new segment, or a copy of one that lies elsewhere.
+    Append {
+        meta: SegmentMeta,
+        buffer: RecordBuffer,
+        from: Option<RecordPlace>,
+    },
     Flush(Reply<()>),
+    Seal(Reply<()>),
+    Free(Vec<Candidate>, u64, Reply<Vec<FreedPlace>>),
+    DropPacks(Vec<PackNumber>, Reply<Vec<PackNumber>>),
+    Bury(Vec<FreedPlace>, Reply<()>),
+    IndexWrites(Reply<u64>),
     Apply(Vec<Change>, Reply<()>),
     Generation(u64, Reply<()>),
     Close(Reply<Closed>),
@@ -56,9 +69,9 @@ pub(super) enum Command {
 #[derive(Debug)]
 struct OpenPack {
     writer: PackWriter,
-    segments: u64,
-    /// Appended and not yet in the index, in the order of their offsets.
-    unflushed: VecDeque<Appended>,
+    dead: u64,
+    /// Appended and not yet in the index, in the order of their offsets, and where they were before.
+    unflushed: VecDeque<(Appended, Option<RecordPlace>)>,
     /// Where the last sync, finished or not, ends.
     sync_begun: u64,
     /// How many of `unflushed` the sync that is running covers, and where its result comes from.
@@ -68,7 +81,7 @@ struct OpenPack {
 impl OpenPack {
     fn new(writer: PackWriter) -> Self {
         let sync_begun = writer.size();
-        Self { writer, segments: 0, unflushed: VecDeque::new(), sync_begun, syncing: None }
+        Self { writer, dead: 0, unflushed: VecDeque::new(), sync_begun, syncing: None }
     }
 
     /// Says whether `times` the amount was appended at which a sync begins by itself.
@@ -113,8 +126,9 @@ impl StoreWriter {
         recycle: Sender<RecordBuffer>,
     ) -> Result<Self, StoreError> {
         let on_disk = highest_pack(storage.as_ref(), &folders.packs)?;
-        let in_index = index.index().packs()?.into_keys().max();
-        let last = on_disk.max(in_index);
+        // A number is not given twice while the index remembers it: readers may have the old pack open.
+        let in_index = index.index().packs()?.into_keys().max().max(Some(index.last_pack()));
+        let last = on_disk.max(in_index).filter(|last| last.0 > 0);
         let next_pack = match last {
             None => PackNumber(1),
             Some(PackNumber(number)) => PackNumber(
@@ -123,26 +137,50 @@ impl StoreWriter {
                     .ok_or_else(|| StoreError::NoPackNumber { path: folders.packs.clone(), number })?,
             ),
         };
+        state.pending.set_open_pack(next_pack);
         Ok(Self { storage, folders, index, state, recycle, pack: None, next_pack })
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Command>) {
         while let Ok(command) = inbox.recv() {
             match command {
-                Command::Append { meta, mut buffer } => {
+                Command::Append { meta, mut buffer, from } => {
                     // The failure is kept and told to the next who asks.
-                    let _ = self.attempt(|writer| writer.append(meta, &mut buffer));
+                    let _ = self.attempt(|writer| writer.append(meta, &mut buffer, from));
                     let _ = self.recycle.send(buffer);
                 }
                 Command::Flush(reply) => {
                     let _ = reply.send(self.attempt(Self::flush));
                 }
+                Command::Seal(reply) => {
+                    let _ = reply.send(self.attempt(|writer| {
+                        writer.flush()?;
+                        writer.seal()
+                    }));
+                }
+                Command::Free(candidates, before, reply) => {
+                    let _ = reply.send(self.attempt(|writer| Ok(writer.index.free(&candidates, before)?)));
+                }
+                Command::DropPacks(numbers, reply) => {
+                    let _ = reply.send(self.attempt(|writer| Ok(writer.index.drop_packs(&numbers)?)));
+                }
+                Command::Bury(places, reply) => {
+                    let _ = reply.send(self.attempt(|writer| writer.bury(&places)));
+                }
+                Command::IndexWrites(reply) => {
+                    let _ = reply.send(Ok(self.index.written()));
+                }
                 Command::Apply(changes, reply) => {
-                    let _ = reply.send(self.attempt(|writer| Ok(writer.index.apply(&changes)?)));
+                    let _ = reply.send(self.attempt(|writer| {
+                        writer.index.apply(&changes)?;
+                        writer.state.pending.set_generation(writer.index.generation());
+                        Ok(())
+                    }));
                 }
                 Command::Generation(generation, reply) => {
                     let _ = reply.send(self.attempt(|writer| {
                         writer.index.apply(&[Change::Generation(generation)])?;
+                        writer.state.pending.set_generation(generation);
                         Ok(writer.index.flush()?)
                     }));
                 }
@@ -167,10 +205,10 @@ impl StoreWriter {
     }
 
     /// Runs an operation unless an earlier one failed; if it fails, none runs after it.
-    fn attempt(
+    fn attempt<T>(
         &mut self,
-        operation: impl FnOnce(&mut Self) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+        operation: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         self.state.check()?;
         operation(self).inspect_err(|error| {
             let poison =
@@ -184,18 +222,28 @@ impl StoreWriter {
         })
     }
 
-    fn append(&mut self, meta: SegmentMeta, buffer: &mut RecordBuffer) -> Result<(), StoreError> {
-        let pack = match &mut self.pack {
+    /// Returns the pack to append to; makes it if there is none.
+    fn pack(&mut self) -> Result<&mut OpenPack, StoreError> {
+        Ok(match &mut self.pack {
             Some(pack) => pack,
             empty => {
                 let header = PackHeader::new(self.next_pack, now(), self.folders.repository)?;
                 let writer = PackWriter::create(self.storage.as_ref(), &self.folders.packs, header)?;
+                self.state.pending.set_open_pack(self.next_pack);
                 self.next_pack.0 = self.next_pack.0.saturating_add(1);
                 empty.insert(OpenPack::new(writer))
             }
-        };
-        pack.unflushed.push_back(pack.writer.append(meta, buffer, now())?);
-        pack.segments += 1;
+        })
+    }
+
+    fn append(
+        &mut self,
+        meta: SegmentMeta,
+        buffer: &mut RecordBuffer,
+        from: Option<RecordPlace>,
+    ) -> Result<(), StoreError> {
+        let pack = self.pack()?;
+        pack.unflushed.push_back((pack.writer.append(meta, buffer, now())?, from));
         if pack.writer.size() >= PACK_LIMIT {
             self.flush()?;
             return self.seal();
@@ -230,11 +278,13 @@ impl StoreWriter {
     fn enter(&mut self, segments: usize) -> Result<(), StoreError> {
         let Some(pack) = &mut self.pack else { return Ok(()) };
         let entered = || pack.unflushed.iter().take(segments);
-        let changes: Vec<Change> = entered()
-            .map(|appended| Change::Insert(appended.meta.key, SegmentEntry::appended(appended)))
-            .collect();
+        let change = |(appended, from): &(Appended, Option<RecordPlace>)| {
+            let (key, entry) = (appended.meta.key, SegmentEntry::appended(appended));
+            from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from))
+        };
+        let changes: Vec<Change> = entered().map(change).collect();
         self.index.apply(&changes)?;
-        self.state.pending.drain(entered().map(|appended| appended.meta.key));
+        self.state.pending.drain(entered().map(|(appended, _)| appended.meta.key));
         pack.unflushed.drain(..segments.min(pack.unflushed.len()));
         Ok(())
     }
@@ -251,11 +301,23 @@ impl StoreWriter {
     /// Seals the pack; it must have been flushed.
     fn seal(&mut self) -> Result<(), StoreError> {
         if let Some(pack) = self.pack.take() {
-            let number = pack.writer.number();
+            let (number, id) = (pack.writer.number(), pack.writer.id());
             let size = pack.writer.seal(now())?;
-            self.index.apply(&[Change::Pack(number, PackEntry { size, segments: pack.segments })])?;
+            self.index.apply(&[Change::Seal(number, id, size, pack.dead)])?;
+            self.state.pending.set_open_pack(self.next_pack);
         }
         Ok(())
+    }
+
+    /// Writes durably which segments are dead.
+    fn bury(&mut self, places: &[FreedPlace]) -> Result<(), StoreError> {
+        for places in places.chunks(BURIED_AT_ONCE) {
+            let dead: Vec<_> = places.iter().map(FreedPlace::dead).collect();
+            let pack = self.pack()?;
+            pack.writer.bury(&dead, now())?;
+            pack.dead += 1;
+        }
+        self.flush()
     }
 }
 

@@ -12,7 +12,9 @@ use ekko::codec::CompressionSetting;
 use ekko::image::{Extent, Image, ImageError};
 use ekko::manifest::ImageName;
 use ekko::progress::{Notice, Progress};
-use ekko::repository::{BackupRecord, Backupset, InitOptions, OpenOptions, Repository, RepositoryWriter};
+use ekko::repository::{
+    BackupRecord, Backupset, InitOptions, OpenOptions, Repository, RepositoryWriter, SharedWriter,
+};
 use ekko::restore::{RestoreOptions, RestoreSummary, restore_to_stream};
 use ekko::segment::SegmentSize;
 
@@ -134,9 +136,9 @@ pub fn backup(
     disk: &[u8],
     told: &Told,
 ) -> (RepositoryWriter, BackupSummary) {
-    let (writer, result) =
-        back_up(writer, &name(image), &MemoryImage::new(disk, 4096), &options(), told).unwrap();
-    (writer, result.unwrap())
+    let shared = SharedWriter::new(writer);
+    let summary = back_up(&shared, &name(image), &MemoryImage::new(disk, 4096), &options(), told).unwrap();
+    (shared.into_inner().unwrap(), summary)
 }
 
 /// Restores a backup into memory.

@@ -3,9 +3,10 @@
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::cli::args::Jobs;
 use crate::manifest::ImageName;
-use crate::repository::BackupSelector;
 use crate::repository::retention::{Keep, RetentionPolicy};
+use crate::repository::{BackupSelector, span};
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct DeleteArgs {
@@ -15,6 +16,9 @@ pub(in crate::cli) struct DeleteArgs {
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
+    /// Collect the garbage afterwards, as "ekko gc" does
+    #[arg(long)]
+    pub(in crate::cli) gc: bool,
 }
 
 #[derive(Args, Debug)]
@@ -55,6 +59,9 @@ pub(in crate::cli) struct ForgetArgs {
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
+    /// Collect the garbage afterwards, as "ekko gc" does
+    #[arg(long)]
+    pub(in crate::cli) gc: bool,
 }
 
 impl ForgetArgs {
@@ -79,20 +86,21 @@ fn keep(text: &str) -> Result<Keep, String> {
     }
 }
 
-/// Reads a duration; a day has 24 hours, a week 7 days.
+/// Reads a span of time.
 pub(super) fn within(text: &str) -> Result<SignedDuration, String> {
-    let wrong = || "a duration is e.g. 48h, 30d or 2w".to_owned();
-    let days = |number: &str, of: i64| {
-        let days = number.parse::<i64>().ok().filter(|days| (0..=36_500).contains(days));
-        days.map(|days| SignedDuration::from_hours(days * of * 24)).ok_or_else(wrong)
-    };
-    if let Some(number) = text.strip_suffix('d') {
-        return days(number, 1);
-    }
-    if let Some(number) = text.strip_suffix('w') {
-        return days(number, 7);
-    }
-    text.parse().ok().filter(|span: &SignedDuration| !span.is_negative()).ok_or_else(wrong)
+    span(text).ok_or_else(|| "a duration is e.g. 48h, 30d or 2w".to_owned())
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct GcArgs {
+    /// Only say what would be freed
+    #[arg(short = 'n', long)]
+    pub(in crate::cli) dry_run: bool,
+    /// Keep what an unfinished backup stored so long for its next run, e.g. 12h or 0s [default: the repository's, 1d]
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    pub(in crate::cli) keep_unfinished: Option<SignedDuration>,
+    #[command(flatten)]
+    pub(in crate::cli) jobs: Jobs,
 }
 
 #[derive(Args, Debug)]

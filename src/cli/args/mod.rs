@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use changes::within as days;
 pub(in crate::cli) use changes::{
-    DeleteArgs, ForgetArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
+    DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
 
@@ -94,7 +94,7 @@ pub(in crate::cli) enum Command {
     /// Delete backups, any of a chain
     #[command(
         after_help = "What goes is shown first, with the bytes that no backup needs any longer then; --dry-run only shows \
-                            it. A deleted backup can be undeleted.\n\n\
+                            it. A deleted backup can be undeleted until \"ekko gc\" has run.\n\n\
                             Example:\n  ekko -r /backup/store delete web@3 db@0 --dry-run"
     )]
     Delete(DeleteArgs),
@@ -109,6 +109,14 @@ pub(in crate::cli) enum Command {
                             Example:\n  ekko -r /backup/store forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run"
     )]
     Forget(ForgetArgs),
+    /// Give the space back of what no backup names
+    #[command(
+        after_help = "What deleted backups alone needed goes, at once; they can be undeleted no longer. What a running backup \
+                            uses stays, and what an unfinished one stored is kept for its next run. Nothing goes while a \
+                            manifest cannot be read. It runs beside backups, restores and checks.\n\n\
+                            Example:\n  ekko -r /backup/store gc --dry-run"
+    )]
+    Gc(GcArgs),
     /// Protect a backup from being deleted
     #[command(after_help = "Example:\n  ekko -r /backup/store protect web@3 --until 2027-01-01")]
     Protect(ProtectArgs),

@@ -99,7 +99,7 @@ fn into_repository(
         compression: args.compression.unwrap_or_else(|| writer.repository().compression()),
         jobs,
     };
-    let (writer, result) = import_backup(writer, manifest, name, &options, context.progress())?;
+    let result = import_backup(&writer, manifest, name, &options, context.progress());
     let closed = writer.close();
     let ImportSummary { backup, stats } = result?;
     closed?;

@@ -129,6 +129,11 @@ impl RecordHeader {
         }
     }
 
+    /// Returns the stored bytes of a record that was read whole.
+    pub(in crate::store) fn payload(record: &[u8]) -> &[u8] {
+        record.get(HEADER_LENGTH..).unwrap_or(&[])
+    }
+
     /// Returns how the stored bytes are encoded.
     pub fn codec(&self) -> Result<Codec, CodecError> {
         Ok(Codec {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use crate::storage::{Storage, StorageError, StorageFile, TEMPORARY};
 use crate::store::pack::contents::{ContentsEntry, encode_trailer};
-use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackNumber};
-use crate::store::pack::record::{RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH};
+use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackId, PackNumber};
+use crate::store::pack::record::{
+    DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH,
+};
 use crate::store::pack::{PackError, RecordPlace};
 
 /// A segment that was appended; it is durable after the next [`PackWriter::sync`].
@@ -82,6 +84,11 @@ impl PackWriter {
         self.header.number
     }
 
+    /// Returns the pack's id.
+    pub fn id(&self) -> PackId {
+        self.header.id()
+    }
+
     /// Returns how many bytes it has.
     pub fn size(&self) -> u64 {
         self.end
@@ -119,6 +126,11 @@ impl PackWriter {
         let written = self.write(&record, &mut buffer);
         self.own = buffer;
         written
+    }
+
+    /// Appends a record that says which segments are dead. When it is durable, their bytes may go.
+    pub fn bury(&mut self, segments: &[DeadSegment], time: u64) -> Result<(), PackError> {
+        Ok(self.write_own(RecordKind::Dead, &DeadSegment::encode(segments), time)?)
     }
 
     /// Returns what makes everything durable that is appended by now; [`Self::mark`] it when it has run.
