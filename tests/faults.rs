@@ -17,7 +17,7 @@ use common::{
     MemoryImage, Noise, SEGMENT, Told, backup, copy_folder, name, open, options, restore, small_segments,
 };
 use ekko::backup::back_up;
-use ekko::check::{CheckOptions, CheckSummary};
+use ekko::check::{CheckIndex, CheckOptions, CheckSummary, ReadData, check_with_index};
 use ekko::exchange::{ExportOptions, ForeignFormat, ImportOptions, export_backup, import_backup};
 use ekko::manifest::foreign::{self, ManifestFormat};
 use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
@@ -53,6 +53,7 @@ fn disks() -> Vec<Vec<u8>> {
     let web_later = [&web[..SEGMENT], &noise.bytes(SEGMENT)].concat();
     let first_db = db.clone();
     db[SEGMENT + 5] = 1;
+    db[5] ^= 1;
     // What is imported shares a segment with what is backed up.
     let old = [noise.bytes(SEGMENT), vec![0; SEGMENT], web[..SEGMENT].to_vec(), noise.bytes(7)].concat();
     vec![web, first_db, web_later, db, old]
@@ -91,7 +92,7 @@ fn import(writer: &SharedWriter, told: &Told) -> Option<Acknowledged> {
 }
 
 /// Runs the script as a process would that goes on after a failed backup. Returns what was acknowledged.
-fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Acknowledged> {
+fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>], holes: bool) -> Vec<Acknowledged> {
     let mut acknowledged = Vec::new();
     let told = Told::default();
     if Repository::init_with(Arc::clone(storage), root, &small_segments()).is_err() {
@@ -111,7 +112,7 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>]) -> Vec<Ack
         }
         if life == 1 {
             // The first backups go, and one of them comes back: what was said to be gone or there, is.
-            change_backups(&writer, &mut acknowledged, &told);
+            change_backups(&writer, &mut acknowledged, holes, &told);
             // What is garbage then goes, and what is stored after it lies behind the dead records.
             let _ = collect(&writer, &told);
             acknowledged.extend(import(&writer, &told));
@@ -131,9 +132,11 @@ fn collect(writer: &SharedWriter, told: &Told) -> Result<GcSummary, RepositoryEr
     writer.run_job(told, |summary: &GcSummary| summary.replace_index, |writer| writer.gc(&options, told))
 }
 
-/// Deletes the first two backups and undeletes the second. What was acknowledged is kept in step.
-fn change_backups(writer: &SharedWriter, acknowledged: &mut [Acknowledged], told: &Told) {
-    for (number, deletes) in [(0, true), (1, true), (1, false)] {
+/// Deletes the first two backups and undeletes the second, unless little is to live in the first pack. What was
+/// acknowledged is kept in step.
+fn change_backups(writer: &SharedWriter, acknowledged: &mut [Acknowledged], undelete: bool, told: &Told) {
+    let changes = [(0, true), (1, true), (1, false)];
+    for (number, deletes) in changes.into_iter().take(if undelete { 3 } else { 2 }) {
         let first = |disk: usize| move |it: &Acknowledged| it.disk == disk;
         let Some(at) = acknowledged.iter().position(first(number)) else { return };
         let id = Deletion { backupset: acknowledged[at].set, incremental: acknowledged[at].incremental };
@@ -195,18 +198,18 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
         assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
         assert!(disks.contains(&bytes), "{case}: what is listed is no disk that was backed up");
     }
-    assert_consistent(writer.repository(), case);
     // What is left over goes, and takes nothing with it.
     let shared = SharedWriter::new(writer);
+    assert_consistent(&shared, case);
     let collected = collect(&shared, &told).unwrap_or_else(|error| panic!("{case}: gc: {error}"));
     assert_eq!(collected.problems, Vec::<String>::new(), "{case}");
+    let summary = assert_consistent(&shared, case);
+    assert_eq!(summary.garbage_segments, 0, "{case}: garbage stays");
     let writer = shared.into_inner().unwrap();
     for (set, record) in sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
         let (bytes, summary) = restore(writer.repository(), set, record);
         assert!(summary.damaged.is_empty() && disks.contains(&bytes), "{case}: after a collection");
     }
-    let summary = assert_consistent(writer.repository(), case);
-    assert_eq!(summary.garbage_segments, 0, "{case}: garbage stays");
     let (writer, _) = backup(writer, "web", &disks[2], &told);
     let (writer, summary) = backup(writer, "web", &disks[2], &told);
     assert_eq!(
@@ -226,21 +229,23 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
 }
 
 /// Checks the whole repository: nothing is wrong with it.
-fn assert_consistent(repository: &Repository, case: &str) -> CheckSummary {
-    let options = CheckOptions { read_data: true, jobs: 1 };
-    let summary = ekko::check::check(repository, &options, &Silent).unwrap();
+fn assert_consistent(writer: &SharedWriter, case: &str) -> CheckSummary {
+    let options = CheckOptions { read_data: ReadData::All, jobs: 1 };
+    let summary = check_with_index(writer, &options, false, &Silent).unwrap();
     assert!(summary.is_clean(), "{case}: {:?} {:?}", summary.problems, summary.damaged);
+    assert_eq!(summary.index, CheckIndex::Agrees, "{case}");
     summary
 }
 
 /// Runs the script under a plan and checks what is left of it, in a copy: this process may still hold the old index.
-fn run(plan: FaultPlan, index: &[IndexThen]) -> u64 {
+fn run(plan: FaultPlan, index: &[IndexThen], holes: bool) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("store");
     let fault = FaultStorage::new(folder.path(), plan).unwrap();
+    let fault = if holes { fault } else { fault.without_holes() };
     let disks = disks();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
-    let acknowledged = script(&storage, &root, &disks);
+    let acknowledged = script(&storage, &root, &disks, holes);
     if matches!(plan, FaultPlan::PowerLoss { .. }) {
         fault.lose_power().unwrap();
     }
@@ -269,39 +274,62 @@ fn run(plan: FaultPlan, index: &[IndexThen]) -> u64 {
     fault.operations()
 }
 
-fn at_every_operation(plan: impl Fn(u64) -> FaultPlan, index: &[IndexThen]) {
-    let operations = run(FaultPlan::Count, &[IndexThen::AsItIs]);
+fn at_every_operation(plan: impl Fn(u64) -> FaultPlan, index: &[IndexThen], holes: bool) {
+    let operations = run(FaultPlan::Count, &[IndexThen::AsItIs], holes);
     assert!(operations > 50, "the script does {operations} operations");
     for at in 0..operations {
-        run(plan(at), index);
+        run(plan(at), index, holes);
     }
 }
 
 #[test]
 fn a_failed_operation_anywhere_costs_nothing_that_was_acknowledged() {
-    at_every_operation(|at| FaultPlan::Fail { at, error: ErrorKind::Other }, &[IndexThen::AsItIs]);
+    at_every_operation(|at| FaultPlan::Fail { at, error: ErrorKind::Other }, &[IndexThen::AsItIs], true);
 }
 
 #[test]
 fn a_full_disk_anywhere_costs_nothing_that_was_acknowledged() {
-    at_every_operation(|at| FaultPlan::Fail { at, error: ErrorKind::StorageFull }, &[IndexThen::AsItIs]);
+    at_every_operation(
+        |at| FaultPlan::Fail { at, error: ErrorKind::StorageFull },
+        &[IndexThen::AsItIs],
+        true,
+    );
 }
 
 #[test]
 fn a_torn_write_anywhere_costs_nothing_that_was_acknowledged() {
-    at_every_operation(|at| FaultPlan::Torn { at }, &[IndexThen::AsItIs]);
+    at_every_operation(|at| FaultPlan::Torn { at }, &[IndexThen::AsItIs], true);
 }
 
 #[test]
 fn a_power_loss_anywhere_that_takes_all_unsynced_work_costs_nothing_that_was_acknowledged() {
     let plan = |at| FaultPlan::PowerLoss { at, keep: Keep::Nothing };
-    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old]);
+    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old], true);
 }
 
 #[test]
 fn a_power_loss_anywhere_that_leaves_half_the_unsynced_work_costs_nothing_that_was_acknowledged() {
     let plan = |at| FaultPlan::PowerLoss { at, keep: Keep::Half };
-    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old]);
+    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone, IndexThen::Old], true);
+}
+
+#[test]
+fn where_holes_give_nothing_back_a_failure_or_a_power_loss_anywhere_costs_nothing_either() {
+    let plan = |at| FaultPlan::Fail { at, error: ErrorKind::Other };
+    at_every_operation(plan, &[IndexThen::AsItIs], false);
+    let plan = |at| FaultPlan::PowerLoss { at, keep: Keep::Nothing };
+    at_every_operation(plan, &[IndexThen::AsItIs, IndexThen::Gone], false);
+}
+
+#[test]
+fn little_that_lives_is_moved_where_holes_give_nothing_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let fault = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap().without_holes();
+    let storage: Arc<dyn Storage> = Arc::new(fault.clone());
+    let root = folder.path().join("store");
+    script(&storage, &root, &disks(), false);
+    assert!(!fault.log().iter().any(|line| line.contains("punch")), "{:#?}", fault.log());
+    assert!(!root.join("packs/0000000000000001.pack").exists(), "what lived in it is elsewhere");
 }
 
 #[test]
@@ -312,7 +340,7 @@ fn a_power_loss_after_the_last_operation_keeps_every_acknowledged_backup() {
     let root = folder.path().join("store");
     let fault = FaultStorage::new(folder.path(), plan).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
-    let acknowledged = script(&storage, &root, &disks);
+    let acknowledged = script(&storage, &root, &disks, true);
     assert_eq!(acknowledged.len(), 5);
     fault.lose_power().unwrap();
     check(&root, &acknowledged, &disks, "power loss at the end");

@@ -88,7 +88,7 @@ pub struct BackupOptions {
 /// What a backup did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackupStats {
-    /// Segments that the disk divides into: the sum of the four below.
+    /// Segments that the disk divides into: the sum of the four below that are no part of another.
     pub segments: u64,
     /// Segments of zeros, which are not stored.
     pub zero_segments: u64,
@@ -96,6 +96,8 @@ pub struct BackupStats {
     pub unchanged_segments: u64,
     /// Other segments that were stored already.
     pub deduplicated_segments: u64,
+    /// Those of them that a backup had stored which was cut off.
+    pub resumed_segments: u64,
     /// Segments that this backup stored.
     pub new_segments: u64,
     /// Bytes read from the source; holes are not.

@@ -137,6 +137,10 @@ fn collect(
                 Class::Zero => {}
                 Class::Unchanged => stats.unchanged_segments += 1,
                 Class::Deduplicated => stats.deduplicated_segments += 1,
+                Class::Resumed => {
+                    stats.deduplicated_segments += 1;
+                    stats.resumed_segments += 1;
+                }
                 Class::New { plain_bytes, stored_bytes } => {
                     stats.new_segments += 1;
                     stats.new_bytes += plain_bytes;

@@ -7,7 +7,7 @@ use crate::manifest::{BaseIndex, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::BackupDraft;
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin, is_zero};
-use crate::store::{Claim, SegmentStore};
+use crate::store::{Claim, SegmentStore, StoreJob};
 
 /// What a segment turned out to be.
 #[derive(Clone, Copy, Debug)]
@@ -15,12 +15,14 @@ pub(super) enum Class {
     Zero,
     Unchanged,
     Deduplicated,
+    Resumed,
     New { plain_bytes: u64, stored_bytes: u64 },
 }
 
 /// Stores segments that are not stored yet. One for each thread.
 pub struct SegmentWriter<'a> {
     store: &'a SegmentStore,
+    job: &'a StoreJob,
     progress: &'a dyn Progress,
     encoder: Encoder,
 }
@@ -32,16 +34,19 @@ pub struct Put {
     pub key: SegmentKey,
     /// The length of its stored bytes, if it was not stored before.
     pub stored_bytes: Option<u64>,
+    /// Whether a backup that was not finished had stored it.
+    pub resumed: bool,
 }
 
 impl<'a> SegmentWriter<'a> {
     /// Makes a writer that compresses as `compression` says.
     pub fn new(
         store: &'a SegmentStore,
+        job: &'a StoreJob,
         compression: CompressionSetting,
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
-        Ok(Self { store, progress, encoder: Encoder::new(compression)? })
+        Ok(Self { store, job, progress, encoder: Encoder::new(compression)? })
     }
 
     /// Stores a segment whose hashes are these, unless it is stored already.
@@ -52,8 +57,9 @@ impl<'a> SegmentWriter<'a> {
         fingerprint: Fingerprint,
     ) -> Result<Put, BackupError> {
         let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        let new = match self.store.claim(hash, fingerprint, length)? {
-            Claim::Known(key) => return Ok(Put { key, stored_bytes: None }),
+        let new = match self.store.claim(self.job, hash, fingerprint, length)? {
+            Claim::Known(key) => return Ok(Put { key, stored_bytes: None, resumed: false }),
+            Claim::Unfinished(key) => return Ok(Put { key, stored_bytes: None, resumed: true }),
             Claim::New(new) => new,
         };
         let key = new.key();
@@ -64,7 +70,7 @@ impl<'a> SegmentWriter<'a> {
         if key.twin != Twin(0) {
             self.progress.notice(Notice::TwinStored { hash: key.hash.to_string() });
         }
-        Ok(Put { key, stored_bytes })
+        Ok(Put { key, stored_bytes, resumed: false })
     }
 }
 
@@ -82,7 +88,11 @@ impl<'a> Worker<'a> {
         options: &BackupOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
-        Ok(Self { store, draft, writer: SegmentWriter::new(store, options.compression, progress)? })
+        Ok(Self {
+            store,
+            draft,
+            writer: SegmentWriter::new(store, draft.job(), options.compression, progress)?,
+        })
     }
 
     /// Finds out what a segment is, and stores it if it is new. Returns what the manifest says of it.
@@ -101,13 +111,15 @@ impl<'a> Worker<'a> {
             && let Some(segment) = parent.manifest.lookup(plain.index)
         {
             let stored = self.store.require(segment.key)?;
-            if stored.fingerprint() == fingerprint && stored.plain_length == length {
+            if !stored.is_lost() && stored.fingerprint() == fingerprint && stored.plain_length == length {
                 let segment = SegmentRef { base: parent.base(segment.base), ..segment };
                 return Ok((Class::Unchanged, Some(segment)));
             }
         }
-        let Put { key, stored_bytes } = self.writer.put(bytes, SegmentHash::of(bytes), fingerprint)?;
+        let Put { key, stored_bytes, resumed } =
+            self.writer.put(bytes, SegmentHash::of(bytes), fingerprint)?;
         let class = match stored_bytes {
+            None if resumed => Class::Resumed,
             None => Class::Deduplicated,
             Some(stored_bytes) => Class::New { plain_bytes: u64::from(length), stored_bytes },
         };

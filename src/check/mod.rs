@@ -1,21 +1,25 @@
-//! Checking without changing anything: the whole repository, a backup against a disk, and whether every disk has a
-//! fresh, whole backup.
+//! Checking: the whole repository, a backup against a disk, and whether every disk has a fresh, whole backup.
 //!
-//! Reads manifests and the packs' tables of contents; needs neither the index nor the lock.
+//! Reads manifests and the packs' tables of contents; needs the index and the lock only where it compares or
+//! repairs the index. Owns what a check reads and reports; how damage leaves the packs is the repository's.
 
+mod copies;
+mod data;
+mod memory;
+mod recount;
 mod status;
 mod verify;
 mod whole;
 
 pub use status::{NameStatus, StatusOptions, status};
 pub use verify::{VerifyOptions, VerifySummary, verify};
-pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, check};
+pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, ReadData, check, check_with_index};
 
 use crate::error::ErrorKind;
 use crate::image::ImageError;
 use crate::manifest::{ManifestError, ManifestReader};
 use crate::progress::{Notice, Progress};
-use crate::repository::RepositoryError;
+use crate::repository::{JobError, RepositoryError};
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::{CatalogProblem, StoreError};
 
@@ -51,6 +55,29 @@ impl CheckError {
             Self::Image(error) => error.kind(),
         }
     }
+}
+
+impl JobError for CheckError {
+    fn repository(&self) -> Option<&RepositoryError> {
+        match self {
+            Self::Repository(error) => Some(error),
+            Self::Image(_) => None,
+        }
+    }
+}
+
+/// What a check found about the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckIndex {
+    /// It was not compared.
+    #[default]
+    NotCompared,
+    /// It says what packs and manifests say.
+    Agrees,
+    /// It says something else.
+    Differs,
+    /// It said something else, and is made anew.
+    Replaced,
 }
 
 /// How many places are looked up in the packs' tables at once.

@@ -44,7 +44,7 @@ pub fn verify(
     let info = manifest.info();
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
     let _lease = repository.lease(info.backupset, info.incremental)?;
-    let catalog = repository.catalog()?;
+    let mut catalog = repository.catalog()?;
     let mut part = Part::begin(progress, "verify", geometry.size_of_disk());
     let mut summary = VerifySummary::default();
     let mut first = 0;
@@ -52,7 +52,14 @@ pub fn verify(
         let end = first.saturating_add(WINDOW).min(geometry.segments());
         let wanted = wanted(manifest, first);
         let fact = |entry: &ContentsEntry| entry.fingerprint;
-        let (found, problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        let (mut found, mut problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        while found.contains(&None)
+            && let Some(renewed) = catalog.renewed()?
+        {
+            // Garbage collection has moved what was in a pack that is gone.
+            catalog = renewed;
+            (found, problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        }
         tell(&problems, progress);
         let mut expected: Vec<_> =
             wanted.into_iter().zip(found).map(|((_, index), fingerprint)| (index, fingerprint)).collect();

@@ -1,24 +1,38 @@
-//! Checking a whole repository: every manifest against the packs, and, if that is asked for, every stored byte.
+//! Checking a whole repository: every manifest against the packs, the index against both, and, if that is asked
+//! for, stored bytes against their hashes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use crate::check::CheckError;
-use crate::codec::Decoder;
+use crate::check::copies::{self, Copy};
+use crate::check::data::{Errors, read_data};
+use crate::check::memory::{Memory, slice};
+use crate::check::recount::{compare_index, other_whole};
+use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
-use crate::manifest::ManifestReader;
-use crate::progress::{Part, Progress};
-use crate::repository::{BackupId, Backupset, Repository};
-use crate::segment::{SegmentHash, SegmentKey};
+use crate::manifest::{Incremental, ManifestReader};
+use crate::progress::Progress;
+use crate::repository::{BackupId, Backupset, DamagedCopy, Repository, RepositoryWriter, SharedWriter};
+use crate::segment::SegmentKey;
+use crate::store::Catalog;
 use crate::store::pack::RecordPlace;
-use crate::store::{Catalog, SegmentPlace};
+
+/// Which stored segments are read, decoded and compared with their hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum ReadData {
+    /// None.
+    #[default]
+    None,
+    /// So many percent of the stored bytes: those that were longest not checked.
+    Percent(f64),
+    /// All.
+    All,
+}
 
 /// What is checked.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions {
-    /// Whether every stored segment is read, decoded and compared with its hashes.
-    pub read_data: bool,
+    /// Which stored segments are read.
+    pub read_data: ReadData,
     /// How many threads do that, at least one.
     pub jobs: usize,
 }
@@ -47,10 +61,14 @@ pub struct CheckSummary {
     pub garbage_segments: u64,
     /// Stored bytes that were read and decoded.
     pub read_bytes: u64,
-    /// What is wrong with backupsets, manifests and packs as a whole, in words.
+    /// What became of the index.
+    pub index: CheckIndex,
+    /// What is wrong with backupsets, manifests, packs as a whole and the index, in words.
     pub problems: Vec<String>,
     /// Which segments are damaged or missing, in the order of their names.
     pub damaged: Vec<DamagedSegmentReport>,
+    /// Damaged copies that were put into quarantine.
+    pub quarantined_segments: u64,
 }
 
 impl CheckSummary {
@@ -60,14 +78,7 @@ impl CheckSummary {
     }
 }
 
-/// A stored copy of a segment: 56 bytes each is the memory that a check takes.
-struct Copy {
-    place: SegmentPlace,
-    damaged: bool,
-    named: bool,
-}
-
-/// Checks a repository. It goes on after a problem; takes no lock, does not open the index, and changes nothing.
+/// Checks a repository but for its index. It goes on after a problem, takes no lock, and changes nothing.
 ///
 /// # Errors
 /// The repository cannot be read at all.
@@ -76,136 +87,172 @@ pub fn check(
     options: &CheckOptions,
     progress: &dyn Progress,
 ) -> Result<CheckSummary, CheckError> {
-    let mut summary = CheckSummary::default();
-    // The manifests before the packs: what a backup that runs meanwhile stores and commits is not missed then.
-    let (sets, problems) = repository.backupsets()?;
-    summary.problems.extend(problems.iter().map(ToString::to_string));
-    let catalog = repository.catalog()?;
-    let mut copies = copies(&catalog, &mut summary)?;
-    let mut errors = BTreeMap::new();
-    if options.read_data {
-        errors = read_data(&catalog, &mut copies, options.jobs, &mut summary, progress)?;
+    Ok(Checking::begin(repository)?.finish(options, progress)?.0)
+}
+
+/// Checks a repository that this process may change, and its index. It goes on after a problem. With `repair`,
+/// damaged copies of segments are put into quarantine, so that the next backup stores them anew, and an index that
+/// says what is not so is made anew.
+///
+/// Backups and garbage collection wait while the index is compared, not while data is read.
+///
+/// # Errors
+/// The repository cannot be read at all, or a repair failed.
+pub fn check_with_index(
+    writer: &SharedWriter,
+    options: &CheckOptions,
+    repair: bool,
+    progress: &dyn Progress,
+) -> Result<CheckSummary, CheckError> {
+    let replace = |summary: &CheckSummary| summary.index == CheckIndex::Replaced;
+    writer.run_job(progress, replace, |writer| with_index(writer, options, repair, progress))
+}
+
+fn with_index(
+    writer: &RepositoryWriter,
+    options: &CheckOptions,
+    repair: bool,
+    progress: &dyn Progress,
+) -> Result<CheckSummary, CheckError> {
+    let checking = writer.quiet(|| {
+        writer.store().flush()?;
+        let mut checking = Checking::begin(writer.repository())?;
+        let Checking { sets, copies, .. } = &mut checking;
+        let problems = compare_index(writer.repository(), writer.store(), sets, copies)?;
+        checking.summary.index = match (problems.is_empty(), repair) {
+            (true, _) => CheckIndex::Agrees,
+            (false, false) => CheckIndex::Differs,
+            (false, true) => CheckIndex::Replaced,
+        };
+        checking.summary.problems.extend(problems);
+        Ok::<_, CheckError>(checking)
+    })?;
+    let (mut summary, copies) = checking.finish(options, progress)?;
+    if repair {
+        let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
+        let report = |copy: &&Copy| DamagedCopy {
+            place: copy.place,
+            other: other_whole(&copies, copy).map(|other| other.place.place),
+        };
+        summary.quarantined_segments = damaged.len() as u64;
+        writer.quarantine(&damaged.iter().map(report).collect::<Vec<_>>())?;
     }
-    copies.sort_unstable_by_key(|copy| (copy.place.key, copy.place.place));
-    let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
-    for set in &sets {
-        for backup in &set.backups {
-            summary.backups += 1;
-            let opened = repository.manifest(set, backup).and_then(|manifest| {
-                manifest.verify()?;
-                Ok(manifest)
-            });
-            match opened {
-                Ok(manifest) => {
-                    let id = Repository::backup_id(&sets, set, backup.incremental);
-                    check_backup(&manifest, &id, &mut copies, &mut hurt, &mut errors);
+    Ok(summary)
+}
+
+/// A check under way.
+struct Checking<'a> {
+    repository: &'a Repository,
+    sets: Vec<Backupset>,
+    catalog: Catalog,
+    copies: Vec<Copy>,
+    summary: CheckSummary,
+}
+
+impl<'a> Checking<'a> {
+    fn begin(repository: &'a Repository) -> Result<Self, CheckError> {
+        let mut summary = CheckSummary::default();
+        // The manifests before the packs: what a backup that runs meanwhile stores and commits is not missed then.
+        let (sets, problems) = repository.backupsets()?;
+        summary.problems.extend(problems.iter().map(ToString::to_string));
+        let catalog = repository.catalog()?;
+        let copies = copies::list(&catalog, &mut summary.problems)?;
+        summary.segments = copies.len() as u64;
+        Ok(Self { repository, sets, catalog, copies, summary })
+    }
+
+    /// Reads data, and looks every segment of every backup up.
+    fn finish(
+        mut self,
+        options: &CheckOptions,
+        progress: &dyn Progress,
+    ) -> Result<(CheckSummary, Vec<Copy>), CheckError> {
+        let errors = self.read(options, progress)?;
+        let before = self.summary.problems.len();
+        let mut errors = self.look_up(errors)?;
+        if !errors.is_empty() || self.summary.problems.len() > before {
+            // Garbage collection may have taken meanwhile what nobody names any longer, or moved it.
+            self.renew(&mut errors)?;
+            self.summary.problems.truncate(before);
+            self.look_up(errors)?;
+        }
+        Ok((self.summary, self.copies))
+    }
+
+    fn read(&mut self, options: &CheckOptions, progress: &dyn Progress) -> Result<Errors, CheckError> {
+        let percent = match options.read_data {
+            ReadData::None => return Ok(Errors::new()),
+            ReadData::Percent(percent) => percent,
+            ReadData::All => 100.0,
+        };
+        let memory = Memory::load(self.repository);
+        let chosen = memory.choose(&self.catalog, &self.copies, percent);
+        let is_chosen = |place: &_| chosen.contains(&slice(place));
+        let (errors, bytes) = read_data(&self.catalog, &mut self.copies, is_chosen, options.jobs, progress)?;
+        self.summary.read_bytes = bytes;
+        if !memory.remember(self.repository, &self.catalog, &chosen, &self.copies) {
+            tracing::info!("what was checked cannot be remembered here");
+        }
+        Ok(errors)
+    }
+
+    /// Lists again what is there, and keeps of what was found damaged what is there still.
+    fn renew(&mut self, errors: &mut Errors) -> Result<(), CheckError> {
+        let (sets, _) = self.repository.backupsets()?;
+        let catalog = self.repository.catalog()?;
+        let mut copies = copies::list(&catalog, &mut Vec::new())?;
+        for damaged in self.copies.iter().filter(|copy| copy.damaged) {
+            let same = copies::of_mut(&mut copies, damaged.place.key).iter_mut();
+            same.filter(|copy| copy.place.place == damaged.place.place).for_each(|copy| copy.damaged = true);
+        }
+        errors.retain(|key, _| copies::of(&copies, *key).iter().any(|copy| copy.damaged));
+        (self.sets, self.catalog, self.copies) = (sets, catalog, copies);
+        Ok(())
+    }
+
+    /// Looks every segment of every backup up. Returns what is wrong with which, those that are missing as well.
+    fn look_up(&mut self, mut errors: Errors) -> Result<Errors, CheckError> {
+        let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
+        self.summary.backups = 0;
+        for set in &self.sets {
+            for backup in &set.backups {
+                self.summary.backups += 1;
+                let opened = self.repository.manifest(set, backup).and_then(|manifest| {
+                    manifest.verify()?;
+                    Ok(manifest)
+                });
+                match opened {
+                    Ok(manifest) => {
+                        let id = Repository::backup_id(&self.sets, set, backup.incremental);
+                        check_backup(&manifest, &id, &mut self.copies, &mut hurt, &mut errors);
+                        manifest.release_pages();
+                    }
+                    Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
+                    Err(error) => {
+                        let what = format!("{}@{} cannot be restored: {error}", set.name, backup.incremental);
+                        self.summary.problems.push(what);
+                    }
                 }
-                Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
-                Err(error) => summary.problems.push(describe(set, &error.to_string(), backup.incremental.0)),
             }
         }
-    }
-    summary.garbage_segments = copies.iter().filter(|copy| !copy.named).count() as u64;
-    summary.damaged = errors
-        .into_iter()
-        .map(|(key, error)| DamagedSegmentReport {
-            key,
-            places: of(&copies, key)
+        self.summary.garbage_segments = self.copies.iter().filter(|copy| !copy.named).count() as u64;
+        let report = |(key, error): (&SegmentKey, &String)| DamagedSegmentReport {
+            key: *key,
+            places: copies::of(&self.copies, *key)
                 .iter()
                 .filter(|copy| copy.damaged)
                 .map(|copy| copy.place.place)
                 .collect(),
-            error,
-            backups: hurt.remove(&key).unwrap_or_default().into_iter().map(backup_id).collect(),
-        })
-        .collect();
-    Ok(summary)
-}
-
-fn describe(set: &Backupset, error: &str, incremental: u32) -> String {
-    format!("{}@{incremental} cannot be restored: {error}", set.name)
+            error: error.clone(),
+            backups: hurt.remove(key).unwrap_or_default().into_iter().map(backup_id).collect(),
+        };
+        self.summary.damaged = errors.iter().map(report).collect();
+        Ok(errors)
+    }
 }
 
 fn backup_id((name, incremental): (String, u32)) -> BackupId {
-    BackupId { name, incremental: crate::manifest::Incremental(incremental) }
-}
-
-/// Lists every stored copy, in the order of the packs.
-fn copies(catalog: &Catalog, summary: &mut CheckSummary) -> Result<Vec<Copy>, CheckError> {
-    let mut copies = Vec::new();
-    let problems = catalog.for_each_segment(|number, entry| {
-        let place = RecordPlace { pack: number, offset: entry.offset };
-        let stored_length = u32::try_from(entry.stored_length).unwrap_or(u32::MAX);
-        let place = SegmentPlace { key: entry.key, place, stored_length, plain_length: entry.plain_length };
-        copies.push(Copy { place, damaged: false, named: false });
-    })?;
-    summary.segments = copies.len() as u64;
-    summary.problems.extend(problems.iter().map(|problem| problem.error.to_string()));
-    copies.sort_unstable_by_key(|copy| copy.place.place);
-    Ok(copies)
-}
-
-/// Reads every copy on all cores, in the order of the packs. Returns what is wrong with which segment.
-fn read_data(
-    catalog: &Catalog,
-    copies: &mut [Copy],
-    jobs: usize,
-    summary: &mut CheckSummary,
-    progress: &dyn Progress,
-) -> Result<BTreeMap<SegmentKey, String>, CheckError> {
-    let bytes = copies.iter().map(|copy| u64::from(copy.place.stored_length)).sum();
-    let part = Part::begin(progress, "check", bytes);
-    let next = AtomicUsize::new(0);
-    let found = Mutex::new(Vec::new());
-    let decoders = (0..jobs.max(1)).map(|_| Decoder::new()).collect::<Result<Vec<_>, _>>();
-    let decoders = decoders.map_err(|source| crate::store::pack::PackError::Decoder { source });
-    let decoders = decoders.map_err(crate::store::StoreError::from)?;
-    let places = &*copies;
-    std::thread::scope(|scope| {
-        for mut decoder in decoders {
-            let (next, found) = (&next, &found);
-            scope.spawn(move || {
-                let (mut stored, mut plain) = (Vec::new(), Vec::new());
-                loop {
-                    let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(Copy { place, .. }) = places.get(position) else { return };
-                    let read = catalog.pack(place.place.pack).and_then(|pack| {
-                        let (key, offset, length) = (place.key, place.place.offset, place.stored_length);
-                        pack.segment(key, offset, length, &mut decoder, &mut stored, &mut plain)
-                    });
-                    let wrong = match read {
-                        Err(error) => Some(error.to_string()),
-                        // The record says so itself, under a checksum; but this is what the name promises.
-                        Ok(_) if SegmentHash::of(&plain) != place.key.hash => {
-                            Some(format!("segment {} has another SHA-1 than its name", place.key))
-                        }
-                        Ok(_) => None,
-                    };
-                    if let Some(error) = wrong {
-                        found.lock().unwrap_or_else(PoisonError::into_inner).push((position, error));
-                    }
-                    progress.advance(u64::from(place.stored_length));
-                }
-            });
-        }
-    });
-    drop(part);
-    summary.read_bytes = bytes;
-    let mut errors = BTreeMap::new();
-    for (position, error) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        if let Some(copy) = copies.get_mut(position) {
-            copy.damaged = true;
-            errors.insert(copy.place.key, error);
-        }
-    }
-    Ok(errors)
-}
-
-/// Returns the copies of a segment, of copies that are sorted by key.
-fn of(copies: &[Copy], key: SegmentKey) -> &[Copy] {
-    let first = copies.partition_point(|copy| copy.place.key < key);
-    let behind = copies.partition_point(|copy| copy.place.key <= key);
-    copies.get(first..behind).unwrap_or(&[])
+    BackupId { name, incremental: Incremental(incremental) }
 }
 
 /// Looks every segment of a backup up, and keeps which of them it cannot have.
@@ -214,15 +261,14 @@ fn check_backup(
     id: &BackupId,
     copies: &mut [Copy],
     hurt: &mut BTreeMap<SegmentKey, BTreeSet<(String, u32)>>,
-    errors: &mut BTreeMap<SegmentKey, String>,
+    errors: &mut Errors,
 ) {
     let geometry = manifest.info().geometry;
     for (index, segment) in manifest.segments() {
         let key = segment.key;
-        let first = copies.partition_point(|copy| copy.place.key < key);
         let mut whole = false;
         let mut long = None;
-        for copy in copies.iter_mut().skip(first).take_while(|copy| copy.place.key == key) {
+        for copy in copies::of_mut(copies, key) {
             copy.named = true;
             if copy.place.plain_length == geometry.length(index) {
                 whole |= !copy.damaged;

@@ -34,6 +34,7 @@ struct Done {
     zero_segments: u64,
     unchanged_segments: u64,
     deduplicated_segments: u64,
+    resumed_segments: u64,
     new_segments: u64,
     read_bytes: u64,
     new_bytes: u64,
@@ -117,7 +118,12 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
                 done.unchanged_segments,
                 done.zero_segments,
                 done.seconds,
-            )
+            )?;
+            if done.resumed_segments > 0 {
+                let (backup, segments) = (&done.backup, done.resumed_segments);
+                writeln!(out, "{backup}: {segments} segments were there from a backup that was cut off")?;
+            }
+            Ok(())
         })
     })?;
     Ok(match (document.failed.is_empty(), document.backups.is_empty()) {
@@ -174,6 +180,7 @@ fn done(source: &Source, summary: &BackupSummary) -> Done {
         zero_segments: stats.zero_segments,
         unchanged_segments: stats.unchanged_segments,
         deduplicated_segments: stats.deduplicated_segments,
+        resumed_segments: stats.resumed_segments,
         new_segments: stats.new_segments,
         read_bytes: stats.read_bytes,
         new_bytes: stats.new_bytes,

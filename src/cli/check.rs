@@ -2,14 +2,18 @@
 
 use serde::Serialize;
 
-use crate::check::{CheckOptions, DamagedSegmentReport, NameStatus, StatusOptions, VerifyOptions};
+use crate::check::{
+    CheckIndex, CheckOptions, DamagedSegmentReport, NameStatus, ReadData, StatusOptions, VerifyOptions,
+    check_with_index,
+};
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
+use crate::error::ErrorKind;
 use crate::image::RawImage;
 use crate::progress::{Notice, Progress};
-use crate::repository::Repository;
+use crate::repository::{Repository, SharedWriter};
 
 #[derive(Serialize)]
 struct CheckDocument {
@@ -17,6 +21,8 @@ struct CheckDocument {
     segments: u64,
     garbage_segments: u64,
     read_bytes: u64,
+    index: &'static str,
+    quarantined_segments: u64,
     problems: Vec<String>,
     damaged: Vec<DamagedRow>,
 }
@@ -31,9 +37,27 @@ struct DamagedRow {
 }
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
-    let repository = context.open()?;
-    let options = CheckOptions { read_data: args.read_data, jobs: args.jobs.number() };
-    let summary = crate::check::check(&repository, &options, context.progress())?;
+    let read_data = match args.read_data {
+        None => ReadData::None,
+        Some(percent) if percent >= 100.0 => ReadData::All,
+        Some(percent) => ReadData::Percent(percent),
+    };
+    let options = CheckOptions { read_data, jobs: args.jobs.number() };
+    let alone = |kind: ErrorKind| matches!(kind, ErrorKind::Busy | ErrorKind::Io | ErrorKind::Unsupported);
+    let summary = match context.try_writer(1)? {
+        Ok(writer) => {
+            let writer = SharedWriter::new(writer);
+            let summary = check_with_index(&writer, &options, args.repair, context.progress())?;
+            writer.close()?;
+            summary
+        }
+        // Where nothing can be written, or somebody else writes, what is true can be checked all the same.
+        Err(error) if args.repair || !alone(error.kind()) => return Err(error.into()),
+        Err(error) => {
+            context.progress().line(&format!("the index is not compared: {error}"));
+            crate::check::check(&context.open()?, &options, context.progress())?
+        }
+    };
     let clean = summary.is_clean();
     let row = |damaged: DamagedSegmentReport| DamagedRow {
         segment: damaged.key.hash.to_string(),
@@ -47,6 +71,13 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
         segments: summary.segments,
         garbage_segments: summary.garbage_segments,
         read_bytes: summary.read_bytes,
+        index: match summary.index {
+            CheckIndex::NotCompared => "not compared",
+            CheckIndex::Agrees => "agrees",
+            CheckIndex::Differs => "differs",
+            CheckIndex::Replaced => "replaced",
+        },
+        quarantined_segments: summary.quarantined_segments,
         problems: summary.problems,
         damaged: summary.damaged.into_iter().map(row).collect(),
     };
@@ -59,7 +90,14 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
             let hurts = if backups.is_empty() { "no backup".to_owned() } else { backups.join(", ") };
             writeln!(out, "problem: {error}; it hurts {hurts}")?;
         }
-        let read = if args.read_data {
+        if document.quarantined_segments > 0 {
+            let number = document.quarantined_segments;
+            writeln!(
+                out,
+                "{number} damaged segments are in quarantine; a backup that brings them stores them anew"
+            )?;
+        }
+        let read = if args.read_data.is_some() {
             format!("{} were read and verified", format::bytes(document.read_bytes))
         } else {
             "their data was not read".to_owned()

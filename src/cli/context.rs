@@ -11,7 +11,7 @@ use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
-use crate::repository::{OpenOptions, Repository, RepositoryWriter, SharedWriter};
+use crate::repository::{OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 
 /// The command's surroundings.
 #[derive(Debug)]
@@ -79,6 +79,15 @@ impl Context {
     pub(super) fn open_writer(&self, jobs: usize, rebuild: bool) -> Result<RepositoryWriter, CliError> {
         let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress())?)
+    }
+
+    /// Opens the repository for writing, or says why that is not possible now.
+    pub(super) fn try_writer(
+        &self,
+        jobs: usize,
+    ) -> Result<Result<RepositoryWriter, RepositoryError>, CliError> {
+        let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild: false };
+        Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress()))
     }
 
     pub(super) fn open_shared(&self, jobs: usize) -> Result<SharedWriter, CliError> {

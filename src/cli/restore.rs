@@ -70,7 +70,12 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     let manifest = repository.manifest(set, backup)?;
-    let options = RestoreOptions { jobs: args.jobs.number(), force: args.force, sync: !args.no_sync };
+    let size = manifest.info().geometry.size_of_disk();
+    let range = (args.offset.is_some() || args.length.is_some()).then(|| {
+        let start = args.offset.unwrap_or(0);
+        start..args.length.map_or(size.max(start), |length| start.saturating_add(length))
+    });
+    let options = RestoreOptions { jobs: args.jobs.number(), force: args.force, sync: !args.no_sync, range };
     let summary = if to_stdout {
         let mut stdout = io::stdout().lock();
         restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?

@@ -99,7 +99,7 @@ fn take_in(
 ) -> Result<(ManifestWriter, ImportStats), ExchangeError> {
     let mut out = writer.create_manifest(draft)?;
     let mut workers = (0..options.jobs.max(1))
-        .map(|_| Worker::new(writer, manifest, options, progress))
+        .map(|_| Worker::new(writer, draft, manifest, options, progress))
         .collect::<Result<Vec<_>, _>>()?;
     let mut stats = ImportStats::default();
     let mut collisions = HashSet::new();
@@ -164,7 +164,7 @@ fn find_stored(
         let twins = if segment.key.twin == Twin(0) { found.len() } else { found.len().max(2) };
         match found.as_slice() {
             [(key, entry)] if twins == 1 && !entry.is_lost() && entry.plain_length == length => {
-                Ok(Put { key: *key, stored_bytes: None })
+                Ok(Put { key: *key, stored_bytes: None, resumed: false })
             }
             _ if twins > 1 => Err(ExchangeError::Ambiguous { index, hash, twins }),
             _ => Err(ExchangeError::SegmentMissing { index, hash, file }),
@@ -240,6 +240,7 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     fn new(
         writer: &'a RepositoryWriter,
+        draft: &'a BackupDraft,
         manifest: &'a ManifestReader,
         options: &ImportOptions<'a>,
         progress: &'a dyn Progress,
@@ -248,7 +249,7 @@ impl<'a> Worker<'a> {
             manifest,
             folder: options.segments.map(|folder| FlatFolder { folder }),
             reader: FlatReader::new()?,
-            segments: SegmentWriter::new(writer.store(), options.compression, progress)?,
+            segments: SegmentWriter::new(writer.store(), draft.job(), options.compression, progress)?,
             plain: Vec::new(),
         })
     }

@@ -62,7 +62,7 @@ pub struct BackupDraft {
 /// What keeps others from making a backup of the same backupset, and from freeing what this one finds.
 #[derive(Debug)]
 pub(super) struct Running {
-    _job: StoreJob,
+    job: StoreJob,
     growing: Arc<Mutex<HashSet<BackupsetId>>>,
     set: Option<BackupsetId>,
 }
@@ -90,6 +90,11 @@ impl BackupDraft {
     /// Returns the backup that this one is compared with.
     pub fn parent(&self) -> Option<&Parent> {
         self.parent.as_ref()
+    }
+
+    /// Returns what keeps the segments that are found for it from being freed.
+    pub fn job(&self) -> &StoreJob {
+        &self.running.job
     }
 
     /// Gives the backup tags.
@@ -159,7 +164,7 @@ impl RepositoryWriter {
 
     /// Registers a backup before anything is looked up for it.
     pub(super) fn begin_running(&self) -> Running {
-        Running { _job: self.store.begin_job(), growing: Arc::clone(&self.growing), set: None }
+        Running { job: self.store.begin_job(), growing: Arc::clone(&self.growing), set: None }
     }
 
     /// Refuses a second backup of a backupset at the same time.

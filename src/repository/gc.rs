@@ -8,12 +8,15 @@
 //!
 //! Backups, restores and checks run beside it. Memory: 2^20 candidates at a time, about 100 bytes each.
 
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crate::error::ErrorKind;
+use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
 use crate::repository::proof::{Named, Proof, prove};
-use crate::repository::{Backupset, Deletion, RepositoryError, RepositoryWriter};
+use crate::repository::{BackupRecord, Backupset, Deletion, RepositoryError, RepositoryWriter};
 use crate::store::{Candidate, Collector, Garbage, Horizon};
 
 /// How many candidates are compared with the manifests at a time.
@@ -90,36 +93,31 @@ impl RepositoryWriter {
         let mut summary = GcSummary::default();
         let keep = options.keep_unfinished.unwrap_or(repository.settings.keep_unfinished).as_secs();
         self.store.seal()?;
-        let (horizon, sets, leased) = self.moment(&mut summary)?;
+        let moment = self.moment(&mut summary)?;
         if !summary.problems.is_empty() {
             return Ok(summary);
         }
         let packs = repository.layout.packs();
-        let storage = std::sync::Arc::clone(&repository.storage);
-        let mut collector = Collector::new(storage, &packs, &self.store, horizon, keep, !options.dry_run)?;
-        let is_leased = |set: &Backupset, record: &crate::repository::BackupRecord| {
-            leased.contains(&Deletion { backupset: set.id, incremental: record.incremental })
-        };
-        let named: Vec<Named<'_>> = sets
-            .iter()
-            .flat_map(|set| {
-                let deleted = set.deleted.iter().filter(move |record| is_leased(set, record));
-                set.backups.iter().chain(deleted).map(move |record| (set, record))
-            })
-            .collect();
-        let mut purged = false;
+        let storage = Arc::clone(&repository.storage);
+        let mut collector =
+            Collector::new(storage, &packs, &self.store, moment.horizon, keep, !options.dry_run)?;
+        let (listed_backups, read) = (moment.listed(), moment.read());
+        let (mut proven, mut purged) = (false, false);
         loop {
             let listed = collector.list(LISTED_AT_ONCE)?;
             summary.unfinished_segments += listed.unfinished;
             summary.unfinished_bytes += listed.unfinished_bytes;
-            for what in listed.problems {
-                progress.notice(Notice::Problem { kind: crate::error::ErrorKind::Corrupt, what });
-            }
+            tell(listed.problems, progress);
             let is_last = listed.candidates.is_empty();
             let mut candidates = listed.candidates;
-            if !is_last {
-                let proof = prove(repository, &named, &candidates, options.jobs, progress)?;
-                if !is_proven(proof, &mut candidates, &mut summary) {
+            if !is_last || (!proven && moment.doomed().next().is_some()) {
+                proven = true;
+                let proof = prove(repository, &listed_backups, &candidates, options.jobs, progress)?;
+                if !is_proven(proof, true, &mut candidates, &mut summary) {
+                    return Ok(summary);
+                }
+                let proof = prove(repository, &read, &candidates, options.jobs, progress)?;
+                if !is_proven(proof, false, &mut candidates, &mut summary) {
                     return Ok(summary);
                 }
             }
@@ -128,11 +126,19 @@ impl RepositoryWriter {
                 summary.freed_bytes += candidates.iter().map(|candidate| candidate.span).sum::<u64>();
             } else {
                 if !purged {
-                    summary.purged_backups = self.written(self.purge())?;
+                    match self.written(self.purge(&moment))? {
+                        Some(number) => summary.purged_backups = number,
+                        // Somebody undeleted one: what it names was not compared.
+                        None => return Ok(summary),
+                    }
                     purged = true;
                 }
                 for part in candidates.chunks(FREED_AT_ONCE) {
-                    self.free(&collector, part, &mut summary)?;
+                    self.check()?;
+                    let (segments, bytes) = collector.free(part)?;
+                    summary.freed_segments += segments;
+                    summary.freed_bytes += bytes;
+                    self.give_back(&collector, &mut summary, progress)?;
                 }
             }
             if is_last {
@@ -140,20 +146,16 @@ impl RepositoryWriter {
             }
         }
         if options.dry_run {
-            let deleted = sets.iter().flat_map(|set| set.deleted.iter().map(move |record| (set, record)));
-            summary.purged_backups = deleted.filter(|(set, record)| !is_leased(set, record)).count() as u64;
+            summary.purged_backups = moment.doomed().count() as u64;
         } else {
-            self.finish(&collector, &mut summary)?;
+            self.finish(&collector, &mut summary, progress)?;
         }
         Ok(summary)
     }
 
     /// Takes the moment before which garbage must have become garbage, then looks which backups are there, and
     /// which are leased.
-    fn moment(
-        &self,
-        summary: &mut GcSummary,
-    ) -> Result<(Horizon, Vec<Backupset>, Vec<Deletion>), RepositoryError> {
+    fn moment(&self, summary: &mut GcSummary) -> Result<Moment, RepositoryError> {
         // Held over I/O: no backup may come or go between.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         // What recovery or another job has counted down in this generation is older than this moment.
@@ -161,73 +163,125 @@ impl RepositoryWriter {
         let horizon = self.store.horizon();
         let leased = self.repository.leased()?;
         let (sets, problems) = self.repository.backupsets()?;
-        summary.problems.extend(problems.iter().map(ToString::to_string));
-        Ok((horizon, sets, leased))
+        let why = |problem: &RepositoryError| {
+            format!("nothing is freed while a list of backups cannot be read: {problem}")
+        };
+        summary.problems.extend(problems.iter().map(why));
+        Ok(Moment { horizon, sets, leased })
     }
 
-    /// Takes the deleted backups out of their lists, durably, and removes their manifests.
-    fn purge(&self) -> Result<u64, RepositoryError> {
+    /// Takes the backups that were deleted at that moment, and that nobody reads, out of their lists, durably, and
+    /// removes their manifests. Returns how many; nothing if one of them is not deleted any longer.
+    fn purge(&self, moment: &Moment) -> Result<Option<u64>, RepositoryError> {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
-        let (sets, _) = self.repository.backupsets()?;
-        let leased = self.repository.leased()?;
-        let mut purged = 0;
-        for mut set in sets {
-            let id = set.id;
-            let is_leased = |incremental| leased.contains(&Deletion { backupset: id, incremental });
-            let (kept, goes): (Vec<_>, Vec<_>) =
-                set.deleted.into_iter().partition(|record| is_leased(record.incremental));
-            set.deleted = kept;
-            if goes.is_empty() {
-                continue;
+        let mut doomed: BTreeMap<BackupsetId, Vec<Incremental>> = BTreeMap::new();
+        for (set, record) in moment.doomed() {
+            doomed.entry(set.id).or_default().push(record.incremental);
+        }
+        let mut sets = Vec::new();
+        for (id, numbers) in doomed {
+            let set = Backupset::read(storage, layout, id)?;
+            let is_deleted = |number: &Incremental| set.deleted.iter().any(|it| it.incremental == *number);
+            if !numbers.iter().all(is_deleted) {
+                return Ok(None);
             }
+            sets.push((set, numbers));
+        }
+        let mut purged = 0;
+        for (mut set, numbers) in sets {
+            set.deleted.retain(|record| !numbers.contains(&record.incremental));
             set.write(storage, layout)?;
-            for record in &goes {
-                match storage.unlink(&layout.manifest(id, record.incremental)) {
+            for number in numbers {
+                match storage.unlink(&layout.manifest(set.id, number)) {
                     Err(error) if !error.is_not_found() => return Err(error.into()),
                     _ => purged += 1,
                 }
             }
         }
-        Ok(purged)
+        Ok(Some(purged))
     }
 
-    fn free(
+    fn give_back(
         &self,
         collector: &Collector<'_>,
-        candidates: &[Candidate],
         summary: &mut GcSummary,
+        progress: &dyn Progress,
     ) -> Result<(), RepositoryError> {
-        let (segments, bytes) = collector.free(candidates)?;
-        summary.freed_segments += segments;
-        summary.freed_bytes += bytes;
-        self.give_back(collector, summary)
-    }
-
-    fn give_back(&self, collector: &Collector<'_>, summary: &mut GcSummary) -> Result<(), RepositoryError> {
         collector.drop_empty_packs()?;
         if collector.has_tasks()? {
-            self.raise_generation()?;
-            let reclaimed = self.written(collector.give_back().map_err(RepositoryError::from))?;
+            self.written(self.raise_generation())?;
+            let mut reclaimed = self.written(collector.give_back().map_err(RepositoryError::from))?;
             summary.unlinked_packs += reclaimed.unlinked_packs;
+            tell(std::mem::take(&mut reclaimed.problems), progress);
         }
         Ok(())
     }
 
-    /// Does what an earlier collection was kept from, and moves what lives out of packs in which little does.
-    fn finish(&self, collector: &Collector<'_>, summary: &mut GcSummary) -> Result<(), RepositoryError> {
-        self.give_back(collector, summary)?;
+    /// Does what an earlier collection was kept from, moves what lives out of packs in which little does, and
+    /// removes packs of dead records that name nothing any longer.
+    fn finish(
+        &self,
+        collector: &Collector<'_>,
+        summary: &mut GcSummary,
+        progress: &dyn Progress,
+    ) -> Result<(), RepositoryError> {
+        self.give_back(collector, summary, progress)?;
         for pack in collector.sparse_packs()? {
-            summary.moved_bytes += collector.move_living(pack, &mut summary.problems)?;
-            self.give_back(collector, summary)?;
+            self.check()?;
+            let mut problems = Vec::new();
+            summary.moved_bytes += collector.move_living(pack, &mut problems)?;
+            tell(problems, progress);
+            self.give_back(collector, summary, progress)?;
+        }
+        while collector.drop_idle_packs(summary.unlinked_packs > 0)? {
+            self.give_back(collector, summary, progress)?;
         }
         Ok(())
     }
 }
 
-/// Takes out of the candidates what manifests name. Says whether the rest may go.
-fn is_proven(proof: Proof, candidates: &mut Vec<Candidate>, summary: &mut GcSummary) -> bool {
+fn tell(problems: Vec<String>, progress: &dyn Progress) {
+    for what in problems {
+        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+    }
+}
+
+/// What there was at the moment before which garbage must have become garbage.
+struct Moment {
+    horizon: Horizon,
+    sets: Vec<Backupset>,
+    leased: Vec<Deletion>,
+}
+
+impl Moment {
+    fn is_leased(&self, set: &Backupset, record: &BackupRecord) -> bool {
+        self.leased.contains(&Deletion { backupset: set.id, incremental: record.incremental })
+    }
+
+    /// Returns the backups that there were.
+    fn listed(&self) -> Vec<Named<'_>> {
+        self.sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))).collect()
+    }
+
+    /// Returns the backups that were deleted, and that somebody reads.
+    fn read(&self) -> Vec<Named<'_>> {
+        let deleted = self.sets.iter().flat_map(|set| set.deleted.iter().map(move |record| (set, record)));
+        deleted.filter(|(set, record)| self.is_leased(set, record)).collect()
+    }
+
+    /// Returns the backups that were deleted, and that nobody reads.
+    fn doomed(&self) -> impl Iterator<Item = Named<'_>> {
+        let deleted = self.sets.iter().flat_map(|set| set.deleted.iter().map(move |record| (set, record)));
+        deleted.filter(|(set, record)| !self.is_leased(set, record))
+    }
+}
+
+/// Takes out of the candidates what manifests name; the index should have counted them if the backups are listed.
+/// Says whether the rest may go.
+fn is_proven(proof: Proof, listed: bool, candidates: &mut Vec<Candidate>, summary: &mut GcSummary) -> bool {
     let Proof { named, problems, compared_bytes } = proof;
     summary.compared_bytes += compared_bytes;
     if !problems.is_empty() {
@@ -241,7 +295,7 @@ fn is_proven(proof: Proof, candidates: &mut Vec<Candidate>, summary: &mut GcSumm
         .into_iter()
         .filter(|at| candidates.get(*at).is_some_and(|candidate| !is_copy(candidate)))
         .collect();
-    if !wrong.is_empty() {
+    if listed && !wrong.is_empty() {
         let number = wrong.len();
         summary.replace_index = true;
         summary.problems.push(format!(

@@ -80,32 +80,39 @@ impl SharedWriter {
         replace_index: impl Fn(&T) -> bool,
         job: impl Fn(&RepositoryWriter) -> Result<T, E>,
     ) -> Result<T, E> {
-        let (replaced, result) = self.attempt(&job);
-        let error = match result {
-            Ok(done) if replace_index(&done) => {
-                self.replace_index(replaced, "a change could not be counted in it", progress)?;
-                return Ok(done);
+        let mut tries = 2;
+        loop {
+            tries -= 1;
+            let (replaced, result) = self.attempt(&job);
+            let error = match result {
+                Ok(done) if replace_index(&done) => {
+                    self.replace_index(replaced, "a change could not be counted in it", progress)?;
+                    return Ok(done);
+                }
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            match error.repository() {
+                Some(cause) if cause.is_full() => return Err(self.full(cause).into()),
+                Some(cause) if cause.distrusts_index() => {
+                    self.replace_index(replaced, &error.to_string(), progress)?;
+                    if tries == 0 {
+                        return Err(error);
+                    }
+                }
+                _ => return Err(error),
             }
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        match error.repository() {
-            Some(cause) if cause.is_full() => {
-                // What comes next, if only the next opening, needs room.
-                let reason = cause.to_string();
-                let path = self.repository.layout.root().to_owned();
-                let _ = self.with(|writer| {
-                    writer.release_reserve();
-                    Ok(())
-                });
-                Err(RepositoryError::Full { path, reason }.into())
-            }
-            Some(cause) if cause.distrusts_index() => {
-                self.replace_index(replaced, &error.to_string(), progress)?;
-                self.attempt(&job).1
-            }
-            _ => Err(error),
         }
+    }
+
+    /// Gives the reserve up: what comes next, if only the next opening, needs room.
+    fn full(&self, cause: &RepositoryError) -> RepositoryError {
+        let path = self.repository.layout.root().to_owned();
+        let _ = self.with(|writer| {
+            writer.release_reserve();
+            Ok(())
+        });
+        RepositoryError::Full { path, reason: cause.to_string() }
     }
 
     /// Runs a job once. Says also how often the index had been replaced when it began.

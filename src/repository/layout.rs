@@ -56,6 +56,16 @@ impl Layout {
         self.root.join("leases")
     }
 
+    /// Returns the folder of damaged records.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// Returns the file that says what was checked when.
+    pub fn checked(&self) -> PathBuf {
+        self.root.join("checked")
+    }
+
     /// Returns the folder of the indexes.
     pub fn indexes(&self) -> PathBuf {
         self.root.join("index")

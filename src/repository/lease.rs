@@ -46,7 +46,8 @@ impl Repository {
             }
         };
         let found = Backupset::read(self.storage.as_ref(), &self.layout, set)?;
-        if found.backups.iter().chain(&found.deleted).any(|record| record.incremental == incremental) {
+        // Not one that is deleted already: it may be about to be collected.
+        if found.backups.iter().any(|record| record.incremental == incremental) {
             return Ok(lease);
         }
         let what = format!("{set}@{incremental}");
@@ -65,9 +66,9 @@ impl Repository {
         let mut leased = Vec::new();
         for entry in entries {
             let path = entry.map_err(failed)?.path();
-            if !is_held(&path)? {
-                let _ = fs::remove_file(&path);
-            } else if let Some(backup) = path.file_name().and_then(|name| backup_of(name.to_str()?)) {
+            if is_held(&path)?
+                && let Some(backup) = path.file_name().and_then(|name| backup_of(name.to_str()?))
+            {
                 leased.push(backup);
             }
         }
@@ -92,6 +93,7 @@ fn take(layout: &Layout, set: BackupsetId, incremental: Incremental) -> io::Resu
     }
 }
 
+/// Says whether somebody holds a lease; removes one that nobody does.
 fn is_held(path: &Path) -> Result<bool, StorageError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -99,7 +101,11 @@ fn is_held(path: &Path) -> Result<bool, StorageError> {
         Err(source) => return Err(StorageError::new("open", path, source)),
     };
     match file.try_lock() {
-        Ok(()) => Ok(false),
+        Ok(()) => {
+            // While it is locked here: whoever is about to take it sees then that it is gone.
+            let _ = fs::remove_file(path);
+            Ok(false)
+        }
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(source)) => Err(StorageError::new("lock", path, source)),
     }

@@ -18,6 +18,7 @@ mod lease;
 mod lock;
 mod open;
 mod proof;
+mod quarantine;
 mod recovery;
 pub mod retention;
 mod select;
@@ -36,6 +37,7 @@ pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
 pub use lease::Lease;
 pub use open::{OpenOptions, RepositoryWriter};
+pub use quarantine::DamagedCopy;
 pub use select::{BackupId, BackupSelector, InvalidSelector, Which};
 pub use settings::{InitOptions, KEEP_UNFINISHED, Settings, span};
 pub use statistics::RepositoryStats;
@@ -43,7 +45,7 @@ pub use statistics::RepositoryStats;
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError, ManifestReader};
-use crate::storage::{OsStorage, Storage, StorageError};
+use crate::storage::{OsStorage, Storage, StorageError, read_small, replace};
 use crate::store::pack::PackError;
 use crate::store::{Catalog, StoreError};
 
@@ -248,6 +250,9 @@ impl RepositoryError {
     }
 }
 
+/// The file that says what was checked when is not larger, in bytes.
+const CHECKED_LIMIT: u64 = 256 << 20;
+
 /// A repository, for reading.
 #[derive(Clone, Debug)]
 pub struct Repository {
@@ -312,6 +317,16 @@ impl Repository {
     /// Returns a catalog of what the packs hold now.
     pub fn catalog(&self) -> Result<Catalog, RepositoryError> {
         Ok(Catalog::open(Arc::clone(&self.storage), &self.layout.packs())?)
+    }
+
+    /// Reads the file that says what was checked when.
+    pub fn read_checked(&self) -> Result<Vec<u8>, RepositoryError> {
+        Ok(read_small(self.storage.as_ref(), &self.layout.checked(), CHECKED_LIMIT)?)
+    }
+
+    /// Replaces the file that says what was checked when.
+    pub fn write_checked(&self, bytes: &[u8]) -> Result<(), RepositoryError> {
+        Ok(replace(self.storage.as_ref(), &self.layout.checked(), bytes)?)
     }
 
     /// Opens the manifest of a backup and makes sure that it is the one that was committed.

@@ -1,7 +1,7 @@
 //! What happens between taking the lock and the first change: undoing what a crash left half made, and an
 //! index that can be believed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
@@ -12,9 +12,11 @@ use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
 use crate::repository::state::State;
 use crate::repository::{Backupset, Layout, Repository, RepositoryError};
+use crate::segment::SegmentKey;
 use crate::storage::TEMPORARY;
 use crate::store::{
-    Change, Counted, CountedState, IndexError, IndexWriter, StoreError, digest, reconcile_packs,
+    Change, Counted, CountedState, IndexError, IndexPart, IndexWriter, Reconciled, StoreError, digest,
+    rebuild_index, reconcile_packs,
 };
 
 /// An index in step with packs and manifests.
@@ -132,7 +134,7 @@ fn believe(
     if !clean {
         index.verify_sum().map_err(StoreError::from)?;
     }
-    reconcile(repository, &mut index, progress)?;
+    reconcile(repository, &mut index, &[], progress)?;
     if !clean {
         index.flush().map_err(StoreError::from)?;
     }
@@ -163,9 +165,10 @@ fn build(
     let generation = state.generation.saturating_add(1);
     index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
     // A pack may be gone; what manifests name of it is then known to be lost, and everything else goes on.
-    index.tolerate_lost(true);
-    reconcile(repository, &mut index, progress)?;
-    let lost = index.tolerate_lost(false);
+    let (packs, lost) = fill(repository, &mut index)?;
+    tell_packs(&packs, &[], progress);
+    // Nothing is left to be done, but to tell which manifests could not be read.
+    reconcile(repository, &mut index, &packs.problems, progress)?;
     if lost > 0 {
         let what = format!(
             "{lost} segments that backups name are in no pack; a restore names what it lacks, and the next backup \
@@ -182,20 +185,58 @@ fn build(
     Ok(OpenedIndex { number, index })
 }
 
+/// Fills an empty index from packs and manifests. Returns also how many segments are lost.
+fn fill(repository: &Repository, index: &mut IndexWriter) -> Result<(Reconciled, u64), RepositoryError> {
+    let (sets, _) = repository.backupsets()?;
+    let mut whole: BTreeMap<(BackupsetId, Incremental), Change> = BTreeMap::new();
+    let mut counts = |part: IndexPart, count: &mut dyn FnMut(SegmentKey, u32)| {
+        for set in &sets {
+            let mut before = None;
+            for backup in &set.backups {
+                let manifest = match repository.manifest(set, backup) {
+                    Ok(manifest) => manifest,
+                    Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                    // It counts for nothing, and is told of when the index is brought into step.
+                    Err(_) => continue,
+                };
+                let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: None };
+                for window in neighbours.windows() {
+                    let gains = neighbours.gains(window).into_iter();
+                    gains.filter(|(key, _)| part.holds(*key)).for_each(|(key, gain)| count(key, gain));
+                }
+                let counted = Change::Counted(set.id, backup.incremental, Counted::whole(backup.manifest));
+                whole.insert((set.id, backup.incremental), counted);
+                before = Some(manifest);
+            }
+        }
+        Ok(())
+    };
+    let folder = repository.layout.packs();
+    let result = rebuild_index(repository.storage.as_ref(), &folder, index, &mut counts)?;
+    index.apply(&whole.into_values().collect::<Vec<_>>()).map_err(StoreError::from)?;
+    Ok(result)
+}
+
+/// Tells what was found about packs, but for what was told.
+fn tell_packs(packs: &Reconciled, told: &[String], progress: &dyn Progress) {
+    if packs.sealed > 0 {
+        let what = format!("{} unfinished pack(s) were sealed; what they hold is used again", packs.sealed);
+        progress.notice(Notice::Recovered { what });
+    }
+    for what in packs.problems.iter().filter(|what| !told.contains(what)) {
+        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what: what.clone() });
+    }
+}
+
 /// Brings an index into step with packs and manifests.
 fn reconcile(
     repository: &Repository,
     index: &mut IndexWriter,
+    told: &[String],
     progress: &dyn Progress,
 ) -> Result<(), RepositoryError> {
     let packs = reconcile_packs(repository.storage.as_ref(), &repository.layout.packs(), index)?;
-    if packs.sealed > 0 {
-        let what = format!("{} unfinished pack(s) were sealed; what they hold is re-used", packs.sealed);
-        progress.notice(Notice::Recovered { what });
-    }
-    for what in packs.problems {
-        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
-    }
+    tell_packs(&packs, told, progress);
     let (sets, problems) = repository.backupsets()?;
     for error in problems {
         progress.notice(Notice::Problem { kind: error.kind(), what: error.to_string() });

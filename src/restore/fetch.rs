@@ -30,11 +30,15 @@ impl<'a> Fetcher<'a> {
         bytes: &mut Vec<u8>,
     ) -> Result<(), SegmentError> {
         let catalog = self.catalog;
-        let Err(error) = self.first_whole(catalog, item.key, plan.copies(item), bytes) else { return Ok(()) };
-        match plan.moved(catalog, item) {
-            Some((catalog, copies)) => self.first_whole(catalog, item.key, copies, bytes),
-            None => Err(error),
+        let mut result = self.first_whole(catalog, item.key, plan.copies(item), bytes);
+        let mut seen = None;
+        while result.is_err()
+            && let Some(moved) = plan.moved(catalog, seen.as_ref())
+        {
+            result = self.first_whole(&moved.catalog, item.key, moved.copies(item.key), bytes);
+            seen = Some(moved);
         }
+        result
     }
 
     fn first_whole(

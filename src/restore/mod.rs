@@ -22,7 +22,7 @@ use crate::error::ErrorKind;
 use crate::manifest::{ManifestError, ManifestReader};
 use crate::progress::{Notice, Part, Progress};
 use crate::repository::{Repository, RepositoryError};
-use crate::segment::{SegmentIndex, SegmentKey};
+use crate::segment::{Geometry, SegmentIndex, SegmentKey};
 use crate::store::pack::PackError;
 use crate::store::{CatalogProblem, StoreError};
 
@@ -64,6 +64,16 @@ pub enum RestoreError {
         /// The disk's size in bytes.
         needed: u64,
     },
+    /// The disk does not have the bytes that were asked for.
+    #[error("the disk has {size} bytes: there are none from {start} to {end}")]
+    OutsideDisk {
+        /// The first byte.
+        start: u64,
+        /// The byte behind the last one.
+        end: u64,
+        /// The disk's size in bytes.
+        size: u64,
+    },
     /// What the segments were given to refused one.
     #[error("{what}")]
     Sink {
@@ -100,9 +110,10 @@ impl RestoreError {
         match self {
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
-            Self::TargetExists { .. } | Self::NotATarget { .. } | Self::TargetTooSmall { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::TargetExists { .. }
+            | Self::NotATarget { .. }
+            | Self::TargetTooSmall { .. }
+            | Self::OutsideDisk { .. } => ErrorKind::Invalid,
             Self::TargetInUse { .. } => ErrorKind::Busy,
             Self::Sink { .. } => ErrorKind::Io,
             Self::Target { source, .. } => match source.kind() {
@@ -164,7 +175,7 @@ pub trait SegmentSink: Sync {
 }
 
 /// How a disk is restored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RestoreOptions {
     /// How many threads read, decode and verify, at least one.
     pub jobs: usize,
@@ -172,6 +183,21 @@ pub struct RestoreOptions {
     pub force: bool,
     /// Whether the target is made durable before this returns.
     pub sync: bool,
+    /// Which bytes of the disk are restored, to the beginning of the target; all if nothing is said.
+    pub range: Option<Range<u64>>,
+}
+
+impl RestoreOptions {
+    /// Returns the bytes of a disk that are restored.
+    fn bytes_of(&self, geometry: Geometry) -> Result<Range<u64>, RestoreError> {
+        let size = geometry.size_of_disk();
+        let range = self.range.clone().unwrap_or(0..size);
+        if range.start <= range.end && range.end <= size {
+            Ok(range)
+        } else {
+            Err(RestoreError::OutsideDisk { start: range.start, end: range.end, size })
+        }
+    }
 }
 
 /// What a restore did.
@@ -203,7 +229,10 @@ pub fn restore_to_path(
     let geometry = manifest.info().geometry;
     let mut summary =
         RestoreSummary { segments: u64::from(geometry.segments()), ..RestoreSummary::default() };
-    let target = target::Target::open(target, geometry, options.force)?;
+    if options.range.is_some() {
+        return range_to_path(repository, manifest, target, options, progress);
+    }
+    let target = target::Target::open(target, geometry.size_of_disk(), geometry, options.force)?;
     let part = Part::begin(progress, "restore", geometry.size_of_disk());
     let result = target
         .zero_gaps(manifest, progress)
@@ -214,6 +243,22 @@ pub fn restore_to_path(
     summary.damaged = result?;
     summary.elapsed = begun.elapsed();
     Ok(summary)
+}
+
+/// Restores a part of a disk to the beginning of a target, in order.
+fn range_to_path(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    target: &Path,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
+    let geometry = manifest.info().geometry;
+    let range = options.bytes_of(geometry)?;
+    let target = target::Target::open(target, range.end - range.start, geometry, options.force)?;
+    let result = restore_to_stream(repository, manifest, &mut target.stream(), options, progress);
+    target.finish(result.is_ok(), options.sync)?;
+    Ok(RestoreSummary { written_bytes: target.written_bytes(), ..result? })
 }
 
 /// Fetches every present segment of a backup and gives it to `sink`, in the order of the packs. Returns what
@@ -232,7 +277,7 @@ pub fn fetch_segments(
     let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     let mut damaged = Vec::new();
-    for window in plan::windows(geometry) {
+    for window in plan::windows(0..geometry.segments()) {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
         tell(&problems, progress);
         damaged.extend(fetch::run(&catalog, &plan, sink, geometry, jobs, progress)?);
@@ -256,9 +301,12 @@ pub fn restore_to_stream(
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
     let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
-    progress.begin("restore", geometry.size_of_disk());
-    let mut output = stream::Output::new(stream, geometry);
-    let result = plan::windows(geometry).try_for_each(|window| {
+    let range = options.bytes_of(geometry)?;
+    let behind = geometry.containing(range.end.saturating_sub(1)).0.saturating_add(1);
+    let segments = geometry.containing(range.start).0..behind.min(geometry.segments());
+    progress.begin("restore", range.end - range.start);
+    let mut output = stream::Output::new(stream, geometry, range);
+    let result = plan::windows(segments).try_for_each(|window| {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
         tell(&problems, progress);
         output.run(&catalog, &plan, options.jobs, progress)

@@ -1,22 +1,22 @@
 //! What is to be fetched from where, a window of the disk at a time.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::manifest::ManifestReader;
 use crate::restore::RestoreError;
-use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::{Catalog, CatalogProblem, SegmentPlace};
 
 /// How many segments one window covers.
 const WINDOW: u32 = 1 << 18;
 
-/// The windows of a disk, in order.
-pub(super) fn windows(geometry: Geometry) -> impl Iterator<Item = Range<u32>> {
-    let segments = geometry.segments();
-    (0..segments.div_ceil(WINDOW)).map(move |window| {
-        let first = window * WINDOW;
-        first..first.saturating_add(WINDOW).min(segments)
+/// The windows of a range of a disk's segments, in order.
+pub(super) fn windows(segments: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    let Range { start, end } = segments;
+    (0..end.saturating_sub(start).div_ceil(WINDOW)).map(move |window| {
+        let first = start + window * WINDOW;
+        first..first.saturating_add(WINDOW).min(end)
     })
 }
 
@@ -29,14 +29,31 @@ pub(super) struct Item {
     pub(super) targets: Vec<SegmentIndex>,
 }
 
+/// Where a window's segments lie after garbage collection has moved some.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub(super) catalog: Catalog,
+    /// Sorted by their keys.
+    places: Vec<SegmentPlace>,
+}
+
+impl Moved {
+    /// Returns where the copies of a segment lie.
+    pub(super) fn copies(&self, key: SegmentKey) -> &[SegmentPlace] {
+        let first = self.places.partition_point(|place| place.key < key);
+        let behind = self.places.partition_point(|place| place.key <= key);
+        self.places.get(first..behind).unwrap_or(&[])
+    }
+}
+
 /// A window's segments.
 #[derive(Debug)]
 pub(super) struct Plan {
     places: Vec<SegmentPlace>,
     /// Each segment once, in the order of the packs.
     pub(super) items: Vec<Item>,
-    /// Where the segments lie now, if garbage collection has moved them since; sorted by their keys.
-    moved: OnceLock<Option<(Catalog, Vec<SegmentPlace>)>>,
+    /// Where the segments lie now, if garbage collection has moved any since.
+    moved: Mutex<Option<Arc<Moved>>>,
 }
 
 impl Plan {
@@ -64,7 +81,7 @@ impl Plan {
                 }
             }
         }
-        let mut plan = Self { places, items: Vec::new(), moved: OnceLock::new() };
+        let mut plan = Self { places, items: Vec::new(), moved: Mutex::default() };
         items.sort_by_key(|item| plan.copies(item).first().map(|copy| copy.place));
         plan.items = items;
         Ok((plan, problems))
@@ -75,19 +92,20 @@ impl Plan {
         self.places.get(item.copies.clone()).unwrap_or(&[])
     }
 
-    /// Returns where the copies of a segment lie now, and in which packs, if those that held it have gone.
-    pub(super) fn moved(&self, catalog: &Catalog, item: &Item) -> Option<(&Catalog, &[SegmentPlace])> {
-        let look_again = || {
-            let renewed = catalog.renewed().ok().flatten()?;
-            let mut keys: Vec<_> = self.items.iter().map(|item| item.key).collect();
-            keys.sort_unstable();
-            let (places, _) = renewed.locate(&keys).ok()?;
-            Some((renewed, places))
-        };
-        let (renewed, places) = self.moved.get_or_init(look_again).as_ref()?;
-        let first = places.partition_point(|place| place.key < item.key);
-        let behind = places.partition_point(|place| place.key <= item.key);
-        Some((renewed, places.get(first..behind)?))
+    /// Looks where the segments lie now, if packs have gone since it was last looked: `seen` is what came of that,
+    /// if it was. Returns nothing if all packs are still there.
+    pub(super) fn moved(&self, catalog: &Catalog, seen: Option<&Arc<Moved>>) -> Option<Arc<Moved>> {
+        // Held over I/O: whoever else needs to know waits for the same answer.
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = moved.as_ref();
+        if let Some(known) = known.filter(|known| seen.is_none_or(|seen| !Arc::ptr_eq(seen, known))) {
+            return Some(Arc::clone(known));
+        }
+        let renewed = known.map_or(catalog, |known| &known.catalog).renewed().ok().flatten()?;
+        let mut keys: Vec<_> = self.items.iter().map(|item| item.key).collect();
+        keys.sort_unstable();
+        let (places, _) = renewed.locate(&keys).ok()?;
+        Some(Arc::clone(moved.insert(Arc::new(Moved { catalog: renewed, places }))))
     }
 
     /// Returns each place of the window with its item, in the order of the places.

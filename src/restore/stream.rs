@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -21,6 +22,9 @@ const ZEROS: usize = 1 << 18;
 pub(super) struct Output<'a> {
     stream: &'a mut dyn Write,
     geometry: Geometry,
+    /// What of the disk is written, in bytes.
+    range: Range<u64>,
+    /// Up to where it is, in bytes of the disk.
     position: u64,
     damaged: Vec<DamagedSegment>,
 }
@@ -34,8 +38,17 @@ struct Fetched {
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(stream: &'a mut dyn Write, geometry: Geometry) -> Self {
-        Self { stream, geometry, position: 0, damaged: Vec::new() }
+    pub(super) fn new(stream: &'a mut dyn Write, geometry: Geometry, range: Range<u64>) -> Self {
+        Self { stream, geometry, position: range.start, range, damaged: Vec::new() }
+    }
+
+    /// Writes a segment, as far as it lies in the range.
+    fn segment(&mut self, index: SegmentIndex, plain: &[u8]) -> Result<(), RestoreError> {
+        let start = self.geometry.offset(index);
+        let within =
+            |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX).min(plain.len());
+        let wanted = within(self.range.start)..within(self.range.end);
+        self.write(plain.get(wanted).unwrap_or(&[]))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
@@ -50,6 +63,7 @@ impl<'a> Output<'a> {
 
     fn zeros_to(&mut self, end: u64, progress: &dyn Progress) -> Result<(), RestoreError> {
         let zeros = vec![0; ZEROS];
+        let end = end.min(self.range.end);
         while self.position < end {
             let length = usize::try_from(end - self.position).unwrap_or(ZEROS).min(ZEROS);
             self.write(zeros.get(..length).unwrap_or(&[]))?;
@@ -125,7 +139,7 @@ impl<'a> Output<'a> {
                 self.zeros_to(self.geometry.offset(index), progress)?;
                 match result {
                     Ok(()) => {
-                        self.write(&plain)?;
+                        self.segment(index, &plain)?;
                         progress.advance(plain.len() as u64);
                     }
                     // Its range is written as zeros before the next segment, or at the end.
@@ -140,14 +154,14 @@ impl<'a> Output<'a> {
 
     /// Writes the zeros up to the end of the disk.
     pub(super) fn finish(mut self, progress: &dyn Progress) -> Result<RestoreSummary, RestoreError> {
-        self.zeros_to(self.geometry.size_of_disk(), progress)?;
+        self.zeros_to(self.range.end, progress)?;
         self.stream.flush().map_err(|source| RestoreError::Target {
             operation: "write to",
             path: PathBuf::from("-"),
             source,
         })?;
         Ok(RestoreSummary {
-            written_bytes: self.position,
+            written_bytes: self.position - self.range.start,
             damaged: self.damaged,
             ..RestoreSummary::default()
         })

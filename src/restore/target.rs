@@ -48,9 +48,13 @@ impl SegmentSink for Target {
 }
 
 impl Target {
-    /// Opens a target for a disk. Nothing is changed before it is known to fit.
-    pub(super) fn open(path: &Path, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
-        let size = geometry.size_of_disk();
+    /// Opens a target for `size` bytes of a disk. Nothing is changed before it is known to fit.
+    pub(super) fn open(
+        path: &Path,
+        size: u64,
+        geometry: Geometry,
+        force: bool,
+    ) -> Result<Self, RestoreError> {
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
         let (file, kind) = match std::fs::metadata(path) {
@@ -137,13 +141,18 @@ impl Target {
         Ok(())
     }
 
+    /// Returns a stream that writes to it from its beginning on.
+    pub(super) fn stream(&self) -> TargetStream<'_> {
+        TargetStream { target: self, position: 0 }
+    }
+
     /// Returns how many bytes were written so far.
     pub(super) fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
     /// Ends the restore: makes a good target durable if asked to, and removes a new file that is not good.
-    pub(super) fn finish(self, good: bool, sync: bool) -> Result<(), RestoreError> {
+    pub(super) fn finish(&self, good: bool, sync: bool) -> Result<(), RestoreError> {
         if !good {
             if self.kind == Kind::NewFile
                 && let Err(error) = std::fs::remove_file(&self.path)
@@ -160,6 +169,30 @@ impl Target {
                 folder.and_then(|folder| folder.sync_all()).map_err(self.failed("sync the folder of"))?;
             }
         }
+        Ok(())
+    }
+}
+
+/// A target that is written in order.
+#[derive(Debug)]
+pub(super) struct TargetStream<'a> {
+    target: &'a Target,
+    position: u64,
+}
+
+impl io::Write for TargetStream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.target.write(self.position, bytes) {
+            Ok(()) => {
+                self.position += bytes.len() as u64;
+                Ok(bytes.len())
+            }
+            Err(RestoreError::Target { source, .. }) => Err(source),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

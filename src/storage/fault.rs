@@ -86,7 +86,7 @@ impl FaultStorage {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Makes it a filesystem on which holes give nothing back.
+    /// Makes it a filesystem that has no holes.
     #[must_use]
     pub fn without_holes(self) -> Self {
         self.shared.state().without_holes = true;
@@ -334,6 +334,10 @@ impl StorageFile for FaultFile {
         self.inner.size()
     }
 
+    fn has_holes(&self) -> Result<bool, StorageError> {
+        self.inner.has_holes()
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {
         self.inner.read_at(buffer, offset)
     }
@@ -378,6 +382,10 @@ impl StorageFile for FaultFile {
 
     fn punch(&self, offset: u64, length: u64) -> Result<(), StorageError> {
         let mut state = self.shared.state();
+        if state.without_holes {
+            let unsupported = io::ErrorKind::Unsupported.into();
+            return Err(StorageError::new("punch a hole into", self.path(), unsupported));
+        }
         state.start("punch a hole into", self.path(), &format!(" ({length} bytes at {offset})"))?;
         self.change(&mut state, (offset, length), |file| file.punch(offset, length))
     }

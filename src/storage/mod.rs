@@ -116,6 +116,9 @@ pub trait StorageFile: Send + Sync + Debug {
     /// Returns its length in bytes.
     fn size(&self) -> Result<u64, StorageError>;
 
+    /// Says whether it has holes, where the filesystem tells.
+    fn has_holes(&self) -> Result<bool, StorageError>;
+
     /// Fills `buffer` from `offset`; a file that ends before is an error.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError>;
 

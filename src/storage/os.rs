@@ -124,6 +124,15 @@ impl StorageFile for OsFile {
         Ok(self.file.metadata().map_err(failed("examine", &self.path))?.len())
     }
 
+    fn has_holes(&self) -> Result<bool, StorageError> {
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(0)) {
+            Ok(first) => Ok(first < self.size()?),
+            // An empty file, or a filesystem that does not tell.
+            Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(false),
+            Err(errno) => Err(failed("look for holes in", &self.path)(errno.into())),
+        }
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {
         self.file.read_exact_at(buffer, offset).map_err(failed("read", &self.path))
     }

@@ -60,13 +60,28 @@ pub(super) fn pack_entry(value: &[u8], path: &Path) -> Result<PackEntry, IndexEr
     })
 }
 
+/// What can be a value.
+pub(super) trait Encodable:
+    for<'s> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'s>, rancor::Error>>
+{
+}
+
+impl<T> Encodable for T where
+    T: for<'s> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'s>, rancor::Error>>
+{
+}
+
+/// Returns the bytes of a value.
+pub(super) fn encode(value: &impl Encodable) -> Result<Vec<u8>, rancor::Error> {
+    Ok(rkyv::to_bytes::<rancor::Error>(value)?.into_vec())
+}
+
 type Value = Option<Vec<u8>>;
 
 /// A batch under construction.
 pub(super) struct Batch<'a> {
     index: &'a Index,
     meta: Meta,
-    lost: Option<u64>,
     /// What each record was and is to be; nothing stands for one that is not there.
     records: HashMap<Vec<u8>, (Value, Value)>,
     /// Packs change with every segment: they are encoded once, at the end.
@@ -76,14 +91,13 @@ pub(super) struct Batch<'a> {
 /// A batch that is ready to be written: all of it, and the index's own numbers after it.
 pub(super) struct Finished {
     pub(super) meta: Meta,
-    pub(super) lost: Option<u64>,
     pub(super) records: Vec<(Vec<u8>, Value)>,
 }
 
 impl<'a> Batch<'a> {
-    /// Begins a batch. With `lost`, a count of a segment that is not there enters it as lost.
-    pub(super) fn new(index: &'a Index, meta: Meta, lost: Option<u64>) -> Self {
-        Self { index, meta, lost, records: HashMap::new(), packs: HashMap::new() }
+    /// Begins a batch.
+    pub(super) fn new(index: &'a Index, meta: Meta) -> Self {
+        Self { index, meta, records: HashMap::new(), packs: HashMap::new() }
     }
 
     /// Adds a change.
@@ -92,6 +106,7 @@ impl<'a> Batch<'a> {
             Change::Insert(key, entry) => self.insert(*key, entry),
             Change::Count(key, difference) => self.count(*key, *difference),
             Change::Move(key, entry, from) => self.relocate(*key, entry, *from),
+            Change::Quarantine(key, place, span) => self.quarantine(*key, *place, *span),
             Change::Seal(number, id, size, dead) => {
                 self.meta.last_pack = self.meta.last_pack.max(number.0);
                 let pack = self.pack(*number)?;
@@ -147,16 +162,8 @@ impl<'a> Batch<'a> {
     }
 
     fn count(&mut self, key: SegmentKey, difference: i64) -> Result<(), IndexError> {
-        let mut entry = match (self.segment(key)?, &mut self.lost) {
-            (Some(entry), _) => entry,
-            (None, Some(lost)) => {
-                *lost += 1;
-                self.meta.segments += 1;
-                self.meta.twins += u64::from(key.twin != Twin(0));
-                SegmentEntry::lost()
-            }
-            (None, None) => return Err(IndexError::Missing { path: self.index.path().to_owned(), key }),
-        };
+        let missing = || IndexError::Missing { path: self.index.path().to_owned(), key };
+        let mut entry = self.segment(key)?.ok_or_else(missing)?;
         let before = entry;
         entry.refcount = entry.refcount.checked_add_signed(difference).ok_or_else(|| {
             self.index.damaged(format!("the refcount of segment {key} would fall below zero"))
@@ -190,31 +197,53 @@ impl<'a> Batch<'a> {
         self.set_segment(key, &SegmentEntry { refcount, zero_since, ..*to })
     }
 
+    fn quarantine(&mut self, key: SegmentKey, place: RecordPlace, span: u64) -> Result<(), IndexError> {
+        let id = self.pack(place.pack)?.id();
+        match self.segment(key)? {
+            Some(entry) if entry.place() == place => {
+                let never = u64::from(entry.refcount == 0 && entry.zero_since == 0);
+                self.leave(place.pack, entry.span(), never)?;
+                if entry.refcount == 0 {
+                    self.forget(key, &entry)?;
+                } else {
+                    self.set_segment(key, &entry.damaged())?;
+                }
+            }
+            _ => {
+                let pack = self.pack(place.pack)?;
+                pack.uncounted = pack.uncounted.saturating_sub(1);
+            }
+        }
+        let places = vec![FreedPlace::new(key, place, id, span)];
+        self.change(&Change::Task(Task::Punch { places, buried: false }))
+    }
+
     /// Frees a copy of a segment if nobody names it by now. Returns the place that is free.
     pub(super) fn free(
         &mut self,
         candidate: &Candidate,
         before: u64,
     ) -> Result<Option<FreedPlace>, IndexError> {
-        let Candidate { key, place, span, why } = *candidate;
-        let Some(entry) = self.segment(key)? else { return Ok(None) };
+        let Candidate { key, place, why, .. } = *candidate;
+        let Some(entry) = self.segment(key)? else {
+            // Its first copy was freed just now.
+            let copy = why == Garbage::SecondCopy && self.pack(place.pack)?.is_sealed();
+            return if copy { self.free_copy(candidate).map(Some) } else { Ok(None) };
+        };
         if entry.is_lost() && entry.place() == place {
             if entry.refcount == 0 && entry.zero_since < before {
                 self.forget(key, &entry)?;
             }
             return Ok(None);
         }
-        let id = self.pack(place.pack)?.id();
-        if !self.pack(place.pack)?.is_sealed() {
+        let pack = self.pack(place.pack)?;
+        let id = pack.id();
+        if !pack.is_sealed() {
             return Ok(None);
         }
         if entry.place() != place {
-            if why != Garbage::SecondCopy {
-                return Ok(None);
-            }
-            let pack = self.pack(place.pack)?;
-            pack.uncounted = pack.uncounted.saturating_sub(1);
-            return Ok(Some(FreedPlace::new(place, id, span)));
+            let copy = why == Garbage::SecondCopy;
+            return if copy { self.free_copy(candidate).map(Some) } else { Ok(None) };
         }
         let never = entry.zero_since == 0;
         if entry.refcount > 0 || never != (why == Garbage::Uncounted) || entry.zero_since >= before {
@@ -222,7 +251,14 @@ impl<'a> Batch<'a> {
         }
         self.leave(place.pack, entry.span(), u64::from(never))?;
         self.forget(key, &entry)?;
-        Ok(Some(FreedPlace::new(place, id, entry.span())))
+        Ok(Some(FreedPlace::new(key, place, id, entry.span())))
+    }
+
+    fn free_copy(&mut self, candidate: &Candidate) -> Result<FreedPlace, IndexError> {
+        let Candidate { key, place, span, .. } = *candidate;
+        let pack = self.pack(place.pack)?;
+        pack.uncounted = pack.uncounted.saturating_sub(1);
+        Ok(FreedPlace::new(key, place, pack.id(), span))
     }
 
     fn forget(&mut self, key: SegmentKey, entry: &SegmentEntry) -> Result<(), IndexError> {
@@ -254,9 +290,11 @@ impl<'a> Batch<'a> {
     }
 
     fn leave(&mut self, number: PackNumber, span: u64, uncounted: u64) -> Result<(), IndexError> {
+        let wrong = |index: &Index| index.damaged(format!("less lives in pack {number} than it has"));
+        let index = self.index;
         let pack = self.pack(number)?;
-        pack.living = pack.living.saturating_sub(1);
-        pack.living_bytes = pack.living_bytes.saturating_sub(span);
+        pack.living = pack.living.checked_sub(1).ok_or_else(|| wrong(index))?;
+        pack.living_bytes = pack.living_bytes.checked_sub(span).ok_or_else(|| wrong(index))?;
         pack.uncounted = pack.uncounted.saturating_sub(uncounted);
         Ok(())
     }
@@ -301,12 +339,8 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn encode(
-        &self,
-        value: &impl for<'s> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'s>, rancor::Error>>,
-    ) -> Result<Vec<u8>, IndexError> {
-        let bytes = rkyv::to_bytes::<rancor::Error>(value);
-        Ok(bytes.map_err(|error| self.index.damaged(error.to_string()))?.into_vec())
+    fn encode(&self, value: &impl Encodable) -> Result<Vec<u8>, IndexError> {
+        encode(value).map_err(|error| self.index.damaged(error.to_string()))
     }
 
     /// Ends the batch: what is to be written of it, and the sum over all records after it.
@@ -315,7 +349,7 @@ impl<'a> Batch<'a> {
             let value = pack.map(|pack| self.encode(&pack)).transpose()?;
             self.set(key::pack(number), value)?;
         }
-        let Self { mut meta, lost, records, .. } = self;
+        let Self { mut meta, records, .. } = self;
         let changed = records.into_iter().filter(|(_, (old, new))| old != new);
         let records = changed.map(|(key, (old, new))| {
             if let Some(old) = old {
@@ -327,6 +361,6 @@ impl<'a> Batch<'a> {
             (key, new)
         });
         let records = records.collect();
-        Ok(Finished { meta, lost, records })
+        Ok(Finished { meta, records })
     }
 }

@@ -70,6 +70,16 @@ impl SegmentEntry {
         }
     }
 
+    /// Makes the entry of a segment whose only copy is damaged: who brings it again must bring the same.
+    pub(super) fn damaged(self) -> Self {
+        Self { pack: LOST, offset: 0, stored_length: 0, compression: 0, encryption: 0, ..self }
+    }
+
+    /// Says whether it is known which bytes a lost segment had.
+    pub(super) fn is_known(&self) -> bool {
+        self.fingerprint != [0; 32]
+    }
+
     /// Makes the entry of a segment that a manifest names and no pack holds: its refcount is kept, and it is
     /// stored anew by the next backup that brings it.
     pub(super) fn lost() -> Self {
@@ -167,11 +177,19 @@ pub struct FreedPlace {
     pub(super) offset: u64,
     /// How many bytes of the pack it takes.
     pub span: u64,
+    hash: [u8; 20],
+    twin: u16,
 }
 
 impl FreedPlace {
-    pub(super) fn new(place: RecordPlace, id: PackId, span: u64) -> Self {
-        Self { pack: place.pack.0, id: id.0, offset: place.offset, span }
+    pub(super) fn new(key: SegmentKey, place: RecordPlace, id: PackId, span: u64) -> Self {
+        let (hash, twin) = (*key.hash.as_bytes(), key.twin.0);
+        Self { pack: place.pack.0, id: id.0, offset: place.offset, span, hash, twin }
+    }
+
+    /// Returns the segment that was there.
+    pub(super) fn key(&self) -> SegmentKey {
+        SegmentKey { hash: SegmentHash::from_bytes(self.hash), twin: Twin(self.twin) }
     }
 
     /// Returns which pack it is in.
@@ -263,6 +281,8 @@ pub enum Change {
     Count(SegmentKey, i64),
     /// A segment lies in another pack now; if it is gone meanwhile, or elsewhere, the new copy is one too many.
     Move(SegmentKey, SegmentEntry, RecordPlace),
+    /// A copy of a segment at a place, with so many bytes, is damaged: who names it lacks it until it is stored anew.
+    Quarantine(SegmentKey, RecordPlace, u64),
     /// A pack is sealed: its id, its size in bytes and how many dead records it holds.
     Seal(PackNumber, PackId, u64, u64),
     /// A sealed pack holds at most so many segments that have never been counted.

@@ -13,7 +13,7 @@
 //! sled's `flush` hands dirty pages to the kernel with `sync_file_range`, which does not flush a disk's
 //! own cache; so after it, the index's files are fsynced here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use rkyv::rancor;
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::store::batch::{Batch, Finished, pack_entry, read, segment_entry};
+use crate::store::batch::{Batch, Finished, encode, pack_entry, read, segment_entry};
 use crate::store::entry::{
     ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Candidate, Change, Counted, FreedPlace, PackEntry,
     SegmentEntry, Task, key,
@@ -86,8 +86,6 @@ pub struct IndexWriter {
     index: Index,
     meta: Meta,
     closed: bool,
-    /// How many segments were found lost, while that is tolerated.
-    lost: Option<u64>,
     written: u64,
 }
 
@@ -203,18 +201,34 @@ impl Index {
         Ok(found)
     }
 
-    /// Returns what is still to be done to the packs' files, in order.
-    pub fn tasks(&self) -> Result<Vec<(u64, Task)>, IndexError> {
+    /// Returns up to `most` of what is still to be done to the packs' files, in order, from number `from` on.
+    pub fn tasks(&self, from: u64, most: usize) -> Result<Vec<(u64, Task)>, IndexError> {
         let mut tasks = Vec::new();
-        self.scan(&[key::TASK], |key, value| {
-            let number = key::read_task(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            let archived = read::<ArchivedTask>(value, self.path())?;
+        let mut records = guarded(self.path(), "scan", || {
+            Ok(self.db().range::<Vec<u8>, _>(key::task(from)..=key::task(u64::MAX)))
+        })?;
+        while tasks.len() < most
+            && let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())?
+        {
+            let number = key::read_task(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let archived = read::<ArchivedTask>(&value, self.path())?;
             let task = rkyv::deserialize::<Task, rancor::Failure>(archived)
                 .map_err(|_| self.damaged("a value does not decode"))?;
             tasks.push((number, task));
-            Ok(())
-        })?;
+        }
         Ok(tasks)
+    }
+
+    /// Returns the packs that are to be removed.
+    pub fn going(&self) -> Result<HashSet<PackNumber>, IndexError> {
+        let mut going = HashSet::new();
+        let mut from = 0;
+        loop {
+            let tasks = self.tasks(from, BATCH)?;
+            let Some((last, _)) = tasks.last() else { return Ok(going) };
+            from = last.saturating_add(1);
+            going.extend(tasks.iter().filter_map(|(_, task)| task.unlinks()));
+        }
     }
 
     /// Returns the backups whose segments are counted, wholly or in part.
@@ -277,7 +291,7 @@ impl IndexWriter {
 
     fn with(path: &Path, db: sled::Db, meta: Meta) -> Self {
         let shared = Shared { path: path.to_owned(), db, twins: AtomicU64::new(meta.twins) };
-        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, lost: None, written: 0 }
+        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, written: 0 }
     }
 
     /// Returns the part that looks up.
@@ -293,12 +307,6 @@ impl IndexWriter {
     /// Returns how many segments it holds.
     pub fn segments(&self) -> u64 {
         self.meta.segments
-    }
-
-    /// From now on, a count of a segment that is not there enters it as lost: all packs have been read. Or no
-    /// longer. Returns how many were entered since it was last said.
-    pub fn tolerate_lost(&mut self, tolerate: bool) -> u64 {
-        std::mem::replace(&mut self.lost, tolerate.then_some(0)).unwrap_or(0)
     }
 
     /// Scans all records and compares their sum with the one that was kept.
@@ -328,7 +336,7 @@ impl IndexWriter {
     }
 
     fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
-        let mut batch = Batch::new(&self.index, self.meta, self.lost);
+        let mut batch = Batch::new(&self.index, self.meta);
         changes.iter().try_for_each(|change| batch.change(change))?;
         let finished = batch.finish()?;
         self.write(finished)
@@ -341,7 +349,7 @@ impl IndexWriter {
     pub fn free(&mut self, candidates: &[Candidate], before: u64) -> Result<Vec<FreedPlace>, IndexError> {
         let mut all = Vec::with_capacity(candidates.len());
         for part in candidates.chunks(BATCH) {
-            let mut batch = Batch::new(&self.index, self.meta, self.lost);
+            let mut batch = Batch::new(&self.index, self.meta);
             let mut freed = Vec::with_capacity(part.len());
             for candidate in part {
                 freed.extend(batch.free(candidate, before)?);
@@ -361,7 +369,7 @@ impl IndexWriter {
     pub fn drop_packs(&mut self, numbers: &[PackNumber]) -> Result<Vec<PackNumber>, IndexError> {
         let mut all = Vec::new();
         for part in numbers.chunks(BATCH) {
-            let mut batch = Batch::new(&self.index, self.meta, self.lost);
+            let mut batch = Batch::new(&self.index, self.meta);
             for number in part {
                 if batch.drop_pack(*number)? {
                     all.push(*number);
@@ -373,8 +381,49 @@ impl IndexWriter {
         Ok(all)
     }
 
+    /// Writes segments, sorted by their keys, that an index which has been empty does not have yet.
+    pub(super) fn load(&mut self, sorted: &[(SegmentKey, SegmentEntry)]) -> Result<(), IndexError> {
+        for part in sorted.chunks(BATCH) {
+            let records = part.iter().map(|(key, entry)| Ok((key::segment(*key).to_vec(), encode(entry)?)));
+            let records = records.collect::<Result<Vec<_>, rancor::Error>>();
+            let records = records.map_err(|error| self.index.damaged(error.to_string()))?;
+            let twins = part.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
+            self.load_records(records, part.len() as u64, twins)?;
+        }
+        Ok(())
+    }
+
+    /// Writes packs that the index does not have yet.
+    pub(super) fn load_packs(&mut self, packs: &HashMap<PackNumber, PackEntry>) -> Result<(), IndexError> {
+        let last = packs.keys().map(|number| number.0).max().unwrap_or(0);
+        self.meta.last_pack = self.meta.last_pack.max(last);
+        let mut records = Vec::with_capacity(packs.len());
+        for (number, pack) in packs {
+            let value = encode(pack).map_err(|error| self.index.damaged(error.to_string()))?;
+            records.push((key::pack(*number), value));
+        }
+        records.sort_unstable();
+        records.chunks(BATCH).try_for_each(|part| self.load_records(part.to_vec(), 0, 0))
+    }
+
+    fn load_records(
+        &mut self,
+        records: Vec<(Vec<u8>, Vec<u8>)>,
+        segments: u64,
+        twins: u64,
+    ) -> Result<(), IndexError> {
+        let mut meta = self.meta;
+        for (key, value) in &records {
+            meta.add(key, value);
+        }
+        meta.segments += segments;
+        meta.twins += twins;
+        let records = records.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        self.write(Finished { meta, records })
+    }
+
     fn write(&mut self, finished: Finished) -> Result<(), IndexError> {
-        let Finished { meta, lost, records } = finished;
+        let Finished { meta, records } = finished;
         self.written += records.len() as u64 + 1;
         let mut batch = sled::Batch::default();
         for (key, value) in records {
@@ -385,7 +434,7 @@ impl IndexWriter {
         }
         batch.insert(key::meta(META), meta.encode());
         guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;
-        (self.meta, self.lost) = (meta, lost);
+        self.meta = meta;
         self.index.shared.twins.store(meta.twins, Ordering::Release);
         Ok(())
     }

@@ -15,6 +15,8 @@ mod index_files;
 mod index_meta;
 pub mod pack;
 mod pending;
+mod rebuild;
+mod reclaim;
 mod reconcile;
 mod segments;
 mod writer;
@@ -25,11 +27,13 @@ pub use catalog::{Catalog, CatalogProblem, SegmentPlace};
 pub use entry::{
     Candidate, Change, Counted, CountedState, FreedPlace, Garbage, PackEntry, SegmentEntry, Task,
 };
-pub use gc::{CandidateList, Collector, Reclaimed};
+pub use gc::{CandidateList, Collector};
 pub use index::{Index, IndexWriter, in_guarded_call};
 pub use index_error::IndexError;
 pub use index_files::digest;
 pub use pending::Horizon;
+pub use rebuild::{Counts, IndexPart, rebuild_index};
+pub use reclaim::Reclaimed;
 pub use reconcile::{Reconciled, reconcile_packs};
 pub use segments::{Claim, NewSegment, SegmentStore, StoreFolders, StoreJob};
 pub use writer::Closed;

@@ -28,10 +28,14 @@ pub(super) struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Indexed {
     pub(super) twin: Twin,
-    /// Nothing if it is lost: then whoever brings it may store it under this twin number.
+    /// Nothing if that is not known of a lost one.
     pub(super) identity: Option<Identity>,
+    /// Whether no pack holds it: who brings it stores it under this twin number.
+    pub(super) lost: bool,
     /// Whether no backup names it.
     pub(super) at_zero: bool,
+    /// Whether a backup stored it before, and none has ever named it.
+    pub(super) unfinished: bool,
 }
 
 #[derive(Debug, Default)]
@@ -65,8 +69,6 @@ pub(super) struct Pending {
     generation: AtomicU64,
     /// The pack that is appended to, or will be next.
     open_pack: AtomicU64,
-    /// The lowest pack that what a running job stored can lie in.
-    running_pack: AtomicU64,
 }
 
 /// What came of a claim.
@@ -74,6 +76,8 @@ pub(super) struct Pending {
 pub(super) enum Claimed {
     /// The segment is stored already, or being stored.
     Known(Twin),
+    /// The segment was stored by a backup that was not finished.
+    Unfinished(Twin),
     /// The caller stores it under this twin number.
     New(Twin),
     /// No twin number is left.
@@ -105,9 +109,10 @@ impl Pending {
                 table.moves
             };
             let stored = indexed()?;
-            if let Some(found) = stored.iter().find(|indexed| indexed.identity == Some(identity)) {
+            if let Some(found) = stored.iter().find(|it| !it.lost && it.identity == Some(identity)) {
                 if !found.at_zero || self.touch(SegmentKey { hash, twin: found.twin }, moves) {
-                    return Ok(Claimed::Known(found.twin));
+                    let known = if found.unfinished { Claimed::Unfinished } else { Claimed::Known };
+                    return Ok(known(found.twin));
                 }
                 continue;
             }
@@ -120,7 +125,8 @@ impl Pending {
                 return Ok(Claimed::Known(twin));
             }
             let free = |twin: &Twin| known.iter().all(|(other, _)| other != twin);
-            let lost = stored.iter().filter(|indexed| indexed.identity.is_none()).map(|lost| lost.twin);
+            let heals = |it: &&Indexed| it.lost && it.identity.is_none_or(|had| had == identity);
+            let lost = stored.iter().filter(heals).map(|lost| lost.twin);
             let taken =
                 stored.iter().map(|indexed| indexed.twin.0).chain(known.iter().map(|(twin, _)| twin.0));
             let twin = match (lost.into_iter().find(free), taken.max()) {
@@ -187,32 +193,23 @@ impl Pending {
         Horizon { generation: self.generation(), pack: PackNumber(self.open_pack.load(Ordering::Acquire)) }
     }
 
-    /// Says whether a segment that was found with a refcount of 0, and has had no other, is safe without being
-    /// touched: while a job ran that runs still, somebody stored it.
-    pub(super) fn is_fresh(&self, number: PackNumber) -> bool {
-        number.0 >= self.running_pack.load(Ordering::Acquire)
-    }
-
-    /// Registers a job that looks segments up, before its first lookup. Returns its number.
-    pub(super) fn begin_job(&self) -> u64 {
+    /// Registers a job that looks segments up, before its first lookup. Returns its number, and when that was.
+    pub(super) fn begin_job(&self) -> (u64, Horizon) {
         let mut table = self.table();
         let number = table.next_job;
         table.next_job += 1;
         let now = self.now();
         table.running.insert(number, now);
-        self.set_running_pack(&table);
-        number
+        (number, now)
     }
 
     pub(super) fn end_job(&self, number: u64) {
         let mut table = self.table();
         table.running.remove(&number);
-        self.set_running_pack(&table);
-    }
-
-    fn set_running_pack(&self, table: &Table) {
-        let oldest = table.running.values().map(|began| began.pack.0).min();
-        self.running_pack.store(oldest.unwrap_or(u64::MAX), Ordering::Release);
+        // What was touched was touched for those that run.
+        if table.running.is_empty() {
+            table.touched.clear();
+        }
     }
 
     /// Returns the moment before which what nobody names may be freed: nothing that runs can have found it since.
@@ -269,7 +266,9 @@ mod tests {
         let indexed = |(twin, identity): &(Twin, Identity)| Indexed {
             twin: *twin,
             identity: Some(*identity),
+            lost: false,
             at_zero: false,
+            unfinished: false,
         };
         stored.iter().map(indexed).collect()
     }
@@ -313,7 +312,13 @@ mod tests {
     const KEY: SegmentKey = SegmentKey { hash: SegmentHash::from_bytes([7; 20]), twin: Twin(0) };
 
     fn find_at_zero(pending: &Pending) -> Claimed {
-        let found = Indexed { twin: KEY.twin, identity: Some(identity(b"a")), at_zero: true };
+        let found = Indexed {
+            twin: KEY.twin,
+            identity: Some(identity(b"a")),
+            lost: false,
+            at_zero: true,
+            unfinished: false,
+        };
         pending.claim(KEY.hash, identity(b"a"), || Ok::<_, Infallible>(vec![found])).unwrap()
     }
 
@@ -321,7 +326,7 @@ mod tests {
     fn what_a_running_backup_found_is_not_freed_and_is_freed_after_it() {
         let pending = Pending::default();
         pending.set_generation(5);
-        let job = pending.begin_job();
+        let (job, _) = pending.begin_job();
         assert_eq!(find_at_zero(&pending), Claimed::Known(Twin(0)));
         pending.set_generation(9);
         let before = pending.horizon().generation;
@@ -342,7 +347,13 @@ mod tests {
         std::thread::scope(|scope| {
             let claimed = scope.spawn(|| {
                 pending.claim(KEY.hash, identity(b"a"), || {
-                    let found = Indexed { twin: KEY.twin, identity: Some(identity(b"a")), at_zero: true };
+                    let found = Indexed {
+                        twin: KEY.twin,
+                        identity: Some(identity(b"a")),
+                        lost: false,
+                        at_zero: true,
+                        unfinished: false,
+                    };
                     let there = !gone.load(Ordering::Acquire);
                     Ok::<_, Infallible>(there.then_some(found).into_iter().collect())
                 })
@@ -356,13 +367,27 @@ mod tests {
     #[test]
     fn a_lost_segment_is_healed_under_its_own_twin_number() {
         let pending = Pending::default();
-        let lost = Indexed { twin: Twin(0), identity: None, at_zero: false };
-        let other = Indexed { twin: Twin(1), identity: Some(identity(b"other")), at_zero: false };
+        let lost = Indexed { twin: Twin(0), identity: None, lost: true, at_zero: false, unfinished: false };
+        let damaged = Indexed {
+            twin: Twin(3),
+            identity: Some(identity(b"had")),
+            lost: true,
+            at_zero: false,
+            unfinished: false,
+        };
+        let other = Indexed {
+            twin: Twin(1),
+            identity: Some(identity(b"other")),
+            lost: false,
+            at_zero: false,
+            unfinished: false,
+        };
         let claim = |of: &[u8]| {
-            pending.claim(KEY.hash, identity(of), || Ok::<_, Infallible>(vec![lost, other])).unwrap()
+            pending.claim(KEY.hash, identity(of), || Ok::<_, Infallible>(vec![damaged, lost, other])).unwrap()
         };
         assert_eq!(claim(b"a"), Claimed::New(Twin(0)));
-        assert_eq!(claim(b"b"), Claimed::New(Twin(2)));
+        assert_eq!(claim(b"b"), Claimed::New(Twin(4)), "not in place of the one that had other bytes");
+        assert_eq!(claim(b"had"), Claimed::New(Twin(3)));
         assert_eq!(claim(b"other"), Claimed::Known(Twin(1)));
     }
 }

@@ -1,4 +1,4 @@
-//! Bringing an index into step with the packs; with an empty index that is the rebuild.
+//! Bringing an index into step with the packs.
 //!
 //! The index records each pack whose segments it holds, with the pack's size, only after the pack was
 //! sealed and its segments were entered. So a pack that the index does not record is read: its table of
@@ -59,7 +59,7 @@ pub fn reconcile_packs(
     let on_disk = pack_numbers(storage, folder)?;
     let recorded = index.index().packs()?;
     // Packs that garbage collection was about to remove hold nothing any longer.
-    let going: Vec<_> = index.index().tasks()?.into_iter().filter_map(|(_, task)| task.unlinks()).collect();
+    let going = index.index().going()?;
     let mut unrecorded = Vec::new();
     for number in on_disk.iter().filter(|number| !going.contains(number)) {
         match recorded.get(number).filter(|entry| entry.is_sealed()) {
@@ -78,47 +78,127 @@ pub fn reconcile_packs(
     {
         return Err(changed(index, *number, "is gone"));
     }
-    let mut result = Reconciled::default();
-    let mut readable = Vec::new();
-    let mut dead = HashSet::new();
-    let mut unreadable = Vec::new();
-    for number in unrecorded {
-        match seal_if_needed(storage, folder, number, &mut result, &mut unreadable) {
-            Ok((id, entries)) => {
-                let pack = PackReader::open(storage, folder, number)?;
-                collect_dead(&pack, &entries, &mut dead, &mut result);
-                readable.push((number, id));
-            }
-            Err(error @ (PackError::Storage(_) | PackError::NewerFormat { .. })) => return Err(error.into()),
-            Err(error) => result.problems.push(error.to_string()),
-        }
-    }
-    // Where a freed record was, nothing can be read, and need not.
-    let damaged = unreadable.into_iter().filter(|((id, offset), _)| !dead.contains(&(*id, *offset)));
-    result.problems.extend(damaged.map(|(_, what)| what));
-    // The tables are read a second time rather than kept: a dead record may stand in a later pack than what
-    // it names, and the tables of a large store together are larger than memory should be.
-    for (number, id) in readable {
-        let pack = PackReader::open(storage, folder, number)?;
-        let entries = pack.contents()?.unwrap_or_default();
-        let segments = entries.iter().filter(|entry| entry.kind == RecordKind::Segment);
-        let (freed, living): (Vec<&ContentsEntry>, Vec<&ContentsEntry>) =
-            segments.partition(|entry| dead.contains(&(id, entry.offset)));
-        let inserts = living.iter().map(|entry| Change::Insert(entry.key, SegmentEntry::new(number, entry)));
+    let survey = Survey::of(storage, folder, &unrecorded)?;
+    for pack in &survey.packs {
+        let table = survey.table(storage, folder, *pack)?;
+        let inserts =
+            table.living.iter().map(|entry| Change::Insert(entry.key, SegmentEntry::new(pack.number, entry)));
         index.apply(&inserts.collect::<Vec<_>>())?;
-        // Whether their bytes were given back before the index was lost is not known: it is done again.
-        let place = |entry: &&ContentsEntry| {
-            FreedPlace::new(RecordPlace { pack: number, offset: entry.offset }, id, entry.span())
-        };
-        for freed in freed.chunks(PLACES_IN_A_TASK) {
-            let places = freed.iter().map(place).collect();
-            index.apply(&[Change::Task(Task::Punch { places, buried: true })])?;
-        }
-        let buried = entries.iter().filter(|entry| entry.kind == RecordKind::Dead).count() as u64;
-        index.apply(&[Change::Seal(number, id, pack.size()?, buried)])?;
-        result.packs += 1;
+        index.apply(&table.tasks(*pack))?;
+        index.apply(&[Change::Seal(pack.number, pack.id, table.size, table.buried)])?;
     }
-    Ok(result)
+    Ok(survey.reconciled)
+}
+
+/// A pack that can be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SurveyedPack {
+    pub(super) number: PackNumber,
+    pub(super) id: PackId,
+}
+
+/// What packs hold, as far as it must be known before any of it is entered.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) reconciled: Reconciled,
+    pub(super) packs: Vec<SurveyedPack>,
+    /// How many segments their tables list.
+    pub(super) listed: u64,
+    dead: HashSet<(PackId, u64)>,
+    /// Whether what a table lists is there: every dead record could be read, and holes would show.
+    trusted: bool,
+}
+
+/// What one pack holds.
+#[derive(Debug)]
+pub(super) struct PackTable {
+    pub(super) living: Vec<ContentsEntry>,
+    freed: Vec<ContentsEntry>,
+    /// How many dead records it has.
+    pub(super) buried: u64,
+    pub(super) size: u64,
+}
+
+impl PackTable {
+    /// Returns what gives freed places back: whether that was done before the index was lost is not known.
+    pub(super) fn tasks(&self, pack: SurveyedPack) -> Vec<Change> {
+        let place = |entry: &ContentsEntry| {
+            let place = RecordPlace { pack: pack.number, offset: entry.offset };
+            FreedPlace::new(entry.key, place, pack.id, entry.span())
+        };
+        let task = |freed: &[ContentsEntry]| {
+            Change::Task(Task::Punch { places: freed.iter().map(place).collect(), buried: true })
+        };
+        self.freed.chunks(PLACES_IN_A_TASK).map(task).collect()
+    }
+}
+
+impl Survey {
+    /// Seals what a crash left unsealed, and reads which segments are dead.
+    pub(super) fn of(
+        storage: &dyn Storage,
+        folder: &Path,
+        numbers: &[PackNumber],
+    ) -> Result<Self, StoreError> {
+        let mut result = Reconciled::default();
+        let (mut packs, mut dead, mut unreadable) = (Vec::new(), HashSet::new(), Vec::new());
+        let mut listed = 0;
+        for number in numbers.iter().copied() {
+            match seal_if_needed(storage, folder, number, &mut result, &mut unreadable) {
+                Ok((id, entries)) => {
+                    let pack = PackReader::open(storage, folder, number)?;
+                    collect_dead(&pack, &entries, &mut dead, &mut result);
+                    listed += entries.len() as u64;
+                    packs.push(SurveyedPack { number, id });
+                }
+                Err(error @ (PackError::Storage(_) | PackError::NewerFormat { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => result.problems.push(error.to_string()),
+            }
+        }
+        result.packs = packs.len() as u64;
+        let trusted = result.problems.is_empty() && (packs.is_empty() || storage.gives_back(folder)?);
+        // Where a freed record was, nothing can be read, and need not.
+        let damaged = unreadable.into_iter().filter(|((id, offset), _)| !dead.contains(&(*id, *offset)));
+        result.problems.extend(damaged.map(|(_, what)| what));
+        Ok(Self { reconciled: result, packs, listed, dead, trusted })
+    }
+
+    /// Reads the table of a pack. They are read once more rather than kept: a dead record may stand in a later pack
+    /// than what it names, and the tables of a large store together are larger than memory should be.
+    pub(super) fn table(
+        &self,
+        storage: &dyn Storage,
+        folder: &Path,
+        pack: SurveyedPack,
+    ) -> Result<PackTable, StoreError> {
+        let reader = PackReader::open(storage, folder, pack.number)?;
+        let entries = reader.contents()?.unwrap_or_default();
+        let buried = entries.iter().filter(|entry| entry.kind == RecordKind::Dead).count() as u64;
+        let segments = entries.into_iter().filter(|entry| entry.kind == RecordKind::Segment);
+        let (freed, living): (Vec<_>, Vec<_>) =
+            segments.partition(|entry| self.dead.contains(&(pack.id, entry.offset)));
+        let living =
+            if self.trusted && !reader.has_holes()? { living } else { readable_records(&reader, living)? };
+        Ok(PackTable { living, freed, buried, size: reader.size()? })
+    }
+}
+
+/// Leaves out what the table of a pack lists and is not there: it was freed, and the dead record that says so is
+/// lost. Where nothing hints at that, the records are not looked at.
+fn readable_records(pack: &PackReader, living: Vec<ContentsEntry>) -> Result<Vec<ContentsEntry>, StoreError> {
+    let mut readable = Vec::with_capacity(living.len());
+    for entry in living {
+        match pack.record(entry.offset) {
+            Ok(_) => readable.push(entry),
+            Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => {
+                return Err(error.into());
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(readable)
 }
 
 fn changed(index: &IndexWriter, number: PackNumber, how: &str) -> StoreError {

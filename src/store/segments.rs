@@ -1,6 +1,6 @@
 //! The store as jobs use it: look up, claim, append, flush.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -13,9 +13,9 @@ use crate::storage::Storage;
 use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWriter};
-use crate::store::pack::{PackNumber, RecordBuffer, RecordPlace, SegmentMeta};
+use crate::store::pack::{DeadSegment, PackNumber, RecordBuffer, SegmentMeta};
 use crate::store::pending::{Claimed, Horizon, Identity, Indexed, Pending};
-use crate::store::writer::{Closed, Command, StoreWriter};
+use crate::store::writer::{Closed, Command, Moved, StoreWriter};
 
 /// Where a store writes.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ pub struct SegmentStore {
 pub enum Claim {
     /// The segment is stored already, or is being stored by somebody else.
     Known(SegmentKey),
+    /// The segment was stored by a backup that was not finished.
+    Unfinished(SegmentKey),
     /// The caller is the one to store it.
     New(NewSegment),
 }
@@ -101,7 +103,16 @@ impl NewSegment {
 #[derive(Debug)]
 pub struct StoreJob {
     number: u64,
+    began: Horizon,
     state: Arc<StoreState>,
+}
+
+impl StoreJob {
+    /// Says whether what the index says of a segment cannot change while this job runs: a backup counts it, or it
+    /// was stored since the job began.
+    fn is_safe(&self, entry: &SegmentEntry) -> bool {
+        entry.refcount > 0 || (entry.zero_since == 0 && entry.place().pack >= self.began.pack)
+    }
 }
 
 impl Drop for StoreJob {
@@ -164,6 +175,14 @@ impl SegmentStore {
         Ok(())
     }
 
+    /// Makes the error that says why the index is not to be believed.
+    pub(super) fn distrust(&self, what: String) -> StoreError {
+        match self.index() {
+            Ok(index) => index.damaged(what).into(),
+            Err(error) => error,
+        }
+    }
+
     /// Returns the segments with this SHA-1 that are known, lost ones too: several if it has collisions. What was
     /// appended since the last flush is not among them. None is freed while the caller's [job](Self::begin_job) runs.
     pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
@@ -181,12 +200,15 @@ impl SegmentStore {
     /// Registers a job that looks segments up, before its first lookup. While it runs, no segment is freed that it
     /// can have found.
     pub fn begin_job(&self) -> StoreJob {
-        StoreJob { number: self.state.pending.begin_job(), state: Arc::clone(&self.state) }
+        let (number, began) = self.state.pending.begin_job();
+        StoreJob { number, began, state: Arc::clone(&self.state) }
     }
 
-    /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append.
+    /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append. What was found
+    /// is not freed while `job` runs.
     pub fn claim(
         &self,
+        job: &StoreJob,
         hash: SegmentHash,
         fingerprint: Fingerprint,
         plain_length: u32,
@@ -197,15 +219,17 @@ impl SegmentStore {
         let claimed = self.state.pending.claim(hash, identity, || {
             let stored = index.twins(hash)?.into_iter().map(|(twin, entry)| Indexed {
                 twin,
-                identity: (!entry.is_lost())
+                identity: (!entry.is_lost() || entry.is_known())
                     .then(|| Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length }),
-                at_zero: entry.refcount == 0
-                    && !(entry.zero_since == 0 && self.state.pending.is_fresh(entry.place().pack)),
+                lost: entry.is_lost(),
+                at_zero: !job.is_safe(&entry),
+                unfinished: entry.refcount == 0 && entry.zero_since == 0 && !job.is_safe(&entry),
             });
             Ok::<_, StoreError>(stored.collect())
         })?;
         match claimed {
             Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
+            Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
             Claimed::New(twin) => {
                 let key = SegmentKey { hash, twin };
                 Ok(Claim::New(NewSegment { key, identity, state: Some(Arc::clone(&self.state)) }))
@@ -242,12 +266,12 @@ impl SegmentStore {
     }
 
     /// Hands a copy of a stored segment, whose stored bytes are in `buffer`, to the writer: after the next
-    /// [`Self::flush`] it is durable, and the segment lies there instead of at `from`.
+    /// [`Self::flush`] it is durable, and the segment lies there instead of where it comes from.
     pub(super) fn relocate(
         &self,
         meta: SegmentMeta,
         buffer: RecordBuffer,
-        from: RecordPlace,
+        from: Moved,
     ) -> Result<(), StoreError> {
         self.send(Command::Append { meta, buffer, from: Some(from) })?;
         self.state.check()
@@ -264,7 +288,7 @@ impl SegmentStore {
     }
 
     /// Returns what the index says of the packs.
-    pub(super) fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, StoreError> {
+    pub fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, StoreError> {
         Ok(self.index()?.packs()?)
     }
 
@@ -273,8 +297,13 @@ impl SegmentStore {
     }
 
     /// Returns what is still to be done to the packs' files.
-    pub(super) fn tasks(&self) -> Result<Vec<(u64, Task)>, StoreError> {
-        Ok(self.index()?.tasks()?)
+    pub(super) fn tasks(&self, from: u64, most: usize) -> Result<Vec<(u64, Task)>, StoreError> {
+        Ok(self.index()?.tasks(from, most)?)
+    }
+
+    /// Returns the packs that are to be removed.
+    pub(super) fn going(&self) -> Result<HashSet<PackNumber>, StoreError> {
+        Ok(self.index()?.going()?)
     }
 
     /// Returns the moment before which what nobody names may be freed.
@@ -301,7 +330,7 @@ impl SegmentStore {
     }
 
     /// Writes durably that these places are free.
-    pub(super) fn bury(&self, places: Vec<FreedPlace>) -> Result<(), StoreError> {
+    pub(super) fn bury(&self, places: Vec<DeadSegment>) -> Result<(), StoreError> {
         self.ask(|reply| Command::Bury(places, reply))
     }
 

@@ -21,8 +21,8 @@ use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
 use crate::store::index::IndexWriter;
 use crate::store::pack::{
-    Appended, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, RecordPlace,
-    SegmentMeta,
+    Appended, DeadSegment, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer,
+    RecordPlace, SegmentMeta,
 };
 use crate::store::reconcile::highest_pack;
 use crate::store::segments::{Poison, StoreFolders, StoreState};
@@ -52,17 +52,25 @@ pub(super) enum Command {
     Append {
         meta: SegmentMeta,
         buffer: RecordBuffer,
-        from: Option<RecordPlace>,
+        from: Option<Moved>,
     },
     Flush(Reply<()>),
     Seal(Reply<()>),
     Free(Vec<Candidate>, u64, Reply<Vec<FreedPlace>>),
     DropPacks(Vec<PackNumber>, Reply<Vec<PackNumber>>),
-    Bury(Vec<FreedPlace>, Reply<()>),
+    Bury(Vec<DeadSegment>, Reply<()>),
     IndexWrites(Reply<u64>),
     Apply(Vec<Change>, Reply<()>),
     Generation(u64, Reply<()>),
     Close(Reply<Closed>),
+}
+
+/// Where a copy of a segment comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moved {
+    pub(super) place: RecordPlace,
+    /// When the segment was stored, in seconds since 1970.
+    pub(super) time: u64,
 }
 
 /// The pack that is being appended to.
@@ -71,7 +79,7 @@ struct OpenPack {
     writer: PackWriter,
     dead: u64,
     /// Appended and not yet in the index, in the order of their offsets, and where they were before.
-    unflushed: VecDeque<(Appended, Option<RecordPlace>)>,
+    unflushed: VecDeque<(Appended, Option<Moved>)>,
     /// Where the last sync, finished or not, ends.
     sync_begun: u64,
     /// How many of `unflushed` the sync that is running covers, and where its result comes from.
@@ -240,10 +248,11 @@ impl StoreWriter {
         &mut self,
         meta: SegmentMeta,
         buffer: &mut RecordBuffer,
-        from: Option<RecordPlace>,
+        from: Option<Moved>,
     ) -> Result<(), StoreError> {
         let pack = self.pack()?;
-        pack.unflushed.push_back((pack.writer.append(meta, buffer, now())?, from));
+        let time = from.map_or_else(now, |from| from.time);
+        pack.unflushed.push_back((pack.writer.append(meta, buffer, time)?, from));
         if pack.writer.size() >= PACK_LIMIT {
             self.flush()?;
             return self.seal();
@@ -278,9 +287,9 @@ impl StoreWriter {
     fn enter(&mut self, segments: usize) -> Result<(), StoreError> {
         let Some(pack) = &mut self.pack else { return Ok(()) };
         let entered = || pack.unflushed.iter().take(segments);
-        let change = |(appended, from): &(Appended, Option<RecordPlace>)| {
+        let change = |(appended, from): &(Appended, Option<Moved>)| {
             let (key, entry) = (appended.meta.key, SegmentEntry::appended(appended));
-            from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from))
+            from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from.place))
         };
         let changes: Vec<Change> = entered().map(change).collect();
         self.index.apply(&changes)?;
@@ -310,11 +319,10 @@ impl StoreWriter {
     }
 
     /// Writes durably which segments are dead.
-    fn bury(&mut self, places: &[FreedPlace]) -> Result<(), StoreError> {
-        for places in places.chunks(BURIED_AT_ONCE) {
-            let dead: Vec<_> = places.iter().map(FreedPlace::dead).collect();
+    fn bury(&mut self, places: &[DeadSegment]) -> Result<(), StoreError> {
+        for dead in places.chunks(BURIED_AT_ONCE) {
             let pack = self.pack()?;
-            pack.writer.bury(&dead, now())?;
+            pack.writer.bury(dead, now())?;
             pack.dead += 1;
         }
         self.flush()

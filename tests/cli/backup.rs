@@ -52,6 +52,7 @@ fn json_of_a_backup_has_the_names_that_are_final() {
         "new_bytes",
         "new_segments",
         "read_bytes",
+        "resumed_segments",
         "seconds",
         "segments",
         "size_of_disk",

@@ -1,6 +1,9 @@
 //! Whole repositories, a backup against a disk, and whether every disk has a fresh, whole backup.
 
 use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use crate::harness::{World, keys, noise};
 
@@ -121,8 +124,18 @@ fn a_check_names_exactly_what_is_damaged_and_whom_it_hurts() {
     let clean = world.json(&["check", "--read-data"]);
     assert_eq!(
         keys(&clean),
-        ["backups", "damaged", "garbage_segments", "problems", "read_bytes", "segments"]
+        [
+            "backups",
+            "damaged",
+            "garbage_segments",
+            "index",
+            "problems",
+            "quarantined_segments",
+            "read_bytes",
+            "segments"
+        ]
     );
+    assert_eq!(clean["index"], "agrees");
     assert_eq!(
         (&clean["backups"], &clean["segments"], &clean["garbage_segments"]),
         (&3.into(), &26.into(), &0.into())
@@ -198,8 +211,145 @@ fn a_check_needs_neither_the_index_nor_the_lock() {
     fs::remove_dir_all(world.path("R/index")).unwrap();
     let lock = fs::File::options().write(true).open(world.path("R/lock")).unwrap();
     lock.lock().unwrap();
-    world.run(&["check", "--read-data"]).exits(0);
+    world.run(&["check", "--read-data"]).exits(0).says("the index is not compared");
+    assert_eq!(world.json(&["check"])["index"], "not compared");
+    world.run(&["check", "--repair"]).exits(1).says("in use by");
     world.run(&["status"]).exits(0);
     world.run(&["verify", "web", "web"]).exits(0);
     assert!(!world.path("R/index").exists());
+}
+
+/// Every stored segment: its SHA-1, and where its stored bytes lie.
+fn stored(world: &World) -> Vec<(String, PathBuf, Range<u64>)> {
+    let repository = ekko::repository::Repository::open(&world.path("R")).unwrap();
+    let mut found = Vec::new();
+    let each = |number: ekko::store::pack::PackNumber, entry: &ekko::store::pack::ContentsEntry| {
+        let start = entry.offset + 256;
+        let path = world.path("R/packs").join(number.file_name());
+        found.push((entry.key.hash.to_string(), path, start..start + entry.stored_length));
+    };
+    assert!(repository.catalog().unwrap().for_each_segment(each).unwrap().is_empty());
+    found
+}
+
+fn flip(path: &Path, bit: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, bit / 8).unwrap();
+    byte[0] ^= 1 << (bit % 8);
+    file.write_all_at(&byte, bit / 8).unwrap();
+}
+
+#[test]
+fn a_hundred_flipped_bits_are_named_repaired_and_healed_by_the_next_backup() {
+    let world = World::new();
+    world.init_small();
+    // Two days of one disk, and another disk that shares segments with it.
+    let web = noise(1, 300 << 16);
+    let mut later = web.clone();
+    later[40 << 16..90 << 16].copy_from_slice(&noise(2, 50 << 16));
+    let db = [noise(3, 60 << 16), web[200 << 16..].to_vec()].concat();
+    let disks = [("web@0", &web), ("web@1", &later), ("db@0", &db)];
+    for (name, disk) in &disks {
+        let name = name.split('@').next().unwrap();
+        world.write(name, disk);
+        world.run(&["backup", name]).exits(0);
+    }
+    let mut places = stored(&world);
+    let mut picked = Vec::new();
+    for n in 0..100_u64 {
+        let at = usize::try_from(n * 7919 % places.len() as u64).unwrap();
+        let (hash, path, range) = places.swap_remove(at);
+        flip(&path, range.start * 8 + n * 104_729 % ((range.end - range.start) * 8));
+        picked.push(hash);
+    }
+    picked.sort();
+    let hash = |bytes: &[u8]| ekko::segment::SegmentHash::of(bytes).to_string();
+    let found = world.run(&["--json", "check", "--read-data"]).exits(3).json();
+    let rows = found["damaged"].as_array().unwrap();
+    let named: Vec<_> = rows.iter().map(|row| row["segment"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(named, picked, "exactly these");
+    for row in rows {
+        let hurt = |(_, disk): &&(&str, &Vec<u8>)| {
+            disk.chunks(1 << 16).any(|segment| hash(segment) == row["segment"].as_str().unwrap())
+        };
+        let mut expected: Vec<_> = disks.iter().filter(hurt).map(|(name, _)| *name).collect();
+        expected.sort_unstable();
+        assert_eq!(row["backups"], serde_json::json!(expected), "exactly those that it hurts");
+    }
+    // A backup of the same disk before the repair believes that it is stored, and says nothing.
+    let repaired = world.run(&["--json", "check", "--read-data", "--repair"]).exits(3).json();
+    assert_eq!(repaired["quarantined_segments"], 100);
+    assert_eq!(fs::read_dir(world.path("R/quarantine")).unwrap().count(), 100);
+    let missing = world.run(&["--json", "check"]).exits(3).json();
+    assert_eq!(missing["damaged"].as_array().unwrap().len(), 100, "they are missing now");
+    assert_eq!(missing["index"], "agrees");
+    world.run(&["restore", "web@1", "out"]).exits(3);
+    // A new index knows it as well.
+    world.run(&["rebuild"]).exits(3).says("segments that backups name are in no pack");
+    for (name, disk) in [("web", &web), ("web", &later), ("db", &db)] {
+        world.write(name, disk);
+        world.run(&["backup", name]).exits(0);
+    }
+    assert_eq!(world.json(&["check", "--read-data"])["index"], "agrees");
+    for (name, disk) in &disks {
+        world.run(&["restore", name, "out", "--force"]).exits(0);
+        assert!(world.read("out") == **disk, "{name} is whole again");
+    }
+    world.run(&["gc", "--keep-unfinished", "0s"]).exits(0);
+    world.run(&["check", "--read-data"]).exits(0);
+}
+
+#[test]
+fn a_share_of_the_data_is_what_was_longest_not_read() {
+    let world = World::new();
+    world.init_small();
+    // Ten packs of a slice each.
+    for seed in 0..10 {
+        world.write("web", &noise(seed, 4 << 16));
+        world.run(&["backup", "web"]).exits(0);
+    }
+    let all = world.json(&["check", "--read-data"])["read_bytes"].as_u64().unwrap();
+    fs::remove_file(world.path("R/checked")).unwrap();
+    let mut read = 0;
+    for _ in 0..4 {
+        let share = world.json(&["check", "--read-data=30"])["read_bytes"].as_u64().unwrap();
+        assert!(share * 10 >= all * 3 && share * 10 <= all * 4, "{share} of {all}");
+        read += share;
+    }
+    assert!(read >= all);
+    // A bit in the newest pack: found by the share that comes to it, at the latest by the fourth.
+    flip(&world.path("R/packs/0000000000000010.pack"), (8192 + 256) * 8);
+    let found = (0..4).filter(|_| world.run(&["check", "--read-data=30"]).code == 3).count();
+    assert!(found >= 1);
+    // What is damaged is not counted as checked: it comes first from now on.
+    world.run(&["check", "--read-data=1"]).exits(3);
+    world.run(&["check", "--read-data=0"]).exits(2);
+    world.run(&["check", "--read-data=101"]).exits(2);
+}
+
+#[test]
+fn an_index_that_says_what_is_not_so_is_found_and_mended() {
+    let world = World::new();
+    world.init_small();
+    world.write("web", &noise(1, 4 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    world.write("web", &noise(2, 4 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    // A manifest that comes in behind the index's back: put there when the repository was closed in order.
+    let repository = ekko::repository::Repository::open(&world.path("R")).unwrap();
+    let told = ekko::progress::Silent;
+    let options = ekko::repository::OpenOptions::default();
+    let writer = ekko::repository::RepositoryWriter::open(&world.path("R"), &options, &told).unwrap();
+    let (sets, _) = repository.backupsets().unwrap();
+    let manifest = repository.manifest(&sets[0], &sets[0].backups[0]).unwrap();
+    let (_, segment) = manifest.segments().next().unwrap();
+    writer.store().apply(vec![ekko::store::Change::Count(segment.key, 3)]).unwrap();
+    writer.close().unwrap();
+    let found = world.run(&["--json", "check"]).exits(3).json();
+    assert_eq!(found["index"], "differs");
+    assert!(found["problems"][0].as_str().unwrap().contains("the refcount 4, the manifests 1"), "{found}");
+    let found = world.run(&["--json", "check", "--repair"]).exits(3).json();
+    assert_eq!(found["index"], "replaced");
+    assert_eq!(world.json(&["check"])["index"], "agrees");
 }

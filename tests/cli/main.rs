@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod delete;
 mod exchange;
+mod gc;
 mod harness;
 mod index;
 mod manifest;

@@ -120,3 +120,42 @@ fn a_damaged_segment_is_named_and_the_rest_is_restored() {
     let ran = world.run(&["restore", "disk", "-"]).exits(3).says("segment 2");
     assert_eq!(ran.stdout, expected);
 }
+
+#[test]
+fn a_part_of_a_disk_is_restored_and_no_more_is_read() {
+    let world = World::new();
+    world.init_small();
+    let disk = [noise(1, 3 << 16), vec![0; 3 << 16], noise(2, (2 << 16) + 777)].concat();
+    world.write("disk", &disk);
+    world.run(&["backup", "disk"]).exits(0);
+    let size = disk.len();
+    for (offset, length) in [
+        (0, size),
+        (0, 1),
+        (1 << 16, 1 << 16),
+        ((1 << 16) + 5, 10),
+        ((2 << 16) + 9, 5 << 16),
+        (4 << 16, 1 << 16),
+        (size - 1, 1),
+        (size, 0),
+        (77, 0),
+    ] {
+        let (from, many) = (offset.to_string(), length.to_string());
+        let ran = world.run(&["restore", "disk", "-", "--offset", &from, "--length", &many]).exits(0);
+        assert!(ran.stdout == disk[offset..offset + length], "{length} bytes at {offset}");
+        world.run(&["restore", "disk", "out", "--force", "--offset", &from, "--length", &many]).exits(0);
+        assert!(world.read("out") == disk[offset..offset + length], "{length} bytes at {offset}");
+    }
+    let ran = world.run(&["restore", "disk", "-", "--offset", "192KiB"]).exits(0);
+    assert!(ran.stdout == disk[3 << 16..]);
+    world.run(&["restore", "disk", "-", "--offset", "1GiB"]).exits(2).says("the disk has");
+    world.run(&["restore", "disk", "-", "--length", "1GiB"]).exits(2).says("the disk has");
+    world.run(&["restore", "disk", "-", "--length", "1x"]).exits(2);
+    // A damaged segment outside the part hurts nobody.
+    let pack = world.path("R/packs/0000000000000001.pack");
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[8192 + 1000] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    world.run(&["restore", "disk", "-", "--offset", "64KiB"]).exits(0);
+    world.run(&["restore", "disk", "-", "--length", "64KiB"]).exits(3);
+}

@@ -17,7 +17,7 @@ use crate::common::{
     MemoryImage, Noise, SEGMENT, Told, copy_folder, files_below, name, open, options, restore, small_segments,
 };
 use ekko::backup::{BackupStats, back_up};
-use ekko::check::CheckOptions;
+use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::manifest::{BackupsetId, Incremental};
 use ekko::repository::{
     Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter,
@@ -126,7 +126,7 @@ impl World {
             19 | 20 => self.collect(),
             21 => self.rebuild(),
             22 => self.lose_power(usize::from(seed), &mut noise),
-            _ => self.check_restores(),
+            _ => self.check_all(),
         }
     }
 
@@ -156,8 +156,10 @@ impl World {
                 disk[start..start + length].copy_from_slice(&copy[..length]);
             }
             3 if end - start == SEGMENT => {
-                let heads =
-                    [&include_bytes!("../data/shattered-1.bin")[..], include_bytes!("../data/shattered-2.bin")];
+                let heads = [
+                    &include_bytes!("../data/shattered-1.bin")[..],
+                    include_bytes!("../data/shattered-2.bin"),
+                ];
                 let head = heads[noise.below(2)];
                 disk[start..start + head.len()].copy_from_slice(head);
                 disk[start + head.len()..end].fill(5);
@@ -410,7 +412,7 @@ impl World {
         let shared = SharedWriter::new(self.writer.take().unwrap());
         let summary = back_up(&shared, &name(NAMES[image]), &source, &options(), &self.told).unwrap();
         self.writer = shared.into_inner();
-        let stats = BackupStats { stored_bytes: 0, read_bytes: 0, ..summary.stats };
+        let stats = BackupStats { stored_bytes: 0, read_bytes: 0, resumed_segments: 0, ..summary.stats };
         assert_eq!(stats, expected);
         assert_eq!(summary.stats.read_bytes, source.read.load(Ordering::Relaxed));
         assert_eq!(
@@ -496,11 +498,22 @@ impl World {
         assert_eq!(current.bases[0], set_id(backup));
     }
 
+    /// Checks everything: manifests, packs, the index, every byte.
+    fn check_all(&mut self) {
+        let shared = SharedWriter::new(self.writer.take().unwrap());
+        let options = CheckOptions { read_data: ReadData::None, jobs: 2 };
+        let checked = check_with_index(&shared, &options, false, &self.told).unwrap();
+        assert!(checked.is_clean(), "{:?} {:?}", checked.problems, checked.damaged);
+        assert_eq!(checked.index, CheckIndex::Agrees);
+        self.writer = shared.into_inner();
+        self.check_restores();
+    }
+
     fn check_restores(&self) {
         let repository = Repository::open(&self.root()).unwrap();
         let (sets, problems) = repository.backupsets().unwrap();
         assert!(problems.is_empty());
-        let options = CheckOptions { read_data: true, jobs: 2 };
+        let options = CheckOptions { read_data: ReadData::All, jobs: 2 };
         let checked = ekko::check::check(&repository, &options, &self.told).unwrap();
         assert!(checked.is_clean(), "{:?} {:?}", checked.problems, checked.damaged);
         assert_eq!(sets.iter().map(|set| set.backups.len()).sum::<usize>(), self.backups.len());

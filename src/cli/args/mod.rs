@@ -128,10 +128,12 @@ pub(in crate::cli) enum Command {
     Rename(RenameArgs),
     /// Check that every backup is whole
     #[command(
-        after_help = "Every manifest is verified and every segment that it names looked up in the packs; with --read-data \
-                            every stored segment is read, decoded and compared with its BLAKE3 and SHA-1. It goes on after \
-                            a problem, names the backups that each damaged segment hurts, and exits with 3.\n\n\
-                            Example:\n  ekko -r /backup/store check --read-data"
+        after_help = "Every manifest is verified, every segment that it names looked up in the packs, and the index \
+                            compared with both; with --read-data stored segments are read, decoded and compared with their \
+                            BLAKE3 and SHA-1. It goes on after a problem, names the backups that each damaged segment \
+                            hurts, and exits with 3. Beside a running backup the index is not compared.\n\n\
+                            Example:\n  ekko -r /backup/store check --read-data=5\n  \
+                            ekko -r /backup/store check --read-data --repair"
     )]
     Check(CheckArgs),
     /// Compare a backup with a disk
@@ -176,15 +178,22 @@ pub(in crate::cli) struct InitArgs {
 }
 
 fn segment_size(text: &str) -> Result<SegmentSize, String> {
+    SegmentSize::new(bytes(text)?).map_err(|error| error.to_string())
+}
+
+/// Reads a number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit: u64 = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 1,
         "K" | "k" | "KiB" => 1 << 10,
         "M" | "m" | "MiB" => 1 << 20,
-        unit => return Err(format!("\"{unit}\" is no unit: KiB and MiB are possible")),
+        "G" | "g" | "GiB" => 1 << 30,
+        "T" | "t" | "TiB" => 1 << 40,
+        unit => return Err(format!("\"{unit}\" is no unit: KiB, MiB, GiB and TiB are possible")),
     };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    SegmentSize::new(bytes.ok_or("a size is e.g. 4MiB")?).map_err(|error| error.to_string())
+    Ok(bytes.ok_or("a size is e.g. 4MiB")?)
 }
 
 #[derive(Args, Debug)]
@@ -237,6 +246,12 @@ pub(in crate::cli) struct RestoreArgs {
     /// Do not wait until the target is durable
     #[arg(long)]
     pub(in crate::cli) no_sync: bool,
+    /// Restore the disk from this byte on, to the beginning of the target, e.g. 1MiB
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
+    pub(in crate::cli) offset: Option<u64>,
+    /// Restore so many bytes, not all up to the disk's end
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
+    pub(in crate::cli) length: Option<u64>,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
 }
@@ -255,11 +270,20 @@ pub(in crate::cli) struct ShowArgs {
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct CheckArgs {
-    /// Read every stored segment as well
+    /// Read stored segments as well: all, or so many percent, those first that were longest not checked
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
+        value_parser = percent)]
+    pub(in crate::cli) read_data: Option<f64>,
+    /// Put what is damaged into quarantine, so that the next backup stores it anew, and mend the index
     #[arg(long)]
-    pub(in crate::cli) read_data: bool,
+    pub(in crate::cli) repair: bool,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>().ok();
+    number.filter(|it| *it > 0.0 && *it <= 100.0).ok_or_else(|| "a share is above 0 and up to 100".to_owned())
 }
 
 #[derive(Args, Debug)]

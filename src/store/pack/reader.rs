@@ -59,6 +59,11 @@ impl PackReader {
         Ok(self.file.size()?)
     }
 
+    /// Says whether it has holes: places that were freed, or that nothing was ever written to.
+    pub fn has_holes(&self) -> Result<bool, PackError> {
+        Ok(self.file.has_holes()?)
+    }
+
     pub(super) fn into_file(self) -> (Box<dyn StorageFile>, PackHeader) {
         (self.file, self.header)
     }

@@ -1,0 +1,145 @@
+//! Comparing the index with what it is derived from: refcounts recounted from the manifests, places from the packs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::check::CheckError;
+use crate::check::copies::{Copy, of, of_mut};
+use crate::error::ErrorKind;
+use crate::manifest::stays::Neighbours;
+use crate::repository::{Backupset, Repository};
+use crate::segment::SegmentKey;
+use crate::store::SegmentStore;
+use crate::store::pack::PackNumber;
+
+/// How many disagreements of a kind are described; the others are counted.
+const DESCRIBED: usize = 5;
+
+/// Disagreements of one kind.
+#[derive(Default)]
+struct Wrong {
+    described: Vec<String>,
+    more: usize,
+}
+
+impl Wrong {
+    fn add(&mut self, what: impl FnOnce() -> String) {
+        if self.described.len() < DESCRIBED {
+            self.described.push(what());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn into_problems(self) -> Vec<String> {
+        let mut problems = self.described;
+        if self.more > 0 {
+            problems.push(format!("and {} more like it", self.more));
+        }
+        problems
+    }
+}
+
+/// Compares the index with packs and manifests. Returns what it says that is not so.
+pub(super) fn compare_index(
+    repository: &Repository,
+    store: &SegmentStore,
+    sets: &[Backupset],
+    copies: &mut [Copy],
+) -> Result<Vec<String>, CheckError> {
+    let absent = recount(repository, sets, copies)?;
+    let packs = store.packs()?;
+    let mut living: HashMap<PackNumber, (u64, u64)> = HashMap::new();
+    let (mut counts, mut places) = (Wrong::default(), Wrong::default());
+    let mut absent_seen = 0;
+    store.for_each_entry(|key, entry| {
+        let stored = of_mut(copies, key);
+        let expected = match stored.first_mut() {
+            Some(first) => {
+                first.indexed = true;
+                u64::from(first.refcount)
+            }
+            None => absent.get(&key).copied().unwrap_or(0),
+        };
+        absent_seen += usize::from(stored.is_empty() && expected > 0);
+        if entry.refcount != expected {
+            counts.add(|| {
+                let found = entry.refcount;
+                format!("the index gives segment {key} the refcount {found}, the manifests {expected}")
+            });
+        }
+        let is_there = stored.iter().any(|copy| copy.place.place == entry.place());
+        if !entry.is_lost() {
+            let (segments, bytes) = living.entry(entry.place().pack).or_default();
+            *segments += 1;
+            *bytes += entry.span();
+        }
+        // What nobody names may come and go meanwhile.
+        match (entry.is_lost(), is_there) {
+            _ if expected == 0 && entry.refcount == 0 => {}
+            (false, false) => {
+                places.add(|| format!("the index has segment {key} in {}, where it is not", entry.place()));
+            }
+            (true, _) if !stored.is_empty() => {
+                places.add(|| format!("the index has segment {key} as lost, and it is stored"));
+            }
+            _ => {}
+        }
+    })?;
+    let mut problems = counts.into_problems();
+    problems.extend(places.into_problems());
+    let missing = copies.iter().filter(|copy| copy.refcount > 0 && !copy.indexed).count();
+    let missing = missing + absent.len().saturating_sub(absent_seen);
+    if missing > 0 {
+        problems.push(format!("the index lacks {missing} segments that backups name"));
+    }
+    for (number, pack) in packs.iter().filter(|(_, pack)| pack.is_sealed()) {
+        let (segments, bytes) = living.get(number).copied().unwrap_or_default();
+        if (pack.living, pack.living_bytes) != (segments, bytes) {
+            let (says, said) = (pack.living, pack.living_bytes);
+            problems.push(format!(
+                "the index says that {says} segments ({said} bytes) live in pack {number}; it has {segments} ({bytes} \
+                 bytes) there"
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+/// Counts the stays of every segment from the manifests. What cannot be read counts for nothing, as in a rebuild.
+/// Returns the counts of those that are in no pack.
+fn recount(
+    repository: &Repository,
+    sets: &[Backupset],
+    copies: &mut [Copy],
+) -> Result<BTreeMap<SegmentKey, u64>, CheckError> {
+    let mut absent = BTreeMap::new();
+    for set in sets {
+        let mut before = None;
+        for backup in &set.backups {
+            let this = match repository.manifest(set, backup) {
+                Ok(manifest) => manifest,
+                Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
+                Err(_) => continue,
+            };
+            let neighbours = Neighbours { before: before.as_ref(), this: &this, after: None };
+            for window in neighbours.windows() {
+                for (key, gain) in neighbours.gains(window) {
+                    match of_mut(copies, key).first_mut() {
+                        Some(first) => first.refcount = first.refcount.saturating_add(gain),
+                        None => *absent.entry(key).or_insert(0) += u64::from(gain),
+                    }
+                }
+            }
+            if let Some(before) = &before {
+                crate::manifest::ManifestReader::release_pages(before);
+            }
+            before = Some(this);
+        }
+    }
+    Ok(absent)
+}
+
+/// Says whether a segment has a whole copy beside the one at a place.
+pub(super) fn other_whole<'a>(copies: &'a [Copy], copy: &Copy) -> Option<&'a Copy> {
+    of(copies, copy.place.key).iter().find(|other| !other.damaged && other.place.place != copy.place.place)
+}

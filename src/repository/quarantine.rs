@@ -1,0 +1,100 @@
+//! Quarantine: damaged copies of segments leave the packs, so that the next backup stores them anew.
+//!
+//! The bytes of each damaged record are written to a file of their own in `quarantine`, durably; then its entry
+//! in the index becomes a lost one, which keeps its refcount; then a dead record names it and its place is given
+//! back, in the order of garbage collection. So nothing is deleted that a person might still save something from.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::repository::{RepositoryError, RepositoryWriter};
+use crate::segment::SegmentKey;
+use crate::storage::{Storage, StorageError};
+use crate::store::pack::{ALIGNMENT, RecordPlace, record_span};
+use crate::store::{Change, Collector, SegmentEntry, SegmentPlace};
+
+/// A damaged copy of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DamagedCopy {
+    /// What and where it is.
+    pub place: SegmentPlace,
+    /// Where a whole copy of the same segment lies, if there is one.
+    pub other: Option<RecordPlace>,
+}
+
+impl RepositoryWriter {
+    /// Puts damaged copies into quarantine. When this returns, that is durable.
+    pub fn quarantine(&self, damaged: &[DamagedCopy]) -> Result<(), RepositoryError> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        // Held over I/O: it frees places, as a collection does.
+        let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        self.store.seal()?;
+        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+        let folder = layout.quarantine();
+        storage.create_folder(&folder)?;
+        storage.sync_folder(layout.root())?;
+        for copy in damaged {
+            let RecordPlace { pack, offset } = copy.place.place;
+            let from = layout.packs().join(pack.file_name());
+            let to = folder.join(format!("{}-{offset}.record", pack.file_name()));
+            save(storage, &from, offset, span(copy), &to)?;
+        }
+        storage.sync_folder(&folder)?;
+        for copy in damaged {
+            let mut changes = vec![Change::Quarantine(copy.place.key, copy.place.place, span(copy))];
+            if let Some(entry) = self.other_copy(copy.place.key, copy.other)? {
+                changes.push(Change::Insert(copy.place.key, entry));
+            }
+            self.store.apply(changes)?;
+        }
+        self.raise_generation()?;
+        let packs = layout.packs();
+        let storage = Arc::clone(&self.repository.storage);
+        let collector = Collector::new(storage, &packs, &self.store, self.store.horizon(), 0, false)?;
+        collector.give_back()?;
+        Ok(())
+    }
+
+    fn other_copy(
+        &self,
+        key: SegmentKey,
+        place: Option<RecordPlace>,
+    ) -> Result<Option<SegmentEntry>, RepositoryError> {
+        let Some(place) = place else { return Ok(None) };
+        let catalog = self.repository.catalog()?;
+        let entries = catalog.pack(place.pack)?.contents()?.unwrap_or_default();
+        let entry = entries.iter().find(|entry| entry.key == key && entry.offset == place.offset);
+        Ok(entry.map(|entry| SegmentEntry::new(place.pack, entry)))
+    }
+}
+
+fn span(copy: &DamagedCopy) -> u64 {
+    record_span(u64::from(copy.place.stored_length))
+}
+
+/// Copies a range of a pack to a file of its own, durably. Blocks that cannot be read are zeros in it.
+fn save(
+    storage: &dyn Storage,
+    from: &std::path::Path,
+    offset: u64,
+    length: u64,
+    to: &std::path::Path,
+) -> Result<(), StorageError> {
+    let pack = storage.open_read(from)?;
+    match storage.unlink(to) {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    let file = storage.create(to)?;
+    let mut block = vec![0; usize::try_from(ALIGNMENT).unwrap_or(4096)];
+    for at in (0..length).step_by(block.len()) {
+        if let Err(error) = pack.read_at(&mut block, offset + at) {
+            tracing::warn!(%error, "this block is zeros in quarantine");
+            block.fill(0);
+        }
+        file.write_at(&block, at)?;
+    }
+    file.sync()
+}

@@ -1,0 +1,97 @@
+//! Making an index anew from packs and manifests.
+//!
+//! Everything is put together in memory first, a part of all segments at a time in the order of their keys, and
+//! then written once: places from the packs' tables, refcounts from the manifests. So each record is written a
+//! single time, without being looked up, and next to the one before.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::segment::SegmentKey;
+use crate::storage::Storage;
+use crate::store::StoreError;
+use crate::store::entry::{PackEntry, SegmentEntry};
+use crate::store::index::IndexWriter;
+use crate::store::pack::PackNumber;
+use crate::store::reconcile::{Reconciled, Survey, pack_numbers};
+
+/// How many segments are put together at a time, about: 104 bytes of memory each.
+const PART: u64 = 1 << 20;
+
+/// A part of all segments: those whose SHA-1 begins in its share of all numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexPart {
+    number: u64,
+    of: u64,
+}
+
+impl IndexPart {
+    /// Says whether a segment belongs to it.
+    pub fn holds(self, key: SegmentKey) -> bool {
+        let [a, b, c, d, ..] = *key.hash.as_bytes();
+        (u64::from(u32::from_be_bytes([a, b, c, d])) * self.of) >> 32 == self.number
+    }
+}
+
+/// Gives refcounts: calls its second argument with each segment of the part, and by how much its refcount grows.
+pub type Counts<'a, E> = &'a mut dyn FnMut(IndexPart, &mut dyn FnMut(SegmentKey, u32)) -> Result<(), E>;
+
+/// Fills an empty index with the segments of all packs. `counts` is called once for each part. Returns also how many
+/// segments it gave a refcount that no pack holds: they are lost.
+pub fn rebuild_index<E: From<StoreError>>(
+    storage: &dyn Storage,
+    folder: &Path,
+    index: &mut IndexWriter,
+    counts: Counts<'_, E>,
+) -> Result<(Reconciled, u64), E> {
+    let survey = Survey::of(storage, folder, &pack_numbers(storage, folder)?)?;
+    let mut packs: HashMap<PackNumber, PackEntry> = HashMap::new();
+    let of = survey.listed.div_ceil(PART).max(1);
+    let mut lost = 0;
+    for number in 0..of {
+        let part = IndexPart { number, of };
+        let mut entries: Vec<(SegmentKey, SegmentEntry)> = Vec::new();
+        for pack in &survey.packs {
+            let table = survey.table(storage, folder, *pack)?;
+            let living = table.living.iter().filter(|entry| part.holds(entry.key));
+            entries.extend(living.map(|entry| (entry.key, SegmentEntry::new(pack.number, entry))));
+            if number == 0 {
+                index.apply(&table.tasks(*pack)).map_err(StoreError::from)?;
+                let entry = packs.entry(pack.number).or_default();
+                (entry.id, entry.size, entry.dead) = (pack.id.0, table.size, table.buried);
+            }
+        }
+        entries.sort_unstable_by_key(|(key, entry)| (*key, entry.place()));
+        entries.dedup_by(|second, first| {
+            let same = first.0 == second.0;
+            if same {
+                packs.entry(second.1.place().pack).or_default().uncounted += 1;
+            }
+            same
+        });
+        let mut absent: HashMap<SegmentKey, u64> = HashMap::new();
+        counts(part, &mut |key, gain| match entries.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => {
+                if let Some((_, entry)) = entries.get_mut(at) {
+                    entry.refcount = entry.refcount.saturating_add(u64::from(gain));
+                }
+            }
+            Err(_) => *absent.entry(key).or_default() += u64::from(gain),
+        })?;
+        for (_, entry) in &entries {
+            let pack = packs.entry(entry.place().pack).or_default();
+            pack.living += 1;
+            pack.living_bytes += entry.span();
+            pack.uncounted += u64::from(entry.refcount == 0);
+        }
+        lost += absent.len() as u64;
+        if !absent.is_empty() {
+            let lost = |(key, refcount)| (key, SegmentEntry { refcount, ..SegmentEntry::lost() });
+            entries.extend(absent.into_iter().map(lost));
+            entries.sort_unstable_by_key(|(key, _)| *key);
+        }
+        index.load(&entries).map_err(StoreError::from)?;
+    }
+    index.load_packs(&packs).map_err(StoreError::from)?;
+    Ok((survey.reconciled, lost))
+}

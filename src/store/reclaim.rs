@@ -1,0 +1,326 @@
+//! Giving back the space of what was freed: dead records, holes, packs removed, and packs moved where holes give
+//! nothing back.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::codec::Decoder;
+use crate::store::StoreError;
+use crate::store::entry::{Change, FreedPlace, PackEntry, Task};
+use crate::store::gc::Collector;
+use crate::store::pack::{
+    ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, RecordHeader, RecordKind,
+    RecordPlace, SegmentMeta,
+};
+use crate::store::reconcile::pack_numbers;
+use crate::store::writer::Moved;
+
+/// How many tasks, of up to a thousand places each, are done at a time.
+const TASKS_AT_ONCE: usize = 256;
+
+/// So many packs of dead records alone are made into one.
+const IDLE_PACKS: usize = 16;
+
+/// What was given back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// How many packs were removed.
+    pub unlinked_packs: u64,
+    /// How many bytes were punched out of packs.
+    pub punched_bytes: u64,
+    /// What could not be given back, in words.
+    pub problems: Vec<String>,
+}
+
+fn is_empty(pack: &PackEntry) -> bool {
+    pack.is_sealed() && pack.living == 0 && pack.uncounted == 0
+}
+
+impl Collector<'_> {
+    /// Takes packs out of the index in which nothing lives, and that no dead record keeps.
+    pub fn drop_empty_packs(&self) -> Result<(), StoreError> {
+        let packs = self.store.packs()?;
+        let empty = packs.iter().filter(|(_, pack)| is_empty(pack) && pack.dead == 0);
+        for (number, _) in empty {
+            if self.holds_nothing(*number)? {
+                self.store.drop_packs(vec![*number])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the index has no segment in a pack that it says is empty.
+    fn holds_nothing(&self, number: PackNumber) -> Result<bool, StoreError> {
+        let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(false) };
+        let Some(entries) = pack.contents()? else { return Ok(false) };
+        for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Segment) {
+            if self.store.lookup(entry.key)?.is_some_and(|indexed| indexed.place().pack == number) {
+                return Err(self.store.distrust(format!("it says that nothing lives in pack {number}")));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes packs out of the index that hold nothing but dead records: where the packs that they name are gone,
+    /// if `any_gone` says that one may be; and where there are many, after their records were written into one.
+    /// Says whether there are any.
+    pub fn drop_idle_packs(&self, any_gone: bool) -> Result<bool, StoreError> {
+        let packs = self.store.packs()?;
+        let mut idle: Vec<_> = packs
+            .iter()
+            .filter(|(number, pack)| is_empty(pack) && pack.dead > 0 && **number < self.horizon.pack)
+            .map(|(number, _)| *number)
+            .collect();
+        idle.sort_unstable();
+        let many = idle.len() >= IDLE_PACKS;
+        if idle.is_empty() || !(any_gone || many) {
+            return Ok(false);
+        }
+        let there = self.pack_ids()?;
+        let (mut needed, mut drops) = (Vec::new(), Vec::new());
+        for number in idle {
+            let Some(dead) = self.needed_dead(number, &there)? else { continue };
+            if dead.is_empty() || many {
+                drops.push(number);
+                needed.extend(dead);
+            }
+        }
+        if !needed.is_empty() {
+            self.store.bury(needed)?;
+        }
+        Ok(!self.store.drop_packs(drops)?.is_empty())
+    }
+
+    /// Returns what a pack's dead records name that is there still; nothing if they cannot be read.
+    fn needed_dead(
+        &self,
+        number: PackNumber,
+        there: &HashSet<PackId>,
+    ) -> Result<Option<Vec<DeadSegment>>, StoreError> {
+        let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(None) };
+        let Some(entries) = pack.contents()? else { return Ok(None) };
+        let mut needed = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Dead) {
+            match pack.dead_segments(entry.offset) {
+                Ok(dead) => needed.extend(dead.into_iter().filter(|dead| there.contains(&dead.pack))),
+                Err(PackError::Storage(error)) => return Err(error.into()),
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(needed))
+    }
+
+    /// Returns the ids of all packs that are there. One that cannot be read may be any.
+    fn pack_ids(&self) -> Result<HashSet<PackId>, StoreError> {
+        let recorded = self.store.packs()?;
+        let mut ids: HashSet<_> = recorded.values().map(PackEntry::id).collect();
+        for number in pack_numbers(self.storage.as_ref(), self.folder)? {
+            if let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) {
+                ids.insert(pack.header().id());
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Says whether anything is to be done to the packs' files.
+    pub fn has_tasks(&self) -> Result<bool, StoreError> {
+        Ok(!self.store.tasks(0, 1)?.is_empty())
+    }
+
+    /// Does to the packs' files what the index says is to be done. What freed the places is durable.
+    pub fn give_back(&self) -> Result<Reclaimed, StoreError> {
+        let mut reclaimed = Reclaimed::default();
+        let going = self.store.going()?;
+        let mut from = 0;
+        loop {
+            let tasks = self.store.tasks(from, TASKS_AT_ONCE)?;
+            let Some((last, _)) = tasks.last() else { return Ok(reclaimed) };
+            from = last.saturating_add(1);
+            self.do_tasks(&tasks, &going, &mut reclaimed)?;
+        }
+    }
+
+    fn do_tasks(
+        &self,
+        tasks: &[(u64, Task)],
+        going: &HashSet<PackNumber>,
+        reclaimed: &mut Reclaimed,
+    ) -> Result<(), StoreError> {
+        let mut unburied = Vec::new();
+        let mut places: BTreeMap<PackNumber, Vec<FreedPlace>> = BTreeMap::new();
+        for (_, task) in tasks {
+            let Task::Punch { places: freed, buried } = task else { continue };
+            for place in freed.iter().filter(|place| !going.contains(&place.pack())) {
+                places.entry(place.pack()).or_default().push(*place);
+                if !buried {
+                    unburied.push(place.dead());
+                }
+            }
+        }
+        if !unburied.is_empty() {
+            self.store.bury(unburied)?;
+        }
+        for (number, mut places) in places {
+            places.sort_unstable_by_key(|place| place.offset);
+            match self.punch(number, &places) {
+                Ok(bytes) => reclaimed.punched_bytes += bytes,
+                // The dead records stand: a rebuild tries again.
+                Err(StoreError::Pack(error @ PackError::NotAPack { .. })) => {
+                    reclaimed.problems.push(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut unlinked = 0;
+        for (_, task) in tasks {
+            let Task::Unlink { pack, id } = task else { continue };
+            unlinked += u64::from(self.unlink(PackNumber(*pack), *id, &mut reclaimed.problems)?);
+        }
+        if unlinked > 0 {
+            self.storage.sync_folder(self.folder)?;
+            reclaimed.unlinked_packs += unlinked;
+        }
+        self.store.apply(tasks.iter().map(|(number, _)| Change::TaskDone(*number)).collect())
+    }
+
+    /// Punches places, which are sorted, out of a pack. Returns how many bytes.
+    fn punch(&self, number: PackNumber, places: &[FreedPlace]) -> Result<u64, StoreError> {
+        let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
+            Ok(pack) => pack,
+            // Nothing is left of it to be given back.
+            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        let id = pack.header().id();
+        for place in places.iter().filter(|place| place.dead().pack == id) {
+            // The index says where; what is there must say so too, unless it is gone or damaged already.
+            match pack.record(place.offset) {
+                Ok(record) if record.key != place.key() || record.span() != place.span => {
+                    let key = place.key();
+                    return Err(self.store.distrust(format!("it has {key} where another segment lies")));
+                }
+                Ok(_) | Err(PackError::RecordDamaged { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let file = self.storage.open(&self.folder.join(number.file_name()))?;
+        let (mut punched, mut holes) = (0, self.holes);
+        let mut rest = places.iter().filter(|place| place.dead().pack == id).peekable();
+        while let Some(first) = rest.next() {
+            let mut end = first.offset + first.span;
+            while holes && let Some(next) = rest.next_if(|next| next.offset == end) {
+                end = next.offset + next.span;
+            }
+            match file.punch(first.offset, end - first.offset) {
+                Ok(()) => punched += end - first.offset,
+                // The pack is moved when little lives in it. Until then nobody shall read these as records.
+                Err(error) if error.is_unsupported() => {
+                    holes = false;
+                    file.write_at(&[0; 4096], first.offset)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Else a power loss would bring the bytes back, and nobody would know of them.
+        file.sync()?;
+        Ok(punched)
+    }
+
+    fn unlink(
+        &self,
+        number: PackNumber,
+        id: [u8; 16],
+        problems: &mut Vec<String>,
+    ) -> Result<bool, StoreError> {
+        match PackReader::open(self.storage.as_ref(), self.folder, number) {
+            Ok(pack) if pack.header().id().0 == id => {}
+            Ok(_) => return Ok(false),
+            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(false),
+            Err(PackError::Storage(error)) => return Err(error.into()),
+            Err(error) => {
+                problems.push(format!("{error}; it is not removed"));
+                return Ok(false);
+            }
+        }
+        self.storage.unlink(&self.folder.join(number.file_name()))?;
+        Ok(true)
+    }
+
+    /// Returns the packs of which less than a third lives, where punching holes gives nothing back.
+    pub fn sparse_packs(&self) -> Result<Vec<PackNumber>, StoreError> {
+        let packs = self.store.packs()?;
+        let sparse = packs.iter().filter(|(number, pack)| {
+            pack.is_sealed()
+                && **number < self.horizon.pack
+                && pack.living_bytes.saturating_mul(3) < pack.size
+        });
+        let mut sparse: Vec<_> =
+            sparse.filter(|(_, pack)| pack.living > 0).map(|(number, _)| *number).collect();
+        if self.holes {
+            return Ok(Vec::new());
+        }
+        sparse.sort_unstable();
+        Ok(sparse)
+    }
+
+    /// Copies what lives in a pack to the one that is appended to, and its dead records as far as they are needed.
+    /// When this returns, the copies are durable and the index names them; if all could be copied, the pack is to be
+    /// removed. Returns how many bytes were copied.
+    pub fn move_living(&self, number: PackNumber, problems: &mut Vec<String>) -> Result<u64, StoreError> {
+        let pack = PackReader::open(self.storage.as_ref(), self.folder, number)?;
+        let mut decoder = Decoder::new()?;
+        let (mut stored, mut plain) = (Vec::new(), Vec::new());
+        let Some(entries) = pack.contents()? else {
+            problems.push(pack.damaged(0, "its table of contents cannot be read").to_string());
+            return Ok(0);
+        };
+        let (mut moved, mut whole) = (0, true);
+        for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Segment) {
+            let place = RecordPlace { pack: number, offset: entry.offset };
+            if self.store.lookup(entry.key)?.is_none_or(|indexed| indexed.place() != place) {
+                // A copy that was not found to be one too many may be the one that is needed.
+                whole &= pack.record(entry.offset).is_err();
+                continue;
+            }
+            let length = u32::try_from(entry.stored_length).unwrap_or(u32::MAX);
+            match pack.segment(entry.key, entry.offset, length, &mut decoder, &mut stored, &mut plain) {
+                Ok(record) => {
+                    self.copy(entry, &record, &stored, Moved { place, time: record.time })?;
+                    moved += entry.span();
+                }
+                Err(PackError::Storage(error)) => return Err(error.into()),
+                Err(error) => {
+                    problems.push(error.to_string());
+                    whole = false;
+                }
+            }
+        }
+        self.store.flush()?;
+        if whole && let Some(dead) = self.needed_dead(number, &self.pack_ids()?)? {
+            let others: Vec<_> = dead.into_iter().filter(|dead| dead.pack != pack.header().id()).collect();
+            if !others.is_empty() {
+                self.store.bury(others)?;
+            }
+            self.store.apply(vec![Change::Settle(number, 0)])?;
+            self.store.drop_packs(vec![number])?;
+        }
+        Ok(moved)
+    }
+
+    fn copy(
+        &self,
+        entry: &ContentsEntry,
+        record: &RecordHeader,
+        stored: &[u8],
+        from: Moved,
+    ) -> Result<(), StoreError> {
+        let meta = SegmentMeta {
+            key: entry.key,
+            fingerprint: entry.fingerprint,
+            plain_length: entry.plain_length,
+            codec: record.codec()?,
+        };
+        let mut buffer = self.store.buffer()?;
+        buffer.restart().extend_from_slice(RecordHeader::payload(stored));
+        self.store.relocate(meta, buffer, from)
+    }
+}

@@ -1,0 +1,220 @@
+//! Garbage collection: what goes, what stays, and what is said.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+
+use crate::harness::{World, keys, noise};
+
+fn packs_bytes(world: &World) -> u64 {
+    fs::read_dir(world.path("R/packs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
+        .sum()
+}
+
+/// Three days of a disk of 16 segments, of which two others and the last one change every day.
+fn three_days(world: &World) -> Vec<Vec<u8>> {
+    world.init_small();
+    let mut disk = noise(1, 16 << 16);
+    let mut days = Vec::new();
+    for day in 0..3_usize {
+        disk[(2 * day) << 16..(2 * day + 2) << 16]
+            .copy_from_slice(&noise(10 + u8::try_from(day).unwrap(), 2 << 16));
+        disk[15 << 16..].copy_from_slice(&noise(20 + u8::try_from(day).unwrap(), 1 << 16));
+        world.write("web", &disk);
+        world.run(&["backup", "web"]).exits(0);
+        days.push(disk.clone());
+    }
+    days
+}
+
+#[test]
+fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
+    let world = World::new();
+    let days = three_days(&world);
+    let nothing = world.json(&["gc"]);
+    assert_eq!(
+        keys(&nothing),
+        [
+            "compared_bytes",
+            "dry_run",
+            "freed_bytes",
+            "freed_segments",
+            "moved_bytes",
+            "problems",
+            "purged_backups",
+            "unfinished_bytes",
+            "unfinished_segments",
+            "unlinked_packs"
+        ]
+    );
+    assert_eq!((&nothing["freed_bytes"], &nothing["compared_bytes"]), (&0.into(), &0.into()));
+    let planned = world.json(&["delete", "--dry-run", "web@0", "web@1"])["freed_bytes"].as_u64().unwrap();
+    // What the first two days alone had: what the second and the third day replaced, and the last one of each.
+    assert_eq!(planned, 6 * ((1 << 16) + 4096));
+    world.run(&["delete", "web@0", "web@1"]).exits(0);
+    let before = packs_bytes(&world);
+    let dry = world.json(&["gc", "--dry-run"]);
+    assert_eq!((&dry["freed_bytes"], &dry["purged_backups"]), (&planned.into(), &2.into()));
+    assert_eq!(packs_bytes(&world), before);
+    world.run(&["undelete", "web@1"]).exits(0);
+    world.run(&["delete", "web@1"]).exits(0);
+    let done = world.json(&["gc"]);
+    assert_eq!((&done["freed_bytes"], &done["freed_segments"]), (&planned.into(), &6.into()));
+    assert!(before - packs_bytes(&world) + 100_000 > planned, "but for a pack of dead records");
+    world.run(&["undelete", "web@1"]).exits(1).says("there is no deleted backup");
+    let again = world.json(&["gc"]);
+    assert_eq!((&again["freed_bytes"], &again["purged_backups"]), (&0.into(), &0.into()));
+    world.run(&["restore", "web", "out"]).exits(0);
+    assert!(world.read("out") == days[2]);
+    world.run(&["check", "--read-data"]).exits(0);
+    assert_eq!(world.json(&["stats"])["garbage_bytes"], 0);
+    // What went does not come back with a new index, and is stored anew when a disk brings it.
+    world.run(&["rebuild"]).exits(0);
+    assert_eq!(world.json(&["gc"])["freed_bytes"], 0);
+    world.write("web", &days[0]);
+    let backup = world.json(&["backup", "web"]);
+    assert_eq!(backup["backups"][0]["new_segments"], 5);
+    world.run(&["restore", "web", "out", "--force"]).exits(0);
+    assert!(world.read("out") == days[0]);
+}
+
+#[test]
+fn delete_and_forget_collect_when_they_are_told_to() {
+    let world = World::new();
+    three_days(&world);
+    let document = world.json(&["delete", "--gc", "web@0"]);
+    assert_eq!(document["gc"]["freed_bytes"], document["freed_bytes"]);
+    assert_eq!(document["gc"]["purged_backups"], 1);
+    let text = world.run(&["forget", "--keep-last", "1", "--gc"]).exits(0).text();
+    assert!(text.contains("deleted 1 backups, 1 are kept\n") && text.contains("freed"), "{text}");
+    let document = world.json(&["delete", "--gc", "--dry-run", "web"]);
+    assert_eq!(keys(&document), ["deleted", "dry_run", "freed_bytes"]);
+    let document = world.json(&["delete", "--gc", "web"]);
+    assert!(document["gc"]["unlinked_packs"].as_u64().unwrap() >= 1, "empty packs go as a whole");
+    let bytes = packs_bytes(&world);
+    assert!(bytes < 200_000, "nothing is stored any longer: {bytes}");
+}
+
+#[test]
+fn nothing_is_freed_while_a_manifest_is_missing_or_damaged() {
+    let world = World::new();
+    let days = three_days(&world);
+    world.run(&["delete", "web@1"]).exits(0);
+    let manifest = world.json(&["show", "web@0"])["manifest"].as_str().unwrap().to_owned();
+    let bytes = world.read(&manifest);
+    let mut flipped = bytes.clone();
+    flipped[180] ^= 4;
+    let refused = |what: &str| {
+        let before = packs_bytes(&world);
+        let found = world.run(&["--json", "gc"]).exits(3).json();
+        assert_eq!((&found["freed_segments"], &found["purged_backups"]), (&0.into(), &0.into()), "{what}");
+        let why = found["problems"][0].as_str().unwrap();
+        assert!(why.contains("nothing is freed") && why.contains("web@0"), "{what}: {why}");
+        assert_eq!(packs_bytes(&world), before, "{what}");
+        assert!(world.run(&["check"]).exits(3).text().contains("web@0"), "{what}: check names it");
+        world.write(&manifest, &bytes);
+        world.run(&["check", "--read-data"]).exits(0);
+    };
+    world.write(&manifest, &flipped);
+    refused("one bit");
+    fs::remove_file(world.path(&manifest)).unwrap();
+    refused("gone");
+    // A list of backups that cannot be read is as bad.
+    let settings = world.path(&manifest).parent().unwrap().join("set.toml");
+    let text = fs::read(&settings).unwrap();
+    fs::write(&settings, &text[1..]).unwrap();
+    let found = world.run(&["--json", "gc"]).exits(3).json();
+    assert_eq!(found["freed_segments"], 0);
+    assert!(found["problems"][0].as_str().unwrap().contains("set.toml"), "{found}");
+    fs::write(&settings, &text).unwrap();
+    // Put back, all is well.
+    let done = world.json(&["gc"]);
+    assert_eq!((&done["purged_backups"], &done["problems"]), (&1.into(), &serde_json::json!([])));
+    for (number, day) in [(0, &days[0]), (2, &days[2])] {
+        world.run(&["restore", &format!("web@{number}"), "out", "--force"]).exits(0);
+        assert!(world.read("out") == *day);
+    }
+}
+
+#[test]
+fn what_an_unfinished_backup_stored_is_kept_for_its_next_run_and_it_says_so() {
+    let world = World::new();
+    world.init_small();
+    let disk = noise(1, 200 << 16);
+    world.write("web", &disk);
+    // A source that fails in its midst: a FIFO cannot be backed up, so the process is killed while it stores.
+    let mut child = world.command(&["backup", "web", "--jobs", "1", "--compression", "lzma:9"]);
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pack = world.path("R/packs/0000000000000001.pack");
+    while fs::metadata(&pack).map_or(0, |found| found.len()) < 20 << 16 {
+        assert!(child.try_wait().unwrap().is_none(), "it was done before it could be killed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = world.json(&["gc"]);
+    let unfinished = kept["unfinished_segments"].as_u64().unwrap();
+    assert!(unfinished >= 15, "{unfinished} segments are kept");
+    assert_eq!(kept["freed_segments"], 0);
+    let resumed = world.run(&["backup", "web"]).exits(0).text();
+    let says = format!("web@0: {unfinished} segments were there from a backup that was cut off");
+    assert!(resumed.contains(&says), "{resumed}");
+    assert_eq!(world.json(&["gc", "--keep-unfinished", "0s"])["freed_segments"], 0);
+    world.run(&["restore", "web", "out"]).exits(0);
+    assert!(world.read("out") == disk);
+    // One that is not run again goes when its time is over.
+    world.write("other", &noise(2, 200 << 16));
+    let mut child = world.command(&["backup", "other", "--jobs", "1", "--compression", "lzma:9"]);
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pack = world.path("R/packs/0000000000000003.pack");
+    while fs::metadata(&pack).map_or(0, |found| found.len()) < 20 << 16 {
+        assert!(child.try_wait().unwrap().is_none(), "it was done before it could be killed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(world.json(&["gc"])["freed_segments"], 0);
+    assert!(world.json(&["gc", "--keep-unfinished", "0s"])["freed_segments"].as_u64().unwrap() >= 15);
+    world.run(&["check", "--read-data"]).exits(0);
+    // The repository's own time for it.
+    let settings = fs::read_to_string(world.path("R/ekko.toml")).unwrap();
+    fs::write(world.path("R/ekko.toml"), settings + "keep_unfinished = \"2 fortnights\"\n").unwrap();
+    world.run(&["gc"]).exits(2).says("keep_unfinished is no span of time");
+}
+
+#[test]
+fn a_backup_that_is_being_restored_by_another_process_is_not_collected() {
+    let world = World::new();
+    world.init_small();
+    let disk = noise(1, 64 << 16);
+    world.write("web", &disk);
+    world.run(&["backup", "web"]).exits(0);
+    // A restore to a pipe that nobody reads yet waits in its midst.
+    let mut restore = world.command(&["restore", "web", "-", "--jobs", "1"]);
+    let mut restore = restore.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stream = restore.stdout.take().unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    stream.read_exact(&mut bytes).unwrap();
+    world.run(&["delete", "web"]).exits(0);
+    let kept = world.json(&["gc"]);
+    assert_eq!((&kept["freed_segments"], &kept["purged_backups"]), (&0.into(), &0.into()));
+    stream.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == disk);
+    assert!(restore.wait().unwrap().success());
+    let done = world.json(&["gc"]);
+    assert_eq!((&done["freed_segments"], &done["purged_backups"]), (&64.into(), &1.into()));
+    // The leases of a process that was killed keep nothing.
+    world.run(&["backup", "web"]).exits(0);
+    let mut restore = world.command(&["restore", "web", "-"]);
+    let mut restore = restore.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    restore.stdout.as_mut().unwrap().read_exact(&mut bytes[..1 << 16]).unwrap();
+    restore.kill().unwrap();
+    restore.wait().unwrap();
+    world.run(&["delete", "web"]).exits(0);
+    assert_eq!(world.json(&["gc"])["freed_segments"], 64);
+    assert_eq!(fs::read_dir(world.path("R/leases")).unwrap().count(), 0);
+    std::io::sink().write_all(&bytes).unwrap();
+}
