@@ -23,6 +23,7 @@ pub(super) struct Document {
     unfinished_segments: u64,
     unfinished_bytes: u64,
     compared_bytes: u64,
+    comparing_seconds: f64,
     problems: Vec<String>,
 }
 
@@ -58,6 +59,7 @@ pub(super) fn collect(
         unfinished_segments: summary.unfinished_segments,
         unfinished_bytes: summary.unfinished_bytes,
         compared_bytes: summary.compared_bytes,
+        comparing_seconds: summary.comparing.as_secs_f64(),
         problems: summary.problems,
     };
     Ok(document)

@@ -56,6 +56,8 @@ pub struct GcSummary {
     pub unfinished_bytes: u64,
     /// Bytes of manifests' hash columns that were compared with what was to go.
     pub compared_bytes: u64,
+    /// How long that took.
+    pub comparing: Duration,
     /// Why nothing, or not all, was freed.
     pub problems: Vec<String>,
     /// Whether the index says of a segment that a manifest names that nobody does: the caller replaces it.
@@ -133,6 +135,8 @@ impl RepositoryWriter {
                     }
                     purged = true;
                 }
+                // Neighbours in a pack together: they make one hole.
+                candidates.sort_unstable_by_key(|candidate| candidate.place);
                 for part in candidates.chunks(FREED_AT_ONCE) {
                     self.check()?;
                     let (segments, bytes) = collector.free(part)?;
@@ -282,8 +286,9 @@ impl Moment {
 /// Takes out of the candidates what manifests name; the index should have counted them if the backups are listed.
 /// Says whether the rest may go.
 fn is_proven(proof: Proof, listed: bool, candidates: &mut Vec<Candidate>, summary: &mut GcSummary) -> bool {
-    let Proof { named, problems, compared_bytes } = proof;
+    let Proof { named, problems, compared_bytes, elapsed } = proof;
     summary.compared_bytes += compared_bytes;
+    summary.comparing += elapsed;
     if !problems.is_empty() {
         let why = |what| format!("nothing is freed while a manifest cannot be read: {what}");
         summary.problems.extend(problems.into_iter().map(why));

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::manifest::ManifestReader;
 use crate::progress::{Part, Progress};
@@ -28,6 +29,8 @@ pub(super) struct Proof {
     pub(super) problems: Vec<String>,
     /// How many bytes of hash columns were compared.
     pub(super) compared_bytes: u64,
+    /// How long that took, the verification of the manifests included.
+    pub(super) elapsed: Duration,
 }
 
 /// Compares candidates, sorted by key, with what backups name, on `jobs` threads.
@@ -38,6 +41,7 @@ pub(super) fn prove(
     jobs: usize,
     progress: &dyn Progress,
 ) -> Result<Proof, RepositoryError> {
+    let begun = Instant::now();
     let table = Table::of(candidates);
     let next = AtomicUsize::new(0);
     let compared = AtomicU64::new(0);
@@ -78,7 +82,7 @@ pub(super) fn prove(
     named.sort_unstable();
     named.dedup();
     problems.sort_unstable();
-    Ok(Proof { named, problems, compared_bytes: compared.into_inner() })
+    Ok(Proof { named, problems, compared_bytes: compared.into_inner(), elapsed: begun.elapsed() })
 }
 
 /// A bit for each candidate, at a place that its SHA-1 says.

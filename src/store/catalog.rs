@@ -80,6 +80,11 @@ impl Catalog {
         Ok(pack)
     }
 
+    /// Returns how many records the tables of all packs list, about.
+    pub fn listed(&self) -> u64 {
+        self.numbers.iter().filter_map(|number| self.pack(*number).ok()?.listed().ok()).sum()
+    }
+
     /// Calls `each` with every living segment's entry of every pack, pack by pack. What cannot be read is
     /// returned and left out.
     pub fn for_each_segment(

@@ -307,8 +307,10 @@ pub(super) mod key {
     pub(in crate::store) const META: u8 = b'm';
     pub(in crate::store) const PACK: u8 = b'p';
     pub(in crate::store) const SEGMENT: u8 = b's';
-    pub(in crate::store) const TASK: u8 = b't';
     pub(in crate::store) const ZERO: u8 = b'z';
+    /// Large records, that come and go: before all others, so that they share no page of sled's with those that
+    /// change often.
+    pub(in crate::store) const TASK: u8 = b'a';
 
     pub(in crate::store) fn segment(key: SegmentKey) -> [u8; 23] {
         let mut bytes = [SEGMENT; 23];

@@ -36,6 +36,9 @@ use crate::store::pack::PackNumber;
 /// The most changes in one batch: more, and sled keeps gigabytes.
 pub(super) const BATCH: usize = 64;
 
+/// How many records are made ready at a time while an index is made.
+const LOADED_AT_ONCE: usize = 1 << 12;
+
 /// sled's page cache, in bytes.
 const CACHE: u64 = 64 << 20;
 
@@ -381,45 +384,45 @@ impl IndexWriter {
         Ok(all)
     }
 
-    /// Writes segments, sorted by their keys, that an index which has been empty does not have yet.
-    pub(super) fn load(&mut self, sorted: &[(SegmentKey, SegmentEntry)]) -> Result<(), IndexError> {
-        for part in sorted.chunks(BATCH) {
-            let records = part.iter().map(|(key, entry)| Ok((key::segment(*key).to_vec(), encode(entry)?)));
-            let records = records.collect::<Result<Vec<_>, rancor::Error>>();
-            let records = records.map_err(|error| self.index.damaged(error.to_string()))?;
-            let twins = part.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
-            self.load_records(records, part.len() as u64, twins)?;
+    /// Writes segments that an index which is being made does not have yet, best sorted by their keys. Not in batches:
+    /// what a crash leaves of it is never looked at, and each costs less.
+    pub(super) fn load(&mut self, entries: &[(SegmentKey, SegmentEntry)]) -> Result<(), IndexError> {
+        let mut meta = self.meta;
+        for part in entries.chunks(LOADED_AT_ONCE) {
+            let record = |(key, entry): &(SegmentKey, SegmentEntry)| {
+                let value = encode(entry).map_err(|error| self.index.damaged(error.to_string()))?;
+                Ok((key::segment(*key), value))
+            };
+            let records = part.iter().map(record).collect::<Result<Vec<_>, IndexError>>()?;
+            for (key, value) in &records {
+                meta.add(key, value);
+            }
+            guarded(self.index.path(), "write", || {
+                records.into_iter().try_for_each(|(key, value)| self.index.db().insert(key, value).map(drop))
+            })?;
         }
-        Ok(())
+        meta.segments += entries.len() as u64;
+        meta.twins += entries.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
+        self.write(Finished { meta, records: Vec::new() })
     }
 
     /// Writes packs that the index does not have yet.
     pub(super) fn load_packs(&mut self, packs: &HashMap<PackNumber, PackEntry>) -> Result<(), IndexError> {
-        let last = packs.keys().map(|number| number.0).max().unwrap_or(0);
-        self.meta.last_pack = self.meta.last_pack.max(last);
-        let mut records = Vec::with_capacity(packs.len());
-        for (number, pack) in packs {
-            let value = encode(pack).map_err(|error| self.index.damaged(error.to_string()))?;
-            records.push((key::pack(*number), value));
+        let mut packs: Vec<_> = packs.iter().collect();
+        packs.sort_unstable_by_key(|(number, _)| **number);
+        for part in packs.chunks(BATCH) {
+            let mut meta = self.meta;
+            let mut records = Vec::with_capacity(part.len());
+            for (number, pack) in part {
+                let value = encode(*pack).map_err(|error| self.index.damaged(error.to_string()))?;
+                let key = key::pack(**number);
+                meta.add(&key, &value);
+                meta.last_pack = meta.last_pack.max(number.0);
+                records.push((key, Some(value)));
+            }
+            self.write(Finished { meta, records })?;
         }
-        records.sort_unstable();
-        records.chunks(BATCH).try_for_each(|part| self.load_records(part.to_vec(), 0, 0))
-    }
-
-    fn load_records(
-        &mut self,
-        records: Vec<(Vec<u8>, Vec<u8>)>,
-        segments: u64,
-        twins: u64,
-    ) -> Result<(), IndexError> {
-        let mut meta = self.meta;
-        for (key, value) in &records {
-            meta.add(key, value);
-        }
-        meta.segments += segments;
-        meta.twins += twins;
-        let records = records.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        self.write(Finished { meta, records })
+        Ok(())
     }
 
     fn write(&mut self, finished: Finished) -> Result<(), IndexError> {

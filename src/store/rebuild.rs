@@ -47,16 +47,18 @@ pub fn rebuild_index<E: From<StoreError>>(
     let survey = Survey::of(storage, folder, &pack_numbers(storage, folder)?)?;
     let mut packs: HashMap<PackNumber, PackEntry> = HashMap::new();
     let of = survey.listed.div_ceil(PART).max(1);
-    let mut lost = 0;
+    let (mut lost, mut tasks) = (0, Vec::new());
     for number in 0..of {
         let part = IndexPart { number, of };
-        let mut entries: Vec<(SegmentKey, SegmentEntry)> = Vec::new();
+        // As much as is needed, and not up to twice as much, as a vector that grows takes.
+        let expected = usize::try_from(survey.listed / of).unwrap_or(0);
+        let mut entries: Vec<(SegmentKey, SegmentEntry)> = Vec::with_capacity(expected + expected / 32);
         for pack in &survey.packs {
             let table = survey.table(storage, folder, *pack)?;
             let living = table.living.iter().filter(|entry| part.holds(entry.key));
             entries.extend(living.map(|entry| (entry.key, SegmentEntry::new(pack.number, entry))));
             if number == 0 {
-                index.apply(&table.tasks(*pack)).map_err(StoreError::from)?;
+                tasks.extend(table.tasks(*pack));
                 let entry = packs.entry(pack.number).or_default();
                 (entry.id, entry.size, entry.dead) = (pack.id.0, table.size, table.buried);
             }
@@ -93,5 +95,6 @@ pub fn rebuild_index<E: From<StoreError>>(
         index.load(&entries).map_err(StoreError::from)?;
     }
     index.load_packs(&packs).map_err(StoreError::from)?;
+    index.apply(&tasks).map_err(StoreError::from)?;
     Ok((survey.reconciled, lost))
 }

@@ -14,8 +14,8 @@ use crate::store::pack::{
 use crate::store::reconcile::pack_numbers;
 use crate::store::writer::Moved;
 
-/// How many tasks, of up to a thousand places each, are done at a time.
-const TASKS_AT_ONCE: usize = 256;
+/// How many tasks, of up to 64 places each, are done at a time.
+const TASKS_AT_ONCE: usize = 1 << 12;
 
 /// So many packs of dead records alone are made into one.
 const IDLE_PACKS: usize = 16;

@@ -20,7 +20,7 @@ use crate::store::pack::{
 use crate::store::writer::now;
 
 /// How many places one task names at most.
-const PLACES_IN_A_TASK: usize = 1 << 10;
+const PLACES_IN_A_TASK: usize = 1 << 6;
 
 /// What was found and done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,9 +176,15 @@ impl Survey {
         let reader = PackReader::open(storage, folder, pack.number)?;
         let entries = reader.contents()?.unwrap_or_default();
         let buried = entries.iter().filter(|entry| entry.kind == RecordKind::Dead).count() as u64;
-        let segments = entries.into_iter().filter(|entry| entry.kind == RecordKind::Segment);
-        let (freed, living): (Vec<_>, Vec<_>) =
-            segments.partition(|entry| self.dead.contains(&(pack.id, entry.offset)));
+        let (mut living, mut freed) = (entries, Vec::new());
+        living.retain(|entry| {
+            let is_segment = entry.kind == RecordKind::Segment;
+            let is_dead = is_segment && self.dead.contains(&(pack.id, entry.offset));
+            if is_dead {
+                freed.push(*entry);
+            }
+            is_segment && !is_dead
+        });
         let living =
             if self.trusted && !reader.has_holes()? { living } else { readable_records(&reader, living)? };
         Ok(PackTable { living, freed, buried, size: reader.size()? })

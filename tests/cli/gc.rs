@@ -39,6 +39,7 @@ fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
         keys(&nothing),
         [
             "compared_bytes",
+            "comparing_seconds",
             "dry_run",
             "freed_bytes",
             "freed_segments",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::codec::Decoder;
 use crate::segment::{Fingerprint, SegmentKey};
 use crate::storage::{Storage, StorageFile};
-use crate::store::pack::contents::{ContentsEntry, decode_trailer};
+use crate::store::pack::contents::{ContentsEntry, ENTRY_LENGTH, decode_trailer};
 use crate::store::pack::header::{FIRST_RECORD, HeaderError, PackHeader, PackNumber};
 use crate::store::pack::record::{DeadSegment, HEADER_LENGTH, RecordHeader, RecordKind, TRAILER_LENGTH};
 use crate::store::pack::{ALIGNMENT, PackError};
@@ -130,9 +130,9 @@ impl PackReader {
         if offset.saturating_add(record.span()) > self.size()? {
             return Err(self.damaged(offset, "it reaches beyond the end of the file"));
         }
-        let mut bytes = Vec::new();
-        self.read(offset, record.stored_length, &mut bytes)?;
-        let payload = bytes.split_off(HEADER_LENGTH.min(bytes.len()));
+        let mut payload = Vec::new();
+        self.read(offset, record.stored_length, &mut payload)?;
+        payload.drain(..HEADER_LENGTH.min(payload.len()));
         if Fingerprint::of(&payload) == record.fingerprint {
             Ok(payload)
         } else {
@@ -156,6 +156,18 @@ impl PackReader {
         }
         let payload = self.own_payload(offset, &record)?;
         DeadSegment::decode(&payload).map_err(|_| self.damaged(offset, "its list does not hold together"))
+    }
+
+    /// Returns how many entries the table of contents has, by what its record's header says; 0 if there is none.
+    pub fn listed(&self) -> Result<u64, PackError> {
+        let size = self.size()?;
+        let Some(position) = size.checked_sub(TRAILER_LENGTH).filter(|at| *at >= FIRST_RECORD) else {
+            return Ok(0);
+        };
+        let mut trailer = [0; 64];
+        self.file.read_at(&mut trailer, position)?;
+        let table = decode_trailer(&trailer, &self.header, size).map(|offset| self.record(offset));
+        Ok(table.and_then(Result::ok).map_or(0, |table| table.stored_length / ENTRY_LENGTH as u64))
     }
 
     /// Reads the table of contents, or nothing if the pack is not sealed or its table is damaged.
