@@ -51,7 +51,7 @@ class Soak:
             # A block of each segment; the rest is hole.
             for number in range(SEGMENTS):
                 file.seek(number * SEGMENT)
-                file.write(number.to_bytes(8, "little") * 512)
+                file.write((number + 1).to_bytes(8, "little") * 512)
             file.truncate(SEGMENTS * SEGMENT)
         document = self.run("backup", f"big={big}", "--compression", "zstd:1")
         assert document["backups"][0]["new_segments"] == SEGMENTS, document

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::check::CheckError;
 use crate::check::copies::{Copy, of, of_mut};
 use crate::error::ErrorKind;
+use crate::manifest::ManifestReader;
 use crate::manifest::stays::Neighbours;
 use crate::repository::{Backupset, Repository};
 use crate::segment::SegmentKey;
@@ -131,8 +132,9 @@ fn recount(
                 }
             }
             if let Some(before) = &before {
-                crate::manifest::ManifestReader::release_pages(before);
+                ManifestReader::release_pages(before);
             }
+            this.release_pages();
             before = Some(this);
         }
     }

@@ -14,8 +14,9 @@ use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 use crate::segment::{SegmentHash, SegmentKey};
 use crate::store::Candidate;
 
-/// Bits of the table for each candidate, at least: then at most one hash in 16 that is none is looked up further.
-const BITS_EACH: usize = 16;
+/// Bits of the table for each candidate, at least. Two of them are set, so that of a thousand hashes that are no
+/// candidate one is looked up further; all others but one in 32 cost a single look.
+const BITS_EACH: usize = 64;
 
 /// A backup whose manifest is compared.
 pub(super) type Named<'a> = (&'a Backupset, &'a BackupRecord);
@@ -85,7 +86,15 @@ pub(super) fn prove(
     Ok(Proof { named, problems, compared_bytes: compared.into_inner(), elapsed: begun.elapsed() })
 }
 
-/// A bit for each candidate, at a place that its SHA-1 says.
+fn first(hash: &[u8; SegmentHash::LENGTH]) -> usize {
+    hash.first_chunk().map_or(0, |part| usize::from_le_bytes(*part))
+}
+
+fn last(hash: &[u8; SegmentHash::LENGTH]) -> usize {
+    hash.last_chunk().map_or(0, |part| usize::from_le_bytes(*part))
+}
+
+/// Two bits for each candidate, at places that its SHA-1 says.
 struct Table {
     words: Vec<u64>,
     mask: usize,
@@ -96,22 +105,19 @@ impl Table {
         let bits = (candidates.len() * BITS_EACH).next_power_of_two().max(64);
         let mut table = Self { words: vec![0; bits / 64], mask: bits - 1 };
         for candidate in candidates {
-            let bit = table.bit(candidate.key.hash.as_bytes());
-            if let Some(word) = table.words.get_mut(bit / 64) {
-                *word |= 1 << (bit % 64);
+            for part in [first, last] {
+                let bit = part(candidate.key.hash.as_bytes()) & table.mask;
+                if let Some(word) = table.words.get_mut(bit / 64) {
+                    *word |= 1 << (bit % 64);
+                }
             }
         }
         table
     }
 
-    fn bit(&self, hash: &[u8; SegmentHash::LENGTH]) -> usize {
-        let first = hash.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
-        usize::try_from(first).unwrap_or(0) & self.mask
-    }
-
     fn may_hold(&self, hash: &[u8; SegmentHash::LENGTH]) -> bool {
-        let bit = self.bit(hash);
-        self.words.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+        let is_set = |bit: usize| self.words.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1);
+        is_set(first(hash) & self.mask) && is_set(last(hash) & self.mask)
     }
 
     /// Returns the positions of the candidates that a manifest names.

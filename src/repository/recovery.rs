@@ -206,6 +206,7 @@ fn fill(repository: &Repository, index: &mut IndexWriter) -> Result<(Reconciled,
                 }
                 let counted = Change::Counted(set.id, backup.incremental, Counted::whole(backup.manifest));
                 whole.insert((set.id, backup.incremental), counted);
+                manifest.release_pages();
                 before = Some(manifest);
             }
         }

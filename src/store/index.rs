@@ -40,7 +40,7 @@ pub(super) const BATCH: usize = 64;
 const LOADED_AT_ONCE: usize = 1 << 12;
 
 /// sled's page cache, in bytes.
-const CACHE: u64 = 64 << 20;
+const CACHE: u64 = 48 << 20;
 
 thread_local! {
     static GUARDED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
