@@ -43,6 +43,8 @@ fn of_process(file: &str, key: &str) -> u64 {
 
 /// Runs something; prints how long it took, its peak of memory and what it wrote.
 fn measure<T>(what: &str, job: impl FnOnce() -> T) -> (T, Duration) {
+    // What was written before is not to be written meanwhile.
+    assert!(std::process::Command::new("sync").status().unwrap().success());
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, written) = (of_process("status", "RssAnon"), of_process("io", "wchar"));
     let begun = Instant::now();

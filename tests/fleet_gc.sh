@@ -55,12 +55,14 @@ before=$(used fleet)
 planned=$("$EKKO" -q --json -r fleet forget --keep-last 1 --dry-run | field freed_bytes)
 "$EKKO" -q -r fleet forget --keep-last 1 >/dev/null
 begun=$(now)
-freed=$("$EKKO" -q --json -r fleet gc | field freed_bytes)
+"$EKKO" -q --json -r fleet gc >gc.json
 took=$(python3 -c "print('%.2f' % ($(now) - $begun))")
+freed=$(field freed_bytes <gc.json)
 after=$(used fleet)
 begun=$(now)
-again=$("$EKKO" -q --json -r fleet gc | field freed_bytes)
+"$EKKO" -q --json -r fleet gc >gc.json
 second=$(python3 -c "print('%.2f' % ($(now) - $begun))")
+again=$(field freed_bytes <gc.json)
 "$EKKO" -r fresh init --segment-size "$segment" >/dev/null
 "$EKKO" -q -r fresh backup disk1 disk2 disk3 disk4 disk5 disk6 >/dev/null
 fresh=$(used fresh)

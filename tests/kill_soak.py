@@ -3,8 +3,9 @@
 
 usage: EKKO=path/to/ekko tests/kill_soak.py [KILLS [SEGMENTS [SEED [FOLDER]]]]
 
-A store of SEGMENTS segments (100,000) is made first. Then, KILLS times (200): a backup, a deletion, a collection, an
-undeletion, a check with repair or a rebuild begins, and is killed with SIGKILL after a random time. After each the
+A store of SEGMENTS segments (100,000) is made first. Then a backup, a deletion, a collection, an
+undeletion, a check with repair or a rebuild begins, and is killed with SIGKILL at a random moment, until KILLS (200) were
+killed before they were done. After each the
 next opening is timed, every acknowledged backup must be listed and every deleted one gone; every tenth time, and at the
 end, all are restored and compared, and everything is checked.
 """
@@ -34,6 +35,8 @@ class Soak:
         self.deleted = {}
         self.opens = []
         self.killed = 0
+        self.rounds = 0
+        self.took = {}  # how long each kind of work takes that is not killed, in seconds
 
     def command(self, *arguments):
         return [EKKO, "-r", self.store, "--json", *arguments]
@@ -96,10 +99,11 @@ class Soak:
         else:
             arguments = ["gc", "--keep-unfinished", "0s"]
         child = subprocess.Popen(self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        longest = 3.0 if kind in ("rebuild", "check") else 0.6
+        started = time.monotonic()
         try:
-            out, err = child.communicate(timeout=self.random.random() ** 2 * longest)
+            out, err = child.communicate(timeout=self.random.random() * self.took.get(kind, 5.0))
             done = child.returncode
+            self.took[kind] = time.monotonic() - started
             if done not in (0,) and not (kind == "undelete" and done == 1):
                 sys.exit(f"{arguments}: exit {done}\n{out.decode()}{err.decode()}")
         except subprocess.TimeoutExpired:
@@ -145,9 +149,10 @@ def main():
     with tempfile.TemporaryDirectory(dir=base) as folder:
         soak = Soak(folder)
         soak.prepare()
-        for number in range(KILLS):
+        while soak.killed < KILLS:
             soak.step()
-            if number % 10 == 9:
+            soak.rounds += 1
+            if soak.rounds % 10 == 0:
                 soak.compare()
         soak.compare()
         document = soak.run("check", "--read-data")
@@ -155,7 +160,7 @@ def main():
         soak.run("gc", "--keep-unfinished", "0s")
         soak.compare()
         opens = sorted(soak.opens)
-        print(f"seed {SEED}: {KILLS} rounds, {soak.killed} killed, {SEGMENTS} segments: nothing acknowledged was lost; "
+        print(f"seed {SEED}: {soak.killed} of {soak.rounds} commands killed, {SEGMENTS} segments: nothing acknowledged was lost; "
               f"an opening, a change and a closing took {opens[len(opens) // 2]:.2f} s in the median, "
               f"{opens[-1]:.2f} s at most")
 
