@@ -23,7 +23,7 @@ use rkyv::rancor;
 
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::store::batch::{Batch, Finished, encode, pack_entry, read, segment_entry};
+use crate::store::batch::{Batch, Finished, pack_entry, read, segment_entry};
 use crate::store::entry::{
     ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Candidate, Change, Counted, FreedPlace, PackEntry,
     SegmentEntry, Task, key,
@@ -35,9 +35,6 @@ use crate::store::pack::PackNumber;
 
 /// The most changes in one batch: more, and sled keeps gigabytes.
 pub(super) const BATCH: usize = 64;
-
-/// How many records are made ready at a time while an index is made.
-const LOADED_AT_ONCE: usize = 1 << 12;
 
 /// sled's page cache, in bytes.
 const CACHE: u64 = 48 << 20;
@@ -384,48 +381,20 @@ impl IndexWriter {
         Ok(all)
     }
 
-    /// Writes segments that an index which is being made does not have yet, best sorted by their keys. Not in batches:
-    /// what a crash leaves of it is never looked at, and each costs less.
-    pub(super) fn load(&mut self, entries: &[(SegmentKey, SegmentEntry)]) -> Result<(), IndexError> {
-        let mut meta = self.meta;
-        for part in entries.chunks(LOADED_AT_ONCE) {
-            let record = |(key, entry): &(SegmentKey, SegmentEntry)| {
-                let value = encode(entry).map_err(|error| self.index.damaged(error.to_string()))?;
-                Ok((key::segment(*key), value))
-            };
-            let records = part.iter().map(record).collect::<Result<Vec<_>, IndexError>>()?;
-            for (key, value) in &records {
-                meta.add(key, value);
-            }
-            guarded(self.index.path(), "write", || {
-                records.into_iter().try_for_each(|(key, value)| self.index.db().insert(key, value).map(drop))
-            })?;
-        }
-        meta.segments += entries.len() as u64;
-        meta.twins += entries.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
-        self.write(Finished { meta, records: Vec::new() })
+    /// Returns what the index says of itself.
+    pub(super) fn meta(&self) -> Meta {
+        self.meta
     }
 
-    /// Writes packs that the index does not have yet.
-    pub(super) fn load_packs(&mut self, packs: &HashMap<PackNumber, PackEntry>) -> Result<(), IndexError> {
-        let mut packs: Vec<_> = packs.iter().collect();
-        packs.sort_unstable_by_key(|(number, _)| **number);
-        for part in packs.chunks(BATCH) {
-            let mut meta = self.meta;
-            let mut records = Vec::with_capacity(part.len());
-            for (number, pack) in part {
-                let value = encode(*pack).map_err(|error| self.index.damaged(error.to_string()))?;
-                let key = key::pack(**number);
-                meta.add(&key, &value);
-                meta.last_pack = meta.last_pack.max(number.0);
-                records.push((key, Some(value)));
-            }
-            self.write(Finished { meta, records })?;
-        }
-        Ok(())
+    /// Writes records, not in a batch: for an index that is being made, of which a crash leaves nothing that is looked
+    /// at. What it says of itself is to be written after.
+    pub(super) fn insert_records(&self, records: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), IndexError> {
+        guarded(self.index.path(), "write", || {
+            records.into_iter().try_for_each(|(key, value)| self.index.db().insert(key, value).map(drop))
+        })
     }
 
-    fn write(&mut self, finished: Finished) -> Result<(), IndexError> {
+    pub(super) fn write(&mut self, finished: Finished) -> Result<(), IndexError> {
         let Finished { meta, records } = finished;
         self.written += records.len() as u64 + 1;
         let mut batch = sled::Batch::default();

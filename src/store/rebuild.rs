@@ -7,13 +7,24 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::segment::SegmentKey;
-use crate::storage::Storage;
+use crossbeam_channel::{Sender, bounded};
+
+use crate::segment::{SegmentKey, Twin};
+use crate::storage::{Storage, StorageError};
 use crate::store::StoreError;
-use crate::store::entry::{PackEntry, SegmentEntry};
-use crate::store::index::IndexWriter;
+use crate::store::batch::{Finished, encode};
+use crate::store::entry::{PackEntry, SegmentEntry, key};
+use crate::store::index::{BATCH, IndexWriter};
+use crate::store::index_error::IndexError;
+use crate::store::index_files::sync_files;
 use crate::store::pack::PackNumber;
 use crate::store::reconcile::{Reconciled, Survey, pack_numbers};
+
+/// How many records are made ready at a time while an index is made.
+const LOADED_AT_ONCE: usize = 1 << 12;
+
+/// After so many times what was written is synced beside.
+const SYNCED_AFTER: usize = 16;
 
 /// How many segments are put together at a time, about: 104 bytes of memory each.
 const PART: u64 = 1 << 20;
@@ -97,4 +108,69 @@ pub fn rebuild_index<E: From<StoreError>>(
     index.load_packs(&packs).map_err(StoreError::from)?;
     index.apply(&tasks).map_err(StoreError::from)?;
     Ok((survey.reconciled, lost))
+}
+
+impl IndexWriter {
+    /// Writes segments that an index which is being made does not have yet, best sorted by their keys. Not in batches:
+    /// what a crash leaves of it is never looked at, and each costs less.
+    fn load(&mut self, entries: &[(SegmentKey, SegmentEntry)]) -> Result<(), IndexError> {
+        let path = self.index().path().to_owned();
+        let (wake, woken) = bounded::<()>(1);
+        // The disk works beside: at the end little is left to wait for.
+        std::thread::scope(|scope| {
+            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| sync_files(&path)));
+            let loaded = self.load_beside(entries, &wake);
+            drop(wake);
+            let synced = syncing.join().unwrap_or_else(|_| {
+                let ended = std::io::Error::other("the syncing thread ended");
+                Err(StorageError::new("sync", self.index().path(), ended))
+            });
+            loaded.and(synced.map_err(IndexError::from))
+        })
+    }
+
+    fn load_beside(
+        &mut self,
+        entries: &[(SegmentKey, SegmentEntry)],
+        wake: &Sender<()>,
+    ) -> Result<(), IndexError> {
+        let mut meta = self.meta();
+        for (number, part) in entries.chunks(LOADED_AT_ONCE).enumerate() {
+            if number % SYNCED_AFTER == SYNCED_AFTER - 1 {
+                // If it is busy still, it takes this part with the next.
+                let _ = wake.try_send(());
+            }
+            let record = |(key, entry): &(SegmentKey, SegmentEntry)| {
+                let value = encode(entry).map_err(|error| self.index().damaged(error.to_string()))?;
+                Ok((key::segment(*key).to_vec(), value))
+            };
+            let records = part.iter().map(record).collect::<Result<Vec<_>, IndexError>>()?;
+            for (key, value) in &records {
+                meta.add(key, value);
+            }
+            self.insert_records(records)?;
+        }
+        meta.segments += entries.len() as u64;
+        meta.twins += entries.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
+        self.write(Finished { meta, records: Vec::new() })
+    }
+
+    /// Writes packs that the index does not have yet.
+    fn load_packs(&mut self, packs: &HashMap<PackNumber, PackEntry>) -> Result<(), IndexError> {
+        let mut packs: Vec<_> = packs.iter().collect();
+        packs.sort_unstable_by_key(|(number, _)| **number);
+        for part in packs.chunks(BATCH) {
+            let mut meta = self.meta();
+            let mut records = Vec::with_capacity(part.len());
+            for (number, pack) in part {
+                let value = encode(*pack).map_err(|error| self.index().damaged(error.to_string()))?;
+                let key = key::pack(**number);
+                meta.add(&key, &value);
+                meta.last_pack = meta.last_pack.max(number.0);
+                records.push((key, Some(value)));
+            }
+            self.write(Finished { meta, records })?;
+        }
+        Ok(())
+    }
 }
