@@ -14,6 +14,7 @@ mod tests;
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -334,8 +335,8 @@ impl StorageFile for FaultFile {
         self.inner.size()
     }
 
-    fn has_holes(&self) -> Result<bool, StorageError> {
-        self.inner.has_holes()
+    fn holes(&self) -> Result<Vec<Range<u64>>, StorageError> {
+        self.inner.holes()
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {

@@ -18,6 +18,7 @@ mod os;
 
 use std::fmt::Debug;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use behind::WriteBehind;
@@ -116,8 +117,8 @@ pub trait StorageFile: Send + Sync + Debug {
     /// Returns its length in bytes.
     fn size(&self) -> Result<u64, StorageError>;
 
-    /// Says whether it has holes, where the filesystem tells.
-    fn has_holes(&self) -> Result<bool, StorageError>;
+    /// Returns its holes in order, where the filesystem tells; none where it does not.
+    fn holes(&self) -> Result<Vec<Range<u64>>, StorageError>;
 
     /// Fills `buffer` from `offset`; a file that ends before is an error.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError>;

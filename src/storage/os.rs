@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -124,13 +125,26 @@ impl StorageFile for OsFile {
         Ok(self.file.metadata().map_err(failed("examine", &self.path))?.len())
     }
 
-    fn has_holes(&self) -> Result<bool, StorageError> {
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(0)) {
-            Ok(first) => Ok(first < self.size()?),
-            // An empty file, or a filesystem that does not tell.
-            Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(false),
+    fn holes(&self) -> Result<Vec<Range<u64>>, StorageError> {
+        use rustix::fs::SeekFrom::{Data, Hole};
+        let size = self.size()?;
+        let seek = |to| match rustix::fs::seek(&self.file, to) {
+            Ok(offset) => Ok(offset.min(size)),
+            // Nothing is behind, or the filesystem does not tell.
+            Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(size),
             Err(errno) => Err(failed("look for holes in", &self.path)(errno.into())),
+        };
+        let mut holes = Vec::new();
+        let mut end = 0;
+        while end < size {
+            let start = seek(Hole(end))?;
+            if start >= size {
+                break;
+            }
+            end = seek(Data(start))?;
+            holes.push(start..end);
         }
+        Ok(holes)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {

@@ -185,8 +185,16 @@ impl Survey {
             }
             is_segment && !is_dead
         });
-        let living =
-            if self.trusted && !reader.has_holes()? { living } else { readable_records(&reader, living)? };
+        if self.trusted {
+            let holes = reader.holes()?;
+            let is_hole = |entry: &ContentsEntry| {
+                let behind = holes.partition_point(|hole| hole.start <= entry.offset);
+                behind.checked_sub(1).and_then(|at| holes.get(at)).is_some_and(|hole| entry.offset < hole.end)
+            };
+            living.retain(|entry| !is_hole(entry));
+        } else {
+            living = readable_records(&reader, living)?;
+        }
         Ok(PackTable { living, freed, buried, size: reader.size()? })
     }
 }

@@ -1,5 +1,6 @@
 //! Reading a pack.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::codec::Decoder;
@@ -59,9 +60,9 @@ impl PackReader {
         Ok(self.file.size()?)
     }
 
-    /// Says whether it has holes: places that were freed, or that nothing was ever written to.
-    pub fn has_holes(&self) -> Result<bool, PackError> {
-        Ok(self.file.has_holes()?)
+    /// Returns its holes, in order: places that were freed.
+    pub fn holes(&self) -> Result<Vec<Range<u64>>, PackError> {
+        Ok(self.file.holes()?)
     }
 
     pub(super) fn into_file(self) -> (Box<dyn StorageFile>, PackHeader) {
