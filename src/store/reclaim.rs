@@ -156,11 +156,15 @@ impl Collector<'_> {
                 }
             }
         }
+        // Before a dead record says of any place that nothing lives there.
+        for (number, places) in &mut places {
+            places.sort_unstable_by_key(|place| place.offset);
+            self.compare(*number, places)?;
+        }
         if !unburied.is_empty() {
             self.store.bury(unburied)?;
         }
-        for (number, mut places) in places {
-            places.sort_unstable_by_key(|place| place.offset);
+        for (number, places) in places {
             match self.punch(number, &places) {
                 Ok(bytes) => reclaimed.punched_bytes += bytes,
                 // The dead records stand: a rebuild tries again.
@@ -182,17 +186,13 @@ impl Collector<'_> {
         self.store.apply(tasks.iter().map(|(number, _)| Change::TaskDone(*number)).collect())
     }
 
-    /// Punches places, which are sorted, out of a pack. Returns how many bytes.
-    fn punch(&self, number: PackNumber, places: &[FreedPlace]) -> Result<u64, StoreError> {
-        let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
-            Ok(pack) => pack,
-            // Nothing is left of it to be given back.
-            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(0),
-            Err(error) => return Err(error.into()),
-        };
+    /// Makes sure that the segments that were freed lie where the index said, unless they are gone or damaged
+    /// already: nothing is to be punched that lives.
+    fn compare(&self, number: PackNumber, places: &[FreedPlace]) -> Result<(), StoreError> {
+        // What cannot be opened is not punched either.
+        let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(()) };
         let id = pack.header().id();
         for place in places.iter().filter(|place| place.dead().pack == id) {
-            // The index says where; what is there must say so too, unless it is gone or damaged already.
             match pack.record(place.offset) {
                 Ok(record) if record.key != place.key() || record.span() != place.span => {
                     let key = place.key();
@@ -202,6 +202,18 @@ impl Collector<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
+    }
+
+    /// Punches places, which are sorted, out of a pack. Returns how many bytes.
+    fn punch(&self, number: PackNumber, places: &[FreedPlace]) -> Result<u64, StoreError> {
+        let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
+            Ok(pack) => pack,
+            // Nothing is left of it to be given back.
+            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        let id = pack.header().id();
         let file = self.storage.open(&self.folder.join(number.file_name()))?;
         let (mut punched, mut holes) = (0, self.holes);
         let mut rest = places.iter().filter(|place| place.dead().pack == id).peekable();

@@ -219,3 +219,56 @@ fn a_backup_that_is_being_restored_by_another_process_is_not_collected() {
     assert_eq!(fs::read_dir(world.path("R/leases")).unwrap().count(), 0);
     std::io::sink().write_all(&bytes).unwrap();
 }
+
+#[test]
+fn what_was_freed_stays_freed_though_the_record_of_it_is_lost() {
+    let world = World::new();
+    let days = three_days(&world);
+    world.run(&["delete", "--gc", "web@0", "web@1"]).exits(0);
+    // The newest pack holds the dead records, and nothing else.
+    let packs = fs::read_dir(world.path("R/packs")).unwrap().map(|entry| entry.unwrap().path());
+    fs::remove_file(packs.max().unwrap()).unwrap();
+    fs::remove_dir_all(world.path("R/index")).unwrap();
+    world.write("web", &days[0]);
+    let backup = world.json(&["backup", "web"]);
+    assert_eq!(backup["backups"][0]["new_segments"], 5, "nothing is taken for stored that is a hole");
+    for (name, day) in [("web@2", &days[2]), ("web@3", &days[0])] {
+        world.run(&["restore", name, "out", "--force"]).exits(0);
+        assert!(world.read("out") == *day, "{name}");
+    }
+}
+
+#[test]
+fn an_index_that_is_wrong_about_a_place_frees_nothing_that_lives() {
+    let world = World::new();
+    let days = three_days(&world);
+    let root = world.path("R");
+    let options = ekko::repository::OpenOptions::default();
+    let told = ekko::progress::Silent;
+    let writer = ekko::repository::RepositoryWriter::open(&root, &options, &told).unwrap();
+    let (sets, _) = writer.repository().backupsets().unwrap();
+    let manifest = |day: usize| writer.repository().manifest(&sets[0], &sets[0].backups[day]).unwrap();
+    let at = |day: usize, place: u32| manifest(day).lookup(ekko::segment::SegmentIndex(place)).unwrap().key;
+    // The first day's last segment, which nobody else has, is said to lie where a living one does.
+    let (dying, living) = (at(0, 15), at(2, 0));
+    let mut place = None;
+    writer
+        .repository()
+        .catalog()
+        .unwrap()
+        .for_each_segment(|pack, entry| {
+            if entry.key == living {
+                place = Some(ekko::store::SegmentEntry::new(pack, entry));
+            }
+        })
+        .unwrap();
+    let from = writer.store().require(dying).unwrap().place();
+    writer.store().apply(vec![ekko::store::Change::Move(dying, place.unwrap(), from)]).unwrap();
+    writer.close().unwrap();
+    world.run(&["delete", "--gc", "web@0"]).exits(0).says("where another segment lies");
+    for (name, day) in [("web@1", &days[1]), ("web@2", &days[2])] {
+        world.run(&["restore", name, "out", "--force"]).exits(0);
+        assert!(world.read("out") == *day, "{name}");
+    }
+    assert_eq!(world.json(&["check", "--read-data"])["index"], "agrees");
+}
