@@ -73,10 +73,11 @@ pub(super) fn describe(document: &Document, out: &mut dyn Write) -> io::Result<(
     let Document { freed_segments, purged_backups, unfinished_segments, .. } = document;
     let would = if document.dry_run { "would be freed" } else { "freed" };
     let freed = format::bytes(document.freed_bytes);
-    writeln!(
-        out,
-        "{freed} {would}: {freed_segments} segments of {purged_backups} deleted backups and others"
-    )?;
+    writeln!(out, "{freed} {would}: {freed_segments} segments")?;
+    if *purged_backups > 0 {
+        let can = if document.dry_run { "could then" } else { "can" };
+        writeln!(out, "{purged_backups} deleted backups {can} no longer be undeleted")?;
+    }
     if document.moved_bytes > 0 {
         let moved = format::bytes(document.moved_bytes);
         writeln!(out, "{moved} moved out of packs in which little lived")?;
