@@ -19,6 +19,8 @@
 pub mod error;
 pub mod progress;
 
+pub mod pace;
+
 pub mod segment;
 
 pub mod storage;

@@ -137,8 +137,13 @@ impl Scene {
             Job::Collect => drop(gc(writer)),
             Job::Restore => {
                 let mut bytes = Vec::new();
-                let options =
-                    ekko::restore::RestoreOptions { jobs: 2, force: false, sync: false, range: None };
+                let options = ekko::restore::RestoreOptions {
+                    jobs: 2,
+                    force: false,
+                    sync: false,
+                    range: None,
+                    limit: None,
+                };
                 let manifest = self.kept_manifest();
                 let repository = writer.repository();
                 let summary =

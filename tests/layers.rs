@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order. `backup`, `restore` and `check` stand side by side, so none sees another.
-const ROOMS: [&[&str]; 12] = [
+const ROOMS: [&[&str]; 13] = [
     &["error"],
     &["progress"],
+    &["pace"],
     &["segment"],
     &["storage"],
     &["image"],

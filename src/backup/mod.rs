@@ -1,16 +1,19 @@
 //! The backup job: from an image to a committed backup.
 //!
 //! ```text
-//! reader -> workers, one a core -> the store's writer
-//!                \-> collector: puts the results in order -> manifest
+//! threads: read a piece -> hash, compare, encode -> the store's writer
+//!                                   \-> collector: puts the results in order -> manifest
 //! ```
 //!
-//! Owns the pipeline and what it counts. Memory: [`BackupOptions::jobs`] + 2 buffers of a segment for what
-//! is read and the store's buffers for what is encoded, whatever the disk's size.
+//! Owns the pipeline and what it counts. Each thread reads for itself: the bytes stay near the core that hashes them, and
+//! while one waits for the disk the others compute. Memory: each has a buffer of a segment, at least 4 MiB, and what an
+//! encoder works with; the store has buffers for what is encoded. None of it depends on the disk's size.
 
+mod pieces;
 mod pipeline;
 mod worker;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use worker::{Put, SegmentWriter};
@@ -19,6 +22,7 @@ use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Image, ImageError};
 use crate::manifest::{ImageName, ManifestError};
+use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::repository::{CommittedBackup, JobError, RepositoryError, RepositoryWriter, SharedWriter};
 use crate::store::StoreError;
@@ -79,10 +83,13 @@ impl JobError for BackupError {
 pub struct BackupOptions {
     /// How new segments are compressed.
     pub compression: CompressionSetting,
-    /// How many threads hash and compress, at least one.
+    /// How many threads read, hash and compress, at least one; two more than there are cores, and some read while the
+    /// others compute.
     pub jobs: usize,
     /// Words that it is found by.
     pub tags: Vec<String>,
+    /// What it shares with jobs that run beside it, instead of `jobs` of its own and no limit.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// What a backup did.

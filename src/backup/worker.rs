@@ -1,12 +1,12 @@
 //! What is done with one segment.
 
-use crate::backup::pipeline::Plain;
+use crate::backup::pipeline::Outcome;
 use crate::backup::{BackupError, BackupOptions};
 use crate::codec::{CompressionSetting, Encoder};
 use crate::manifest::{BaseIndex, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::BackupDraft;
-use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin, is_zero};
+use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin, is_zero};
 use crate::store::{Claim, SegmentStore, StoreJob};
 
 /// What a segment turned out to be.
@@ -88,28 +88,41 @@ impl<'a> Worker<'a> {
         options: &BackupOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
-        Ok(Self {
-            store,
-            draft,
-            writer: SegmentWriter::new(store, draft.job(), options.compression, progress)?,
-        })
+        let writer = SegmentWriter::new(store, draft.job(), options.compression, progress)?;
+        Ok(Self { store, draft, writer })
     }
 
-    /// Finds out what a segment is, and stores it if it is new. Returns what the manifest says of it.
+    /// Finds out what the segments are whose bytes these are, from `first` on, and stores those that are new.
+    pub(super) fn process(&mut self, first: u32, bytes: &[u8]) -> Result<Vec<Outcome>, BackupError> {
+        let size = usize::try_from(self.draft.info().geometry.segment_size().bytes()).unwrap_or(usize::MAX);
+        let mut parent = self.draft.parent().map(|parent| parent.manifest.cursor(SegmentIndex(first)));
+        let segments = (first..).map(SegmentIndex).zip(bytes.chunks(size));
+        segments
+            .map(|(index, plain)| {
+                let before = parent.as_mut().and_then(|cursor| cursor.at(index));
+                let (class, segment) = self.segment(index, plain, before)?;
+                Ok(Outcome { index, class, segment })
+            })
+            .collect()
+    }
+
+    /// Finds out what one segment is, of which the parent says `before`.
     ///
     /// BLAKE3 comes first, as it is the faster hash: it alone tells that a segment is its parent's. SHA-1 is
     /// computed for the others, encoding happens for new ones.
-    pub(super) fn process(&mut self, plain: &Plain) -> Result<(Class, Option<SegmentRef>), BackupError> {
+    fn segment(
+        &mut self,
+        index: SegmentIndex,
+        plain: &[u8],
+        before: Option<SegmentRef>,
+    ) -> Result<(Class, Option<SegmentRef>), BackupError> {
         let geometry = self.draft.info().geometry;
-        let bytes = plain.bytes.as_slice();
-        if !geometry.keeps_zeros(plain.index) && is_zero(bytes) {
+        if !geometry.keeps_zeros(index) && is_zero(plain) {
             return Ok((Class::Zero, None));
         }
-        let fingerprint = Fingerprint::of(bytes);
-        let length = geometry.length(plain.index);
-        if let Some(parent) = self.draft.parent()
-            && let Some(segment) = parent.manifest.lookup(plain.index)
-        {
+        let fingerprint = Fingerprint::of(plain);
+        let length = geometry.length(index);
+        if let (Some(parent), Some(segment)) = (self.draft.parent(), before) {
             let stored = self.store.require(segment.key)?;
             if !stored.is_lost() && stored.fingerprint() == fingerprint && stored.plain_length == length {
                 let segment = SegmentRef { base: parent.base(segment.base), ..segment };
@@ -117,7 +130,7 @@ impl<'a> Worker<'a> {
             }
         }
         let Put { key, stored_bytes, resumed } =
-            self.writer.put(bytes, SegmentHash::of(bytes), fingerprint)?;
+            self.writer.put(plain, SegmentHash::of(plain), fingerprint)?;
         let class = match stored_bytes {
             None if resumed => Class::Resumed,
             None => Class::Deduplicated,

@@ -1,7 +1,10 @@
 //! `ekko backup`
 
 use std::collections::HashSet;
+use std::iter;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
@@ -9,10 +12,12 @@ use crate::backup::{BackupError, BackupOptions, BackupSummary, back_up};
 use crate::cli::args::BackupArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::progress::Console;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
-use crate::image::{Image, RawImage, source_use};
+use crate::image::{ImageError, RawImage, Reading, source_use};
 use crate::manifest::ImageName;
+use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
 use crate::repository::{InitOptions, Repository, RepositoryError, SharedWriter};
 
@@ -77,23 +82,28 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     // Opened before the repository is touched: none is made for a run that could not back anything up.
-    let opened: Vec<_> = sources.iter().map(|source| (source, RawImage::open(&source.path))).collect();
+    let reading = if args.direct { Reading::Direct } else { Reading::Cached };
+    let opened: Vec<_> =
+        sources.iter().map(|source| (source, RawImage::open_for(&source.path, reading))).collect();
     let (created_repository, writer) = if opened.iter().any(|(_, image)| image.is_ok()) {
-        let (created, writer) = open_or_create(&InitOptions::default(), args.jobs.number(), context)?;
+        let (created, writer) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
         (created, Some(writer))
     } else {
         (false, None)
     };
     let mut document = Document { created_repository, backups: Vec::new(), failed: Vec::new() };
-    for (source, image) in opened {
-        let result = match (image, &writer) {
-            (Err(error), _) => Err(error.into()),
-            (Ok(_), None) => continue,
-            (Ok(image), Some(writer)) => back_up_one(writer, source, &image, args, context),
-        };
-        match result {
-            Ok(summary) => document.backups.push(done(source, &summary)),
-            Err(error) => document.failed.push(failed(source, &error, context)),
+    let results = match &writer {
+        Some(writer) => back_up_all(writer, &opened, args, context.progress()),
+        None => Vec::new(),
+    };
+    for ((source, image), result) in
+        opened.into_iter().zip(results.into_iter().chain(iter::repeat_with(|| None)))
+    {
+        match (image, result) {
+            (Err(error), _) => document.failed.push(failed(source, &error.into(), context)),
+            (Ok(_), None) => {}
+            (Ok(_), Some(Ok(summary))) => document.backups.push(done(source, &summary)),
+            (Ok(_), Some(Err(error))) => document.failed.push(failed(source, &error, context)),
         }
     }
     if let Some(writer) = writer
@@ -134,19 +144,38 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     })
 }
 
-fn back_up_one(
+/// Backs all sources up that could be opened, several at once. Returns what came of each, in their order.
+fn back_up_all(
     writer: &SharedWriter,
-    source: &Source,
-    image: &dyn Image,
+    opened: &[(&Source, Result<RawImage, ImageError>)],
     args: &BackupArgs,
-    context: &Context,
-) -> Result<BackupSummary, BackupError> {
-    if let Some(how) = source_use(&source.path) {
-        context.progress().notice(Notice::SourceInUse { path: source.path.clone(), how });
-    }
-    let compression = args.compression.unwrap_or_else(|| writer.repository().compression());
-    let options = BackupOptions { compression, jobs: args.jobs.number(), tags: args.tags.clone() };
-    back_up(writer, &source.name, image, &options, context.progress())
+    progress: &Console,
+) -> Vec<Option<Result<BackupSummary, BackupError>>> {
+    let options = BackupOptions {
+        compression: args.compression.unwrap_or_else(|| writer.repository().compression()),
+        jobs: args.jobs(),
+        tags: args.tags.clone(),
+        pace: Some(Arc::new(Pace::new(args.jobs(), args.limit_rate))),
+    };
+    let results: Vec<_> = opened.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..usize::from(args.at_once).min(opened.len()) {
+            scope.spawn(|| {
+                while let Some(((source, image), result)) =
+                    opened.iter().zip(&results).nth(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let Ok(image) = image else { continue };
+                    if let Some(how) = source_use(&source.path) {
+                        progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
+                    }
+                    // Each is taken by one thread, so nothing is there yet.
+                    let _ = result.set(back_up(writer, &source.name, image, &options, progress));
+                }
+            });
+        }
+    });
+    results.into_iter().map(OnceLock::into_inner).collect()
 }
 
 /// Opens the repository for writing, or makes it first if its folder does not exist. Says whether it did.

@@ -14,8 +14,15 @@ use crate::progress::{Notice, Progress};
 pub(super) struct Console {
     bars: bool,
     notices: bool,
-    bar: Mutex<Option<ProgressBar>>,
+    bar: Mutex<Option<Shown>>,
     problems: AtomicBool,
+}
+
+/// The bar, and how many parts that run side by side it shows.
+#[derive(Debug)]
+struct Shown {
+    bar: ProgressBar,
+    parts: usize,
 }
 
 impl Console {
@@ -30,9 +37,9 @@ impl Console {
 
     fn with_bar(&self, then: impl FnOnce(&ProgressBar)) {
         if self.bars
-            && let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+            && let Some(shown) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
         {
-            then(bar);
+            then(&shown.bar);
         }
     }
 
@@ -42,8 +49,8 @@ impl Console {
             // A closed stderr is nobody's loss.
             let _ = writeln!(std::io::stderr().lock(), "ekko: {text}");
         };
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match bar {
+        let shown = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|it| it.bar.clone());
+        match shown {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
@@ -55,11 +62,18 @@ impl Progress for Console {
         if !self.bars {
             return;
         }
+        let mut shown = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Shown { bar, parts }) = shown.as_mut() {
+            *parts += 1;
+            bar.inc_length(bytes);
+            bar.set_prefix(format!("{parts} at once"));
+            return;
+        }
         let template = "{prefix:16!} {bar:30} {binary_bytes:>11} / {binary_total_bytes} {binary_bytes_per_sec:>13}, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(bytes).with_style(style).with_prefix(label.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
+        *shown = Some(Shown { bar, parts: 1 });
     }
 
     fn advance(&self, bytes: u64) {
@@ -67,8 +81,14 @@ impl Progress for Console {
     }
 
     fn end(&self) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            bar.finish_and_clear();
+        let mut shown = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        match shown.as_mut() {
+            Some(Shown { parts, .. }) if *parts > 1 => *parts -= 1,
+            _ => {
+                if let Some(Shown { bar, .. }) = shown.take() {
+                    bar.finish_and_clear();
+                }
+            }
         }
     }
 

@@ -75,7 +75,13 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         let start = args.offset.unwrap_or(0);
         start..args.length.map_or(size.max(start), |length| start.saturating_add(length))
     });
-    let options = RestoreOptions { jobs: args.jobs.number(), force: args.force, sync: !args.no_sync, range };
+    let options = RestoreOptions {
+        jobs: args.jobs.number(),
+        force: args.force,
+        sync: !args.no_sync,
+        range,
+        limit: args.limit_rate,
+    };
     let summary = if to_stdout {
         let mut stdout = io::stdout().lock();
         restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?

@@ -152,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn noise_that_repeats_is_compressed_all_the_same() {
+        let mut noise = vec![0; 100_000];
+        getrandom::fill(&mut noise).unwrap();
+        for setting in ["zlib", "lzma:0", "zstd", "zstd:3"].map(|setting| setting.parse().unwrap()) {
+            // zlib looks 32 KiB back.
+            let twice = [&noise[..20_000], &noise[..20_000]].concat();
+            assert_eq!(round_trip(setting, &twice).compression, setting.compression(), "{setting}");
+            let mut half = noise.clone();
+            half[50_000..].fill(1);
+            assert_eq!(round_trip(setting, &half).compression, setting.compression(), "{setting}");
+        }
+    }
+
+    #[test]
     fn decoding_never_gives_more_or_less_than_was_recorded() {
         for setting in settings() {
             let plain = vec![3; 100_000];

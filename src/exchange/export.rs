@@ -9,6 +9,7 @@ use crate::exchange::codecs::{FlatCodecs, StoreCodecs};
 use crate::exchange::flat::{self, Filesystem, FlatFolder, FlatReader};
 use crate::manifest::foreign::{CodecSource, NoStore, osdk, sqlite};
 use crate::manifest::{ManifestError, ManifestReader};
+use crate::pace::Pace;
 use crate::progress::{Part, Progress};
 use crate::repository::Repository;
 use crate::restore::{DamagedSegment, RestoreError, SegmentSink, fetch_segments};
@@ -83,7 +84,7 @@ pub fn export_backup(
         present: AtomicU64::new(0),
     };
     let part = Part::begin(progress, "segments", manifest.info().geometry.size_of_disk());
-    let fetched = fetch_segments(repository, manifest, &sink, options.jobs, progress);
+    let fetched = fetch_segments(repository, manifest, &sink, &Pace::new(options.jobs, None), progress);
     drop(part);
     if let Some(error) = sink.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);

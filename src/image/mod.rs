@@ -4,6 +4,7 @@
 //! what can be found out about who else uses it ([`source_use`]). Must not know what becomes of the
 //! bytes: nothing of segments, of the store or of manifests.
 
+mod buffer;
 mod in_use;
 mod raw;
 
@@ -11,8 +12,9 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use buffer::ReadBuffer;
 pub use in_use::source_use;
-pub use raw::RawImage;
+pub use raw::{RawImage, Reading};
 
 use crate::error::ErrorKind;
 
@@ -78,6 +80,14 @@ pub enum ImageError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The filesystem cannot read past the page cache.
+    #[error("cannot read {} past the page cache: {source}; leave --direct out", path.display())]
+    Direct {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The search for the next data failed.
     #[error("cannot find the data in image {} from byte {offset} on: {source}", path.display())]
     Seek {
@@ -131,7 +141,7 @@ impl ImageError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::NotAnImage { .. } => ErrorKind::Invalid,
+            Self::NotAnImage { .. } | Self::Direct { .. } => ErrorKind::Invalid,
             Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {
                 ErrorKind::Io
             }

@@ -1,13 +1,15 @@
 //! Raw images: regular files and block devices whose bytes are the disk's bytes.
 
-use std::fs::{self, File, FileType};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, SeekFrom, fadvise, seek};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, seek};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
+use crate::image::buffer::DIRECT;
 use crate::image::{Extent, Image, ImageError};
 
 /// The least extent answered when the holes move while they are looked for.
@@ -23,12 +25,34 @@ const STEP: u64 = 4096;
 pub struct RawImage {
     path: PathBuf,
     file: File,
+    /// The same file, for reads past the page cache.
+    direct: Option<File>,
+    /// Whether the kernel can be asked to keep nothing in the page cache that was not there before.
+    uncached: AtomicBool,
     size: u64,
 }
 
+/// `RWF_DONTCACHE` of Linux 6.14: what a read brings into the page cache leaves it again.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// How the bytes come from the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// Through the page cache: what is in it is used, and what is not is dropped again where the kernel can.
+    #[default]
+    Cached,
+    /// Past it (`O_DIRECT`), so that it is left as it is.
+    Direct,
+}
+
 impl RawImage {
-    /// Opens a regular file or a block device for reading.
+    /// Opens a regular file or a block device for reading, through the page cache.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
+        Self::open_for(path, Reading::Cached)
+    }
+
+    /// Opens a regular file or a block device for reading.
+    pub fn open_for(path: &Path, reading: Reading) -> Result<Self, ImageError> {
         let opening = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => ImageError::NotFound { path: path.to_owned() },
             _ => ImageError::Open { path: path.to_owned(), source },
@@ -43,9 +67,43 @@ impl RawImage {
         let file = File::open(path).map_err(opening)?;
         refuse(file.metadata().map_err(opening)?.file_type())?;
         let size = size_of(&file).map_err(opening)?;
-        // Advice alone: where it is not taken, reading is only slower.
+        let direct = match reading {
+            Reading::Cached => None,
+            Reading::Direct => {
+                let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+                Some(
+                    OpenOptions::new()
+                        .read(true)
+                        .custom_flags(flag)
+                        .open(path)
+                        .map_err(|source| ImageError::Direct { path: path.to_owned(), source })?,
+                )
+            }
+        };
+        // Advice alone: where it is not taken, reading is only slower, or pushes more out of the page cache.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
-        Ok(Self { path: path.to_owned(), file, size })
+        let _ = fadvise(&file, 0, None, Advice::NoReuse);
+        Ok(Self { path: path.to_owned(), file, direct, uncached: AtomicBool::new(true), size })
+    }
+
+    /// Reads once, as many bytes as come at once.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(direct) = &self.direct {
+            // A direct read needs everything aligned; what is not, at the very end of a disk, is read as ever.
+            let whole = buffer.len() - buffer.len() % DIRECT;
+            let aligned = buffer.as_ptr().align_offset(DIRECT) == 0 && offset.is_multiple_of(DIRECT as u64);
+            if aligned && let Some(part) = buffer.get_mut(..whole).filter(|part| !part.is_empty()) {
+                return direct.read_at(part, offset);
+            }
+        } else if self.uncached.load(Ordering::Relaxed) {
+            match preadv2(&self.file, &mut [io::IoSliceMut::new(buffer)], offset, DONTCACHE) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                    self.uncached.store(false, Ordering::Relaxed);
+                }
+                other => return Ok(other?),
+            }
+        }
+        self.file.read_at(buffer, offset)
     }
 
     fn seek_failed(&self, offset: u64, source: impl Into<io::Error>) -> ImageError {
@@ -124,7 +182,7 @@ impl Image for RawImage {
 
     fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<(), ImageError> {
         while !buffer.is_empty() {
-            match self.file.read_at(buffer, offset) {
+            match self.read(buffer, offset) {
                 Ok(0) => {
                     self.verify_unchanged()?;
                     let missing = buffer.len() as u64;

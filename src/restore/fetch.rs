@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::codec::Decoder;
+use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::restore::plan::{Item, Plan};
 use crate::restore::{DamagedSegment, RestoreError, SegmentError, SegmentSink};
@@ -95,13 +96,13 @@ pub(super) fn run(
     plan: &Plan,
     sink: &dyn SegmentSink,
     geometry: Geometry,
-    jobs: usize,
+    pace: &Pace,
     progress: &dyn Progress,
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let results = Mutex::new((Vec::new(), None));
-    let fetchers = (0..jobs.max(1)).map(|_| Fetcher::new(catalog)).collect::<Result<Vec<_>, _>>()?;
+    let fetchers = (0..pace.jobs()).map(|_| Fetcher::new(catalog)).collect::<Result<Vec<_>, _>>()?;
     std::thread::scope(|scope| {
         for mut fetcher in fetchers {
             let (next, stop, results) = (&next, &stop, &results);
@@ -112,6 +113,8 @@ pub(super) fn run(
                     if stop.load(Ordering::Acquire) {
                         return;
                     }
+                    let lengths = item.targets.iter().map(|index| u64::from(geometry.length(*index)));
+                    pace.spend(lengths.sum(), || stop.load(Ordering::Acquire));
                     let fetched = fetcher.fetch(plan, item, &mut bytes);
                     for index in &item.targets {
                         let whole = match &fetched {

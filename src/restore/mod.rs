@@ -13,6 +13,7 @@ mod stream;
 mod target;
 
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
 use crate::manifest::{ManifestError, ManifestReader};
+use crate::pace::Pace;
 use crate::progress::{Notice, Part, Progress};
 use crate::repository::{Repository, RepositoryError};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey};
@@ -185,9 +187,15 @@ pub struct RestoreOptions {
     pub sync: bool,
     /// Which bytes of the disk are restored, to the beginning of the target; all if nothing is said.
     pub range: Option<Range<u64>>,
+    /// The most bytes that are restored a second.
+    pub limit: Option<NonZeroU64>,
 }
 
 impl RestoreOptions {
+    fn pace(&self) -> Pace {
+        Pace::new(self.jobs, self.limit)
+    }
+
     /// Returns the bytes of a disk that are restored.
     fn bytes_of(&self, geometry: Geometry) -> Result<Range<u64>, RestoreError> {
         let size = geometry.size_of_disk();
@@ -236,7 +244,7 @@ pub fn restore_to_path(
     let part = Part::begin(progress, "restore", geometry.size_of_disk());
     let result = target
         .zero_gaps(manifest, progress)
-        .and_then(|()| fetch_segments(repository, manifest, &target, options.jobs, progress));
+        .and_then(|()| fetch_segments(repository, manifest, &target, &options.pace(), progress));
     drop(part);
     summary.written_bytes = target.written_bytes();
     target.finish(result.is_ok(), options.sync)?;
@@ -267,7 +275,7 @@ pub fn fetch_segments(
     repository: &Repository,
     manifest: &ManifestReader,
     sink: &dyn SegmentSink,
-    jobs: usize,
+    pace: &Pace,
     progress: &dyn Progress,
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
     manifest.verify()?;
@@ -280,7 +288,7 @@ pub fn fetch_segments(
     for window in plan::windows(0..geometry.segments()) {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
         tell(&problems, progress);
-        damaged.extend(fetch::run(&catalog, &plan, sink, geometry, jobs, progress)?);
+        damaged.extend(fetch::run(&catalog, &plan, sink, geometry, pace, progress)?);
     }
     damaged.sort_by_key(|damaged| damaged.index);
     Ok(damaged)
@@ -306,10 +314,11 @@ pub fn restore_to_stream(
     let segments = geometry.containing(range.start).0..behind.min(geometry.segments());
     progress.begin("restore", range.end - range.start);
     let mut output = stream::Output::new(stream, geometry, range);
+    let pace = options.pace();
     let result = plan::windows(segments).try_for_each(|window| {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
         tell(&problems, progress);
-        output.run(&catalog, &plan, options.jobs, progress)
+        output.run(&catalog, &plan, &pace, progress)
     });
     let result = result.and_then(|()| output.finish(progress));
     progress.end();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::bounded;
 
+use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::restore::fetch::{Fetcher, check_length, damaged};
 use crate::restore::plan::Plan;
@@ -80,10 +81,10 @@ impl<'a> Output<'a> {
         &mut self,
         catalog: &Catalog,
         plan: &Plan,
-        jobs: usize,
+        pace: &Pace,
         progress: &dyn Progress,
     ) -> Result<(), RestoreError> {
-        let jobs = jobs.max(1);
+        let jobs = pace.jobs();
         let buffers = 2 * jobs;
         let (free_in, free) = bounded(buffers);
         let (done_in, done) = bounded::<Fetched>(buffers);
@@ -106,6 +107,7 @@ impl<'a> Output<'a> {
                         if stop.load(Ordering::Acquire) {
                             return;
                         }
+                        pace.spend(u64::from(geometry.length(*index)), || stop.load(Ordering::Acquire));
                         let result = fetcher
                             .fetch(plan, item, &mut plain)
                             .and_then(|()| check_length(item, &plain, geometry, *index));

@@ -256,3 +256,52 @@ fn a_full_disk_is_one_clear_line_and_costs_no_backup() {
     world.run(&["backup", "big", "kept"]).exits(0);
     assert_eq!(world.run(&["restore", "big", "-"]).exits(0).stdout, world.read("big"));
 }
+
+#[test]
+fn several_sources_at_once_are_told_of_in_their_order_and_one_that_fails_stops_no_other() {
+    let world = World::new();
+    world.init_small();
+    let shared = noise(1, 20 << 16);
+    let disks: Vec<_> = (0..6).map(|seed| [shared.clone(), noise(10 + seed, 70_000)].concat()).collect();
+    for (number, disk) in disks.iter().enumerate() {
+        world.write(&format!("d{number}"), disk);
+    }
+    let sources = ["d0", "d1", "gone", "d2", "d3", "d4", "d5"];
+    for (at_once, jobs) in [("1", "1"), ("4", "2"), ("6", "8")] {
+        let arguments =
+            [&["--json", "backup", "--at-once", at_once, "--jobs", jobs], sources.as_slice()].concat();
+        let document = world.run(&arguments).exits(3).json();
+        let names: Vec<_> =
+            document["backups"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["d0", "d1", "d2", "d3", "d4", "d5"]);
+        assert_eq!(document["failed"][0]["source"], "gone");
+        for (number, disk) in disks.iter().enumerate() {
+            assert_eq!(&world.run(&["restore", &format!("d{number}"), "-"]).exits(0).stdout, disk);
+        }
+    }
+    // What they have in common was stored once, whoever came first.
+    assert_eq!(world.json(&["stats"])["segments"], 20 + 6 * 2);
+}
+
+#[test]
+fn what_is_read_directly_or_slowly_is_the_same() {
+    let world = World::new();
+    world.init_small();
+    let disk = [noise(1, 300_000), vec![0; 200_000], noise(2, 100_001)].concat();
+    world.write("disk", &disk);
+    world.run(&["backup", "plain=disk"]).exits(0);
+    let hashes = world.run(&["manifest", "dump", "plain"]).exits(0).text();
+    world.run(&["backup", "--limit-rate", "20MiB", "slow=disk"]).exits(0);
+    let direct = world.run(&["backup", "--direct", "direct=disk"]);
+    // Not every filesystem can; one that cannot says so.
+    if direct.code != 0 {
+        direct.exits(1).says("leave --direct out");
+    } else {
+        assert_eq!(world.run(&["manifest", "dump", "direct"]).exits(0).text(), hashes);
+    }
+    assert_eq!(world.run(&["manifest", "dump", "slow"]).exits(0).text(), hashes);
+    world.run(&["restore", "--limit-rate", "20MiB", "slow", "out"]).exits(0);
+    assert_eq!(world.read("out"), disk);
+    assert_eq!(world.run(&["restore", "--limit-rate", "20MiB", "slow", "-"]).exits(0).stdout, disk);
+    world.run(&["backup", "--limit-rate", "0", "disk"]).exits(2).says("a limit is above 0");
+}

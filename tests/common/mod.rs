@@ -122,7 +122,7 @@ pub fn small_segments() -> InitOptions {
 }
 
 pub fn options() -> BackupOptions {
-    BackupOptions { compression: CompressionSetting::default(), jobs: 2, tags: Vec::new() }
+    BackupOptions { compression: CompressionSetting::default(), jobs: 2, tags: Vec::new(), pace: None }
 }
 
 pub fn open(path: &Path, told: &Told) -> RepositoryWriter {
@@ -145,7 +145,7 @@ pub fn backup(
 pub fn restore(repository: &Repository, set: &Backupset, backup: &BackupRecord) -> (Vec<u8>, RestoreSummary) {
     let manifest = repository.manifest(set, backup).unwrap();
     let mut bytes = Vec::new();
-    let options = RestoreOptions { jobs: 2, force: false, sync: false, range: None };
+    let options = RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None };
     let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &Told::default()).unwrap();
     (bytes, summary)
 }

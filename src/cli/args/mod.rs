@@ -3,6 +3,7 @@
 mod changes;
 mod manifests;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -207,8 +208,34 @@ pub(in crate::cli) struct BackupArgs {
     /// A word that these backups are found by; may be given several times
     #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
     pub(in crate::cli) tags: Vec<String>,
-    #[command(flatten)]
-    pub(in crate::cli) jobs: Jobs,
+    /// How many threads read, hash and compress, for all sources together [default: two more than there are cores]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// How many sources are backed up at once; they share the threads evenly
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64), default_value = "2")]
+    pub(in crate::cli) at_once: u16,
+    /// Read at most so many bytes a second from all sources together, e.g. 100MiB
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    pub(in crate::cli) limit_rate: Option<NonZeroU64>,
+    /// Read past the page cache (`O_DIRECT`), so that what others have in it stays there
+    #[arg(long)]
+    pub(in crate::cli) direct: bool,
+}
+
+impl BackupArgs {
+    /// Returns how many threads are to work: some wait for a disk while the others compute.
+    pub(in crate::cli) fn jobs(&self) -> usize {
+        self.jobs.map_or_else(|| cores() + 2, usize::from)
+    }
+}
+
+/// Returns how many threads can run at once.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(bytes(text)?).ok_or_else(|| "a limit is above 0".to_owned())
 }
 
 fn tag(text: &str) -> Result<String, String> {
@@ -227,7 +254,7 @@ pub(in crate::cli) struct Jobs {
 
 impl Jobs {
     pub(in crate::cli) fn number(&self) -> usize {
-        self.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        self.jobs.map_or_else(cores, usize::from)
     }
 }
 
@@ -252,6 +279,9 @@ pub(in crate::cli) struct RestoreArgs {
     /// Restore so many bytes, not all up to the disk's end
     #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
     pub(in crate::cli) length: Option<u64>,
+    /// Restore at most so many bytes a second, e.g. 100MiB
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    pub(in crate::cli) limit_rate: Option<NonZeroU64>,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
 }
