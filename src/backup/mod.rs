@@ -9,6 +9,7 @@
 //! while one waits for the disk the others compute. Memory: each has a buffer of a segment, at least 4 MiB, and what an
 //! encoder works with; the store has buffers for what is encoded. None of it depends on the disk's size.
 
+pub mod benchmark;
 mod pieces;
 mod pipeline;
 mod worker;

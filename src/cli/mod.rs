@@ -5,6 +5,7 @@
 
 mod args;
 mod backup;
+mod benchmark;
 mod check;
 mod completions;
 mod context;
@@ -99,6 +100,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Verify(args) => check::verify(&args, context),
         Command::Status(args) => check::status(&args, context),
         Command::Stats => stats::run(context),
+        Command::Benchmark(args) => benchmark::run(&args, context),
         Command::Rebuild => rebuild::run(context),
         Command::Manifest(args) => manifest::run(&args, context),
         Command::Completions(args) => completions::completions(&args, context),

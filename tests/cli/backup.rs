@@ -305,3 +305,21 @@ fn what_is_read_directly_or_slowly_is_the_same() {
     assert_eq!(world.run(&["restore", "--limit-rate", "20MiB", "slow", "-"]).exits(0).stdout, disk);
     world.run(&["backup", "--limit-rate", "0", "disk"]).exits(2).says("a limit is above 0");
 }
+
+#[test]
+fn a_benchmark_says_how_fast_each_thing_is_and_what_follows() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &[noise(1, 1 << 20), vec![0; 1 << 20]].concat());
+    let document = world.json(&["benchmark", "--segment-size", "64KiB", "disk"]);
+    let rates = &document["bytes_per_second"];
+    assert_eq!(keys(rates), ["blake3", "compress", "decompress", "read", "sha1", "write", "zero_test"]);
+    assert!(rates.as_object().unwrap().values().all(|rate| rate.as_f64().unwrap() > 0.0));
+    assert_eq!(document["data_bytes"], 1 << 20);
+    let bound = &document["bound_seconds"];
+    assert!(bound["first"].as_f64().unwrap() > bound["again"].as_f64().unwrap());
+    let text = world.run(&["benchmark"]).exits(0).text();
+    assert!(text.contains("BLAKE3") && text.contains("a first backup"), "{text}");
+    world.write("empty", b"");
+    world.run(&["benchmark", "empty"]).exits(2).says("has no data");
+}

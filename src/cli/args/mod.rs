@@ -153,6 +153,14 @@ pub(in crate::cli) enum Command {
     /// Show what the repository holds and takes
     #[command(after_help = "Example:\n  ekko -r /backup/store stats --json")]
     Stats,
+    /// Measure what this machine can do: hash, compress, read, write
+    #[command(
+        after_help = "All cores are busy at once, with a sample of SOURCE or with bytes made up. The times at the end are what \
+                            hashing and compressing alone take: no backup is faster. Writing is measured if -r names a \
+                            folder.\n\n\
+                            Example:\n  ekko -r /backup/store benchmark /dev/vg/web"
+    )]
+    Benchmark(BenchmarkArgs),
     /// Make the index anew from packs and manifests
     #[command(after_help = "This is done by itself whenever the index is missing, damaged or old.\n\n\
                             Example:\n  ekko -r /backup/store rebuild")]
@@ -331,6 +339,20 @@ pub(in crate::cli) struct StatusArgs {
     /// How old the newest backup of a name may be, e.g. 26h or 8d
     #[arg(long, value_name = "DURATION", value_parser = days)]
     pub(in crate::cli) max_age: Option<SignedDuration>,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct BenchmarkArgs {
+    /// A file or a block device to take a sample of
+    pub(in crate::cli) source: Option<PathBuf>,
+    /// The size of a segment
+    #[arg(long, value_name = "SIZE", value_parser = segment_size, default_value = "4MiB")]
+    pub(in crate::cli) segment_size: SegmentSize,
+    /// How segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: zstd:1]
+    #[arg(long, value_name = "NAME[:LEVEL]")]
+    pub(in crate::cli) compression: Option<CompressionSetting>,
+    #[command(flatten)]
+    pub(in crate::cli) jobs: Jobs,
 }
 
 #[derive(Args, Debug)]
