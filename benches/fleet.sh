@@ -98,11 +98,6 @@ ekko_synced() { "$EKKO" -q -r ekko restore "$1" out; }
 
 stored() { du -s --block-size=1 --exclude=reserve "$1" | cut -f1; }
 fleet_of() { for name in base web app db-1 db-2 db-3; do printf '%s\n' "$name"; done; }
-six() { # TOOL: the six disks one after the other; each tool's own names for the machines
-    local tool=$1
-    rm -rf "$tool"
-    "$@" >/dev/null 2>&1
-}
 fleet_stored() {
     for tool in $peers; do
         rm -rf "$tool"
@@ -132,6 +127,7 @@ ekko_in_turn() { (cd "$folder" && for name in base web app db-1 db-2 db-3; do "$
 export folder work
 many_round() {
     for way in together in_turn; do
+        warm
         rm -rf ekko
         ekko_init >/dev/null
         measure ekko "$way-first" "ekko_$way" x
@@ -140,10 +136,31 @@ many_round() {
     rm -rf ekko
 }
 
-for name in $(fleet_of); do cat "$folder/$name.raw" >/dev/null; done
+# Into the page cache, but for the holes.
+warm() {
+    python3 - "$folder"/*.raw <<'PY'
+import os, sys
+
+for name in sys.argv[1:]:
+    with open(name, "rb", buffering=0) as disk:
+        at = 0
+        while True:
+            try:
+                at = os.lseek(disk.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(disk.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                at += len(os.pread(disk.fileno(), min(1 << 20, end - at), at))
+PY
+}
+
 case ${ONLY:-all} in all | rows)
     for _ in $(seq "$rounds"); do
-        for tool in ekko $peers; do row_round "$tool"; done
+        for tool in ekko $peers; do
+            warm
+            row_round "$tool"
+        done
     done
     fleet_stored
 esac

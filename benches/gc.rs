@@ -144,7 +144,7 @@ impl Store {
     }
 
     fn index_writes(&self) -> u64 {
-        self.writer.store().index_writes().unwrap()
+        self.writer.store().index_work().unwrap().records
     }
 }
 

@@ -6,6 +6,7 @@ use crate::cli::args::InitArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
+use crate::codec::CompressionSetting;
 use crate::repository::{InitOptions, Repository};
 
 #[derive(Serialize)]
@@ -18,7 +19,8 @@ struct Document {
 
 pub(super) fn run(args: &InitArgs, context: &Context) -> Result<Outcome, CliError> {
     let path = context.repository_path()?;
-    let options = InitOptions { segment_size: args.segment_size, compression: args.compression };
+    let compression = args.compression.unwrap_or_else(|| CompressionSetting::for_segments(args.segment_size));
+    let options = InitOptions { segment_size: args.segment_size, compression };
     let repository = Repository::init(path, &options)?;
     let settings = repository.settings();
     let document = Document {

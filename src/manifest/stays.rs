@@ -7,14 +7,16 @@
 //! Zero, and "beyond the end of the disk", are values like others that carry no count; since neither
 //! carries one they need not be told apart.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::manifest::{Cursor, ManifestReader};
 use crate::segment::{SegmentIndex, SegmentKey};
 
-/// How many places one window covers: what bounds the memory of a commit.
+/// How many places one window covers.
 pub const WINDOW: u32 = 1 << 16;
+/// How many places a window of a commit covers, at 28 bytes each: its keys are looked up and counted in their order, so the
+/// whole index is gone through once a window.
+pub const COUNTED_WINDOW: u32 = 1 << 21;
 
 /// Up to three neighbouring backups of one backupset, of which the middle one comes or goes.
 #[derive(Clone, Copy, Debug)]
@@ -34,18 +36,23 @@ impl<'a> Neighbours<'a> {
 
     /// Returns the windows of places to go through, in order.
     pub fn windows(self) -> impl Iterator<Item = Range<u32>> + use<> {
+        self.windows_of(WINDOW)
+    }
+
+    /// Returns the windows of `length` places to go through, in order.
+    pub fn windows_of(self, length: u32) -> impl Iterator<Item = Range<u32>> + use<> {
         let segments = |manifest: &ManifestReader| manifest.info().geometry.segments();
         let places = self.manifests().into_iter().flatten().map(segments).max().unwrap_or(0);
-        (0..places.div_ceil(WINDOW)).map(move |window| {
-            let first = window * WINDOW;
-            first..first.saturating_add(WINDOW).min(places)
+        (0..places.div_ceil(length)).map(move |window| {
+            let first = window * length;
+            first..first.saturating_add(length).min(places)
         })
     }
 
     /// Returns by how much the refcount of each segment grows in a window when the middle backup is
-    /// added, summed by key. Deleting it takes the same away. No sum is 0.
-    pub fn gains(self, window: Range<u32>) -> BTreeMap<SegmentKey, u32> {
-        let mut gains = BTreeMap::new();
+    /// added, summed by key and in their order. Deleting it takes the same away. No sum is 0.
+    pub fn gains(self, window: Range<u32>) -> Vec<(SegmentKey, u32)> {
+        let mut gains: Vec<(SegmentKey, u32)> = Vec::new();
         let mut cursors =
             self.manifests().map(|manifest| manifest.map(|it| it.cursor(SegmentIndex(window.start))));
         for place in window {
@@ -59,16 +66,20 @@ impl<'a> Neighbours<'a> {
             if same_before || same_after {
                 continue;
             }
-            if let Some(key) = this {
-                *gains.entry(key).or_insert(0) += 1;
-            }
+            gains.extend(this.map(|key| (key, 1)));
             // What stood there before and after is one stay that is now cut in two.
             if let (true, true, Some(key)) =
                 (self.before.is_some() && self.after.is_some(), before == after, before)
             {
-                *gains.entry(key).or_insert(0) += 1;
+                gains.push((key, 1));
             }
         }
+        gains.sort_unstable_by_key(|(key, _)| *key);
+        gains.dedup_by(|(key, gain), (first, sum)| {
+            let same = key == first;
+            *sum += if same { *gain } else { 0 };
+            same
+        });
         gains
     }
 }

@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::manifest::stays::Neighbours;
+use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{
     BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter,
 };
@@ -308,8 +308,8 @@ impl RepositoryWriter {
         {
             let written = ManifestReader::open(&temporary)?;
             let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
-            for window in neighbours.windows() {
-                for key in neighbours.gains(window).into_keys() {
+            for window in neighbours.windows_of(COUNTED_WINDOW) {
+                for (key, _) in neighbours.gains(window) {
                     self.store.require_stored(key)?;
                 }
             }

@@ -3,7 +3,7 @@
 //! The gains of a window are summed by key and applied in their order, in batches that carry their own
 //! progress and the numbers of both neighbours; so a count that was cut short goes on where it stopped.
 
-use crate::manifest::stays::Neighbours;
+use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::{Backupset, Repository, RepositoryError};
 use crate::store::{Change, Counted, CountedState, StoreError};
@@ -98,7 +98,9 @@ impl Counting<'_> {
         apply: &mut impl FnMut(Vec<Change>) -> Result<(), StoreError>,
     ) -> Result<bool, StoreError> {
         let Some((first_window, first_keys)) = self.resume(way, counted) else { return Ok(false) };
-        for (window, places) in (0_u32..).zip(self.neighbours.windows()).skip(first_window as usize) {
+        for (window, places) in
+            (0_u32..).zip(self.neighbours.windows_of(COUNTED_WINDOW)).skip(first_window as usize)
+        {
             let mut keys = if window == first_window { first_keys } else { 0 };
             let gains = self.neighbours.gains(places).into_iter().skip(keys as usize);
             let counts: Vec<_> =

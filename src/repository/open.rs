@@ -222,5 +222,11 @@ fn start_store(
         packs: repository.layout.packs(),
         repository: *repository.settings.repository.as_bytes(),
     };
-    Ok(SegmentStore::start(Arc::clone(&repository.storage), folders, index, options.buffers)?)
+    Ok(SegmentStore::start(
+        Arc::clone(&repository.storage),
+        folders,
+        index,
+        options.buffers,
+        repository.settings.segment_size,
+    )?)
 }

@@ -13,21 +13,20 @@
 //! sled's `flush` hands dirty pages to the kernel with `sync_file_range`, which does not flush a disk's
 //! own cache; so after it, the index's files are fsynced here.
 
-use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rkyv::rancor;
 
-use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::store::batch::{Batch, Finished, pack_entry, read, segment_entry};
+use crate::store::batch::{Batch, Finished, read, segment_entry};
 use crate::store::entry::{
-    ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Candidate, Change, Counted, FreedPlace, PackEntry,
-    SegmentEntry, Task, key,
+    ArchivedSegmentEntry, ArchivedTask, Candidate, Change, FreedPlace, SegmentEntry, Task, key,
 };
+use crate::store::filter::Filter;
 use crate::store::index_error::IndexError;
 use crate::store::index_files::{digest, is_let_go, sync_files};
 use crate::store::index_meta::Meta;
@@ -78,6 +77,9 @@ struct Shared {
     db: sled::Db,
     /// How many entries have a twin number above 0. While there are none, a lookup is one `get`.
     twins: AtomicU64,
+    segments: AtomicU64,
+    /// Which hashes there are, once that is known.
+    filter: Filter,
 }
 
 /// What the index's own records say, and the only way to change any.
@@ -86,7 +88,16 @@ pub struct IndexWriter {
     index: Index,
     meta: Meta,
     closed: bool,
-    written: u64,
+    work: IndexWork,
+}
+
+/// What changing an index has taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IndexWork {
+    /// How many records were written or removed.
+    pub records: u64,
+    /// How long that took, with making them durable.
+    pub busy: Duration,
 }
 
 impl Drop for IndexWriter {
@@ -110,6 +121,10 @@ impl Index {
         &self.shared.path
     }
 
+    pub(super) fn filter(&self) -> &Filter {
+        &self.shared.filter
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
         guarded(self.path(), "look up", || self.db().get(key))
     }
@@ -130,9 +145,16 @@ impl Index {
 
     /// Returns the entries of all segments with this SHA-1, by twin number.
     pub fn twins(&self, hash: SegmentHash) -> Result<Vec<(Twin, SegmentEntry)>, IndexError> {
+        if self.shared.filter.lacks(&hash) {
+            return Ok(Vec::new());
+        }
         let first = SegmentKey { hash, twin: Twin(0) };
         if self.shared.twins.load(Ordering::Acquire) == 0 {
-            return Ok(self.lookup(first)?.map(|entry| (Twin(0), entry)).into_iter().collect());
+            let found: Vec<_> = self.lookup(first)?.map(|entry| (Twin(0), entry)).into_iter().collect();
+            if found.is_empty() && self.shared.filter.missed(self.shared.segments.load(Ordering::Relaxed)) {
+                self.fill_filter()?;
+            }
+            return Ok(found);
         }
         let last = SegmentKey { hash, twin: Twin(u16::MAX) };
         let found = guarded(self.path(), "look up", || {
@@ -150,7 +172,7 @@ impl Index {
     }
 
     /// Calls `each` with every record whose key begins with `prefix`, in their order.
-    fn scan(
+    pub(super) fn scan(
         &self,
         prefix: &[u8],
         mut each: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
@@ -160,17 +182,6 @@ impl Index {
             each(&key, &value)?;
         }
         Ok(())
-    }
-
-    /// Returns the packs whose segments are all in the index.
-    pub fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, IndexError> {
-        let mut packs = HashMap::new();
-        self.scan(&[key::PACK], |key, value| {
-            let number = key::read_pack(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            packs.insert(number, pack_entry(value, self.path())?);
-            Ok(())
-        })?;
-        Ok(packs)
     }
 
     /// Returns up to `most` segments whose refcount fell to 0 in a generation below `before`, in the order in
@@ -218,41 +229,6 @@ impl Index {
         }
         Ok(tasks)
     }
-
-    /// Returns the packs that are to be removed.
-    pub fn going(&self) -> Result<HashSet<PackNumber>, IndexError> {
-        let mut going = HashSet::new();
-        let mut from = 0;
-        loop {
-            let tasks = self.tasks(from, BATCH)?;
-            let Some((last, _)) = tasks.last() else { return Ok(going) };
-            from = last.saturating_add(1);
-            going.extend(tasks.iter().filter_map(|(_, task)| task.unlinks()));
-        }
-    }
-
-    /// Returns the backups whose segments are counted, wholly or in part.
-    pub fn counted(&self) -> Result<HashMap<(BackupsetId, Incremental), Counted>, IndexError> {
-        let mut counted = HashMap::new();
-        self.scan(&[key::COUNTED], |key, value| {
-            let id = key::read_counted(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            let archived = read::<ArchivedCounted>(value, self.path())?;
-            let value = rkyv::deserialize::<Counted, rancor::Failure>(archived)
-                .map_err(|_| self.damaged("a value does not decode"))?;
-            counted.insert(id, value);
-            Ok(())
-        })?;
-        Ok(counted)
-    }
-
-    /// Calls `each` with every segment, in the order of their keys.
-    pub fn segments(&self, mut each: impl FnMut(SegmentKey, &SegmentEntry)) -> Result<(), IndexError> {
-        self.scan(&[key::SEGMENT], |key, value| {
-            let key = key::read_segment(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            each(key, &segment_entry(read::<ArchivedSegmentEntry>(value, self.path())?));
-            Ok(())
-        })
-    }
 }
 
 const META: &str = "meta";
@@ -265,6 +241,7 @@ impl IndexWriter {
     /// Makes an empty index in a folder that does not exist.
     pub fn create(path: &Path) -> Result<Self, IndexError> {
         let mut writer = Self::with(path, open_sled(path)?, Meta::default());
+        writer.index.shared.filter.complete();
         writer.apply(&[])?;
         Ok(writer)
     }
@@ -290,8 +267,14 @@ impl IndexWriter {
     }
 
     fn with(path: &Path, db: sled::Db, meta: Meta) -> Self {
-        let shared = Shared { path: path.to_owned(), db, twins: AtomicU64::new(meta.twins) };
-        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, written: 0 }
+        let shared = Shared {
+            path: path.to_owned(),
+            db,
+            twins: AtomicU64::new(meta.twins),
+            segments: AtomicU64::new(meta.segments),
+            filter: Filter::default(),
+        };
+        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, work: IndexWork::default() }
     }
 
     /// Returns the part that looks up.
@@ -329,10 +312,14 @@ impl IndexWriter {
     /// Applies changes in batches of at most 64. A batch is atomic; a slice of at most 64 is one batch.
     /// Nothing is durable before [`Self::flush`].
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), IndexError> {
-        if changes.is_empty() {
-            return self.apply_batch(&[]);
-        }
-        changes.chunks(BATCH).try_for_each(|batch| self.apply_batch(batch))
+        let begun = Instant::now();
+        let applied = if changes.is_empty() {
+            self.apply_batch(&[])
+        } else {
+            changes.chunks(BATCH).try_for_each(|batch| self.apply_batch(batch))
+        };
+        self.work.busy += begun.elapsed();
+        applied
     }
 
     fn apply_batch(&mut self, changes: &[Change]) -> Result<(), IndexError> {
@@ -389,6 +376,9 @@ impl IndexWriter {
     /// Writes records, not in a batch: for an index that is being made, of which a crash leaves nothing that is looked
     /// at. What it says of itself is to be written after.
     pub(super) fn insert_records(&self, records: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), IndexError> {
+        for (key, _) in &records {
+            self.index.note(key);
+        }
         guarded(self.index.path(), "write", || {
             records.into_iter().try_for_each(|(key, value)| self.index.db().insert(key, value).map(drop))
         })
@@ -396,11 +386,14 @@ impl IndexWriter {
 
     pub(super) fn write(&mut self, finished: Finished) -> Result<(), IndexError> {
         let Finished { meta, records } = finished;
-        self.written += records.len() as u64 + 1;
+        self.work.records += records.len() as u64 + 1;
         let mut batch = sled::Batch::default();
         for (key, value) in records {
             match value {
-                Some(value) => batch.insert(key, value),
+                Some(value) => {
+                    self.index.note(&key);
+                    batch.insert(key, value);
+                }
                 None => batch.remove(key),
             }
         }
@@ -408,12 +401,13 @@ impl IndexWriter {
         guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;
         self.meta = meta;
         self.index.shared.twins.store(meta.twins, Ordering::Release);
+        self.index.shared.segments.store(meta.segments, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Returns how many records it has written or removed since it was opened.
-    pub fn written(&self) -> u64 {
-        self.written
+    /// Returns what changing it has taken since it was opened.
+    pub fn work(&self) -> IndexWork {
+        self.work
     }
 
     /// Returns the highest number that a pack of it has had.
@@ -422,16 +416,19 @@ impl IndexWriter {
     }
 
     /// Makes everything applied durable.
-    pub fn flush(&self) -> Result<(), IndexError> {
+    pub fn flush(&mut self) -> Result<(), IndexError> {
+        let begun = Instant::now();
         guarded(self.index.path(), "flush", || self.index.db().flush())?;
-        Ok(sync_files(self.index.path())?)
+        sync_files(self.index.path())?;
+        self.work.busy += begun.elapsed();
+        Ok(())
     }
 
     /// Makes everything durable, closes the index, and returns the digest of its files.
     ///
     /// # Errors
     /// The index could not be closed; it is then not to be marked as clean.
-    pub fn close(self) -> Result<Fingerprint, IndexError> {
+    pub fn close(mut self) -> Result<Fingerprint, IndexError> {
         self.flush()?;
         let path = self.index.path().to_owned();
         self.release()?;

@@ -8,11 +8,13 @@
 mod batch;
 mod catalog;
 mod entry;
+mod filter;
 mod gc;
 mod index;
 mod index_error;
 mod index_files;
 mod index_meta;
+mod index_scan;
 pub mod pack;
 mod pending;
 mod rebuild;
@@ -28,7 +30,7 @@ pub use entry::{
     Candidate, Change, Counted, CountedState, FreedPlace, Garbage, PackEntry, SegmentEntry, Task,
 };
 pub use gc::{CandidateList, Collector};
-pub use index::{Index, IndexWriter, in_guarded_call};
+pub use index::{Index, IndexWork, IndexWriter, in_guarded_call};
 pub use index_error::IndexError;
 pub use index_files::digest;
 pub use pending::Horizon;

@@ -78,7 +78,7 @@ impl Collector<'_> {
         let there = self.pack_ids()?;
         let (mut needed, mut drops) = (Vec::new(), Vec::new());
         for number in idle {
-            let Some(dead) = self.needed_dead(number, &there)? else { continue };
+            let Some(dead) = self.needed_dead(number, there.as_ref())? else { continue };
             if dead.is_empty() || many {
                 drops.push(number);
                 needed.extend(dead);
@@ -90,18 +90,22 @@ impl Collector<'_> {
         Ok(!self.store.drop_packs(drops)?.is_empty())
     }
 
-    /// Returns what a pack's dead records name that is there still; nothing if they cannot be read.
+    /// Returns what a pack's dead records name that is there still, or may be; nothing if they cannot be read.
     fn needed_dead(
         &self,
         number: PackNumber,
-        there: &HashSet<PackId>,
+        there: Option<&HashSet<PackId>>,
     ) -> Result<Option<Vec<DeadSegment>>, StoreError> {
         let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(None) };
         let Some(entries) = pack.contents()? else { return Ok(None) };
         let mut needed = Vec::new();
         for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Dead) {
             match pack.dead_segments(entry.offset) {
-                Ok(dead) => needed.extend(dead.into_iter().filter(|dead| there.contains(&dead.pack))),
+                Ok(dead) => {
+                    needed.extend(
+                        dead.into_iter().filter(|dead| there.is_none_or(|there| there.contains(&dead.pack))),
+                    );
+                }
                 Err(PackError::Storage(error)) => return Err(error.into()),
                 Err(_) => return Ok(None),
             }
@@ -109,16 +113,21 @@ impl Collector<'_> {
         Ok(Some(needed))
     }
 
-    /// Returns the ids of all packs that are there. One that cannot be read may be any.
-    fn pack_ids(&self) -> Result<HashSet<PackId>, StoreError> {
+    /// Returns the ids of all packs that are there; nothing if one cannot be read that the index does not know: it may be
+    /// any.
+    fn pack_ids(&self) -> Result<Option<HashSet<PackId>>, StoreError> {
         let recorded = self.store.packs()?;
         let mut ids: HashSet<_> = recorded.values().map(PackEntry::id).collect();
         for number in pack_numbers(self.storage.as_ref(), self.folder)? {
-            if let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) {
-                ids.insert(pack.header().id());
+            match PackReader::open(self.storage.as_ref(), self.folder, number) {
+                Ok(pack) => {
+                    ids.insert(pack.header().id());
+                }
+                Err(_) if recorded.contains_key(&number) => {}
+                Err(_) => return Ok(None),
             }
         }
-        Ok(ids)
+        Ok(Some(ids))
     }
 
     /// Says whether anything is to be done to the packs' files.
@@ -307,7 +316,7 @@ impl Collector<'_> {
             }
         }
         self.store.flush()?;
-        if whole && let Some(dead) = self.needed_dead(number, &self.pack_ids()?)? {
+        if whole && let Some(dead) = self.needed_dead(number, self.pack_ids()?.as_ref())? {
             let others: Vec<_> = dead.into_iter().filter(|dead| dead.pack != pack.header().id()).collect();
             if !others.is_empty() {
                 self.store.bury(others)?;

@@ -8,14 +8,18 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::codec::Codec;
-use crate::segment::{Fingerprint, SegmentHash, SegmentKey};
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize};
 use crate::storage::Storage;
 use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
-use crate::store::index::{Index, IndexWriter};
+use crate::store::index::{Index, IndexWork, IndexWriter};
 use crate::store::pack::{DeadSegment, PackNumber, RecordBuffer, SegmentMeta};
 use crate::store::pending::{Claimed, Horizon, Identity, Indexed, Pending};
 use crate::store::writer::{Closed, Command, Moved, StoreWriter};
+
+/// The room of one buffer, in bytes, and how many small ones share it at most.
+const ROOM: u64 = 4 << 20;
+const MOST_SMALL: u64 = 16;
 
 /// Where a store writes.
 #[derive(Clone, Debug)]
@@ -133,19 +137,23 @@ impl Drop for NewSegment {
 impl SegmentStore {
     /// Starts the store's thread over an index that is in step with the packs.
     ///
-    /// `buffers` is how many record buffers there are, at least one for each thread that appends.
+    /// `buffers` is how many record buffers of a segment there are, at least one for each thread that appends; of small
+    /// segments there are as many as take the room of so many of 4 MiB.
     pub fn start(
         storage: Arc<dyn Storage>,
         folders: StoreFolders,
         index: IndexWriter,
         buffers: usize,
+        segment_size: SegmentSize,
     ) -> Result<Self, StoreError> {
+        let small = (ROOM / u64::from(segment_size.bytes())).clamp(1, MOST_SMALL);
+        let buffers = buffers.max(1).saturating_mul(usize::try_from(small).unwrap_or(1));
         let state = Arc::new(StoreState { pending: Pending::default(), poison: OnceLock::new() });
         state.pending.set_generation(index.generation());
         let lookups = index.index().clone();
-        let (commands, inbox) = bounded(buffers.max(1));
-        let (recycle, free) = bounded(buffers.max(1));
-        for _ in 0..buffers.max(1) {
+        let (commands, inbox) = bounded(buffers);
+        let (recycle, free) = bounded(buffers);
+        for _ in 0..buffers {
             // The channel has room for all of them.
             let _ = recycle.send(RecordBuffer::new());
         }
@@ -339,9 +347,9 @@ impl SegmentStore {
         self.ask(Command::Seal)
     }
 
-    /// Returns how many records of the index were written or removed since it was opened.
-    pub fn index_writes(&self) -> Result<u64, StoreError> {
-        self.ask(Command::IndexWrites)
+    /// Returns what changing the index has taken since it was opened.
+    pub fn index_work(&self) -> Result<IndexWork, StoreError> {
+        self.ask(Command::IndexWork)
     }
 
     /// Calls `each` with every segment that the index holds, in the order of their keys.

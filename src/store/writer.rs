@@ -4,7 +4,8 @@
 //! then they leave the table of pending segments. So whatever the index names is durable, and at every
 //! moment a stored segment is found in one of the two. While much is appended, the fsync runs beside, on a
 //! thread of its own, so that a commit has little left to wait for; its result is taken in before anything
-//! else is flushed.
+//! else is flushed. Entries wait for as many as there may be and go in sorted: one by one, as they come, each
+//! would change another page of an index that is larger than its cache.
 //!
 //! After a failed write or sync nothing more is written: the pack is cut at its last mark and every later
 //! command is refused, until the repository is opened again.
@@ -19,7 +20,7 @@ use crate::segment::Fingerprint;
 use crate::storage::{Storage, StorageError};
 use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
-use crate::store::index::IndexWriter;
+use crate::store::index::{IndexWork, IndexWriter};
 use crate::store::pack::{
     Appended, DeadSegment, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer,
     RecordPlace, SegmentMeta,
@@ -31,6 +32,11 @@ use crate::store::segments::{Poison, StoreFolders, StoreState};
 const SYNC_BYTES: u64 = 64 << 20;
 /// ... or so many segments. While one runs, up to four times as much is appended before the writer waits.
 const SYNC_SEGMENTS: usize = 1 << 12;
+/// So many segments that are durable go into the index at once, or fewer when somebody flushes or a pack is full. Until then
+/// they take about 300 bytes each.
+const ENTERED_AT_ONCE: usize = 1 << 18;
+/// How many changes of them are made up before they are applied.
+const CHANGES_AT_ONCE: usize = 1 << 12;
 /// The most segments that one dead record names.
 const BURIED_AT_ONCE: usize = 1 << 12;
 
@@ -59,7 +65,7 @@ pub(super) enum Command {
     Free(Vec<Candidate>, u64, Reply<Vec<FreedPlace>>),
     DropPacks(Vec<PackNumber>, Reply<Vec<PackNumber>>),
     Bury(Vec<DeadSegment>, Reply<()>),
-    IndexWrites(Reply<u64>),
+    IndexWork(Reply<IndexWork>),
     Apply(Vec<Change>, Reply<()>),
     Generation(u64, Reply<()>),
     Close(Reply<Closed>),
@@ -82,6 +88,8 @@ struct OpenPack {
     unflushed: VecDeque<(Appended, Option<Moved>)>,
     /// Where the last sync, finished or not, ends.
     sync_begun: u64,
+    /// How many of `unflushed`, from the first on, are known to be durable.
+    durable: usize,
     /// How many of `unflushed` the sync that is running covers, and where its result comes from.
     syncing: Option<(usize, Receiver<Result<u64, PackError>>)>,
 }
@@ -89,12 +97,12 @@ struct OpenPack {
 impl OpenPack {
     fn new(writer: PackWriter) -> Self {
         let sync_begun = writer.size();
-        Self { writer, dead: 0, unflushed: VecDeque::new(), sync_begun, syncing: None }
+        Self { writer, dead: 0, unflushed: VecDeque::new(), durable: 0, sync_begun, syncing: None }
     }
 
     /// Says whether `times` the amount was appended at which a sync begins by itself.
     fn wants_sync(&self, times: usize) -> bool {
-        let covered = self.syncing.as_ref().map_or(0, |(segments, _)| *segments);
+        let covered = self.syncing.as_ref().map_or(self.durable, |(segments, _)| *segments);
         self.writer.size() - self.sync_begun >= SYNC_BYTES * times as u64
             || self.unflushed.len() - covered >= SYNC_SEGMENTS * times
     }
@@ -102,7 +110,7 @@ impl OpenPack {
     /// Begins a sync on a thread of its own.
     fn begin_sync(&mut self) -> Result<(), StoreError> {
         let (done, result) = bounded(1);
-        let sync = self.writer.begin_sync();
+        let sync = self.writer.begin_sync()?;
         std::thread::Builder::new()
             .name("ekko-sync".to_owned())
             // If nobody waits any longer, the writer has ended, and nothing depends on it.
@@ -175,8 +183,8 @@ impl StoreWriter {
                 Command::Bury(places, reply) => {
                     let _ = reply.send(self.attempt(|writer| writer.bury(&places)));
                 }
-                Command::IndexWrites(reply) => {
-                    let _ = reply.send(Ok(self.index.written()));
+                Command::IndexWork(reply) => {
+                    let _ = reply.send(Ok(self.index.work()));
                 }
                 Command::Apply(changes, reply) => {
                     let _ = reply.send(self.attempt(|writer| {
@@ -277,24 +285,29 @@ impl StoreWriter {
                 Err(TryRecvError::Disconnected) => return Err(lost_sync()),
             }
         };
-        let segments = *segments;
+        pack.durable = *segments;
         pack.syncing = None;
         pack.writer.mark(durable?, now())?;
-        self.enter(segments)
+        if pack.durable >= ENTERED_AT_ONCE { self.enter() } else { Ok(()) }
     }
 
-    /// Puts the first `segments` segments, which are durable, into the index.
-    fn enter(&mut self, segments: usize) -> Result<(), StoreError> {
+    /// Puts the segments that are known to be durable into the index, in the order of their keys: neighbours there change
+    /// the same page.
+    fn enter(&mut self) -> Result<(), StoreError> {
         let Some(pack) = &mut self.pack else { return Ok(()) };
-        let entered = || pack.unflushed.iter().take(segments);
-        let change = |(appended, from): &(Appended, Option<Moved>)| {
-            let (key, entry) = (appended.meta.key, SegmentEntry::appended(appended));
-            from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from.place))
-        };
-        let changes: Vec<Change> = entered().map(change).collect();
-        self.index.apply(&changes)?;
-        self.state.pending.drain(entered().map(|(appended, _)| appended.meta.key));
-        pack.unflushed.drain(..segments.min(pack.unflushed.len()));
+        let durable = std::mem::take(&mut pack.durable);
+        let mut entered: Vec<(Appended, Option<Moved>)> =
+            pack.unflushed.drain(..durable.min(pack.unflushed.len())).collect();
+        entered.sort_by_key(|(appended, _)| appended.meta.key);
+        for part in entered.chunks(CHANGES_AT_ONCE) {
+            let change = |(appended, from): &(Appended, Option<Moved>)| {
+                let (key, entry) = (appended.meta.key, SegmentEntry::appended(appended));
+                from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from.place))
+            };
+            let changes: Vec<Change> = part.iter().map(change).collect();
+            self.index.apply(&changes)?;
+            self.state.pending.drain(part.iter().map(|(appended, _)| appended.meta.key));
+        }
         Ok(())
     }
 
@@ -303,8 +316,8 @@ impl StoreWriter {
         let Some(pack) = &mut self.pack else { return Ok(()) };
         pack.writer.sync(now())?;
         pack.sync_begun = pack.writer.size();
-        let segments = pack.unflushed.len();
-        self.enter(segments)
+        pack.durable = pack.unflushed.len();
+        self.enter()
     }
 
     /// Seals the pack; it must have been flushed.

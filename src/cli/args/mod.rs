@@ -182,8 +182,9 @@ pub(in crate::cli) struct InitArgs {
     #[arg(long, value_name = "SIZE", value_parser = segment_size, default_value = "4MiB")]
     pub(in crate::cli) segment_size: SegmentSize,
     /// The compression of backups that do not say otherwise: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19]
-    #[arg(long, value_name = "NAME[:LEVEL]", default_value_t)]
-    pub(in crate::cli) compression: CompressionSetting,
+    /// [default: zstd:1; with segments below 1 MiB zstd:3]
+    #[arg(long, value_name = "NAME[:LEVEL]")]
+    pub(in crate::cli) compression: Option<CompressionSetting>,
 }
 
 fn segment_size(text: &str) -> Result<SegmentSize, String> {

@@ -86,6 +86,39 @@ fn a_sealed_pack_lists_what_was_appended_and_a_walk_finds_the_same() {
     }
 }
 
+/// Writes what waits to be, without making it durable.
+fn written(writer: &mut PackWriter) {
+    drop(writer.begin_sync().unwrap());
+}
+
+#[test]
+fn small_records_are_written_many_at_once_and_large_ones_alone() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let length = || fs::metadata(fixture.path()).unwrap().len();
+    let empty = length();
+    append(&mut writer, PLAIN[0]);
+    assert_eq!(length(), empty, "it waits");
+    // A large one goes out at once, and what waited before it.
+    let large = vec![9; 300_000];
+    append(&mut writer, &large);
+    assert_eq!(length(), writer.size());
+    append(&mut writer, PLAIN[1]);
+    written(&mut writer);
+    assert_eq!(length(), writer.size());
+    // A MiB of small ones does not wait for more.
+    let before = length();
+    for _ in 0..400 {
+        append(&mut writer, PLAIN[2]);
+    }
+    assert!(length() > before && length() < writer.size());
+    writer.seal(7).unwrap();
+    let entries = fixture.open().contents().unwrap().unwrap();
+    assert_eq!(entries.len(), 403);
+    assert_eq!(read(&fixture.open(), &entries[1]).unwrap(), large);
+    assert_eq!(read(&fixture.open(), &entries[402]).unwrap(), PLAIN[2]);
+}
+
 #[test]
 fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
     // Bytes of the third record's payload, of its header, and a file that ends inside it.
@@ -98,6 +131,7 @@ fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
         let end = usize::try_from(writer.size()).unwrap();
         append(&mut writer, PLAIN[2]);
         append(&mut writer, PLAIN[3]);
+        written(&mut writer);
         drop(writer);
         fixture.change(|bytes| match harm {
             0 => bytes[end + 256] ^= 1,
@@ -134,12 +168,13 @@ fn a_mark_speaks_for_what_was_there_when_the_sync_began() {
     let fixture = Fixture::new();
     let mut writer = fixture.create();
     append(&mut writer, PLAIN[0]);
-    let sync = writer.begin_sync();
+    let sync = writer.begin_sync().unwrap();
     let second = usize::try_from(writer.size()).unwrap();
     append(&mut writer, PLAIN[1]);
     let durable = sync.run().unwrap();
     assert_eq!(durable, second as u64);
     writer.mark(durable, 7).unwrap();
+    written(&mut writer);
     drop(writer);
     fixture.change(|bytes| bytes[second + 300] ^= 1);
     let scan = fixture.scan();

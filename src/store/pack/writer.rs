@@ -39,6 +39,8 @@ impl PackSync {
 
 /// A pack that this process appends to.
 ///
+/// Small records wait in memory until there are enough for one write, or something is to be made durable.
+///
 /// Durable are: the pack's name, after `create`; what was appended before `begin_sync`, after its `run`
 /// returned, and everything after `sync` returned; that the pack is complete, after `seal`.
 #[derive(Debug)]
@@ -50,7 +52,14 @@ pub struct PackWriter {
     synced: u64,
     entries: Vec<ContentsEntry>,
     own: RecordBuffer,
+    /// What lies before `end` and is not yet written.
+    tail: Vec<u8>,
 }
+
+/// Records wait until they make so many bytes, and are then written at once...
+const WRITTEN_AT_ONCE: usize = 1 << 20;
+/// ... but for those that are so long themselves.
+const WRITTEN_ALONE: usize = 128 << 10;
 
 impl PackWriter {
     /// Creates a pack in `folder`. It gets its name once its header is durable, so that a pack is never seen
@@ -76,7 +85,7 @@ impl PackWriter {
         entries: Vec<ContentsEntry>,
     ) -> Self {
         let file = Arc::from(file);
-        Self { file, header, end, synced: end, entries, own: RecordBuffer::new() }
+        Self { file, header, end, synced: end, entries, own: RecordBuffer::new(), tail: Vec::new() }
     }
 
     /// Returns the pack's number.
@@ -113,9 +122,22 @@ impl PackWriter {
 
     fn write(&mut self, record: &RecordHeader, buffer: &mut RecordBuffer) -> Result<(), StorageError> {
         let bytes = buffer.seal(record, &self.header, self.end);
-        self.file.write_at(bytes, self.end)?;
+        if bytes.len() < WRITTEN_ALONE {
+            self.tail.extend_from_slice(bytes);
+        } else {
+            self.write_tail()?;
+            self.file.write_at(bytes, self.end)?;
+        }
         self.entries.extend(ContentsEntry::of(record, self.end));
         self.end += record.span();
+        if self.tail.len() >= WRITTEN_AT_ONCE { self.write_tail() } else { Ok(()) }
+    }
+
+    fn write_tail(&mut self) -> Result<(), StorageError> {
+        if !self.tail.is_empty() {
+            self.file.write_at(&self.tail, self.end - self.tail.len() as u64)?;
+            self.tail.clear();
+        }
         Ok(())
     }
 
@@ -133,9 +155,11 @@ impl PackWriter {
         Ok(self.write_own(RecordKind::Dead, &DeadSegment::encode(segments), time)?)
     }
 
-    /// Returns what makes everything durable that is appended by now; [`Self::mark`] it when it has run.
-    pub fn begin_sync(&self) -> PackSync {
-        PackSync { file: Arc::clone(&self.file), end: self.end }
+    /// Writes what waits and returns what makes everything durable that is appended by now; [`Self::mark`] it when it
+    /// has run.
+    pub fn begin_sync(&mut self) -> Result<PackSync, PackError> {
+        self.write_tail()?;
+        Ok(PackSync { file: Arc::clone(&self.file), end: self.end })
     }
 
     /// Appends a mark that says that everything before `durable`, which a [`PackSync`] returned, is.
@@ -153,8 +177,9 @@ impl PackWriter {
     pub fn sync(&mut self, time: u64) -> Result<(), PackError> {
         // A mark alone is nothing to sync.
         if self.entries.last().is_some_and(|entry| entry.offset >= self.synced) {
-            let durable = self.begin_sync().run()?;
+            let durable = self.begin_sync()?.run()?;
             self.mark(durable, time)?;
+            self.write_tail()?;
         }
         Ok(())
     }
@@ -170,6 +195,7 @@ impl PackWriter {
     /// Returns its final size.
     pub fn seal(mut self, time: u64) -> Result<u64, PackError> {
         self.sync(time)?;
+        self.write_tail()?;
         let payload = ContentsEntry::encode(&self.entries);
         let record = RecordHeader::own(RecordKind::Contents, &payload, time);
         let size = self.end + record.span();

@@ -1,0 +1,77 @@
+//! What is read of the index whole, record after record.
+
+use std::collections::{HashMap, HashSet};
+
+use rkyv::rancor;
+
+use crate::manifest::{BackupsetId, Incremental};
+use crate::segment::SegmentKey;
+use crate::store::batch::{pack_entry, read, segment_entry};
+use crate::store::entry::{ArchivedCounted, ArchivedSegmentEntry, Counted, PackEntry, SegmentEntry, key};
+use crate::store::index::{BATCH, Index};
+use crate::store::index_error::IndexError;
+use crate::store::pack::PackNumber;
+
+impl Index {
+    /// Returns the packs whose segments are all in the index.
+    pub fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, IndexError> {
+        let mut packs = HashMap::new();
+        self.scan(&[key::PACK], |key, value| {
+            let number = key::read_pack(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            packs.insert(number, pack_entry(value, self.path())?);
+            Ok(())
+        })?;
+        Ok(packs)
+    }
+
+    /// Returns the packs that are to be removed.
+    pub fn going(&self) -> Result<HashSet<PackNumber>, IndexError> {
+        let mut going = HashSet::new();
+        let mut from = 0;
+        loop {
+            let tasks = self.tasks(from, BATCH)?;
+            let Some((last, _)) = tasks.last() else { return Ok(going) };
+            from = last.saturating_add(1);
+            going.extend(tasks.iter().filter_map(|(_, task)| task.unlinks()));
+        }
+    }
+
+    /// Returns the backups whose segments are counted, wholly or in part.
+    pub fn counted(&self) -> Result<HashMap<(BackupsetId, Incremental), Counted>, IndexError> {
+        let mut counted = HashMap::new();
+        self.scan(&[key::COUNTED], |key, value| {
+            let id = key::read_counted(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let archived = read::<ArchivedCounted>(value, self.path())?;
+            let value = rkyv::deserialize::<Counted, rancor::Failure>(archived)
+                .map_err(|_| self.damaged("a value does not decode"))?;
+            counted.insert(id, value);
+            Ok(())
+        })?;
+        Ok(counted)
+    }
+
+    /// Calls `each` with every segment, in the order of their keys.
+    pub fn segments(&self, mut each: impl FnMut(SegmentKey, &SegmentEntry)) -> Result<(), IndexError> {
+        self.scan(&[key::SEGMENT], |key, value| {
+            let key = key::read_segment(key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            each(key, &segment_entry(read::<ArchivedSegmentEntry>(value, self.path())?));
+            Ok(())
+        })
+    }
+
+    /// Puts a record that is about to be written into the filter, if it is a segment's.
+    pub(super) fn note(&self, key: &[u8]) {
+        if key.first() == Some(&key::SEGMENT)
+            && let Some(key) = key::read_segment(key)
+        {
+            self.filter().insert(&key.hash);
+        }
+    }
+
+    /// Reads all hashes into the filter. What is inserted meanwhile its writer puts there.
+    pub(super) fn fill_filter(&self) -> Result<(), IndexError> {
+        self.segments(|key, _| self.filter().insert(&key.hash))?;
+        self.filter().complete();
+        Ok(())
+    }
+}
