@@ -53,15 +53,19 @@ rustic_init() { rustic -r rustic init; }
 rustic_backup() { rustic -r rustic backup --no-cache --force --tag "$1" "$disk"; }
 rustic_restore() { rustic -r rustic restore --no-cache latest restored; }
 bupstash_init() {
+    rm -f bupstash.key
     bupstash new-key -o bupstash.key
     bupstash init -r bupstash
 }
 bupstash_backup() { bupstash put -r bupstash -k bupstash.key --no-send-log --no-stat-caching "name=$1-$(date +%s%N)" "$disk"; }
-bupstash_restore() { bupstash get -r bupstash -k bupstash.key -q "id=$(bupstash list -r bupstash -k bupstash.key --format jsonl1 "name=$1-*" | tail -1 | python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])')" >out; }
+bupstash_restore() { bupstash get -r bupstash -k bupstash.key -q "id=$(bupstash list -r bupstash -k bupstash.key --format jsonl1 "name=$1-*" | tail -1 | python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])')" | dd bs=64K iflag=fullblock conv=sparse of=out; }
 
 show() { ln -f "$folder/$1.raw" "$disk"; }
 found() { # where a tool has put the disk
     if [ -f out ]; then echo out; else find restored -type f -name disk.raw; fi
+}
+quiet() { # COMMAND...: what it prints is shown if it fails
+    "$@" >log.txt 2>&1 || { echo "$* failed:" >&2; cat log.txt >&2; exit 1; }
 }
 measure() { # TOOL WHAT FUNCTION ARGUMENT: wall, CPU seconds and peak memory of all its processes
     local tool=$1 what=$2 function=$3
@@ -78,7 +82,7 @@ row_round() {
     local tool=$1
     rm -rf "$tool" out restored .cache home/.cache
     mkdir restored
-    "${tool}_init" >/dev/null 2>&1
+    quiet "${tool}_init"
     show db-1
     measure "$tool" first "${tool}_backup" db
     measure "$tool" again "${tool}_backup" db
@@ -101,10 +105,10 @@ fleet_of() { for name in base web app db-1 db-2 db-3; do printf '%s\n' "$name"; 
 fleet_stored() {
     for tool in $peers; do
         rm -rf "$tool"
-        "${tool}_init" >/dev/null 2>&1
+        quiet "${tool}_init"
         for name in $(fleet_of); do
             show "$name"
-            "${tool}_backup" "${name%-*}" >/dev/null 2>&1
+            quiet "${tool}_backup" "${name%-*}"
         done
         stored "$tool" >"$tool.stored"
         rm -rf "$tool"
