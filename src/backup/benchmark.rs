@@ -68,19 +68,23 @@ impl Sample {
     /// Reads a sample of an image.
     pub fn of(image: &dyn Image, segment_size: SegmentSize) -> Result<Self, BackupError> {
         let geometry = Geometry::new(image.size(), segment_size).map_err(|error| too_large(image, &error))?;
-        let mut pieces = Pieces::new(image, geometry)?;
-        let mut all = Vec::new();
+        // Gone through twice, so that the pieces of a large disk need not be kept.
+        let (mut count, mut segments, mut pieces) = (0, 0, Pieces::new(image, geometry)?);
         while let Some(piece) = pieces.next()? {
-            all.push(piece);
+            count += 1;
+            segments += piece.segments.len() as u64;
         }
-        let most = SAMPLE / Pieces::most_bytes(geometry).max(1);
-        let step = all.len().div_ceil(most.max(1)).max(1);
+        let most = (SAMPLE / Pieces::most_bytes(geometry).max(1)).max(1) as u64;
+        let step = u64::div_ceil(count, most).max(1);
         let size = usize::try_from(segment_size.bytes()).unwrap_or(usize::MAX);
         let mut buffer = ReadBuffer::new(Pieces::most_bytes(geometry));
         let mut sample = Self { segments: Vec::new(), data_bytes: 0, read: None };
         let (mut read_bytes, mut took, mut seen) = (0, Duration::ZERO, 0);
-        let segments: u64 = all.iter().map(|piece| piece.segments.len() as u64).sum();
-        for piece in all.iter().step_by(step) {
+        let mut pieces = Pieces::new(image, geometry)?;
+        while let Some(piece) = pieces.next()? {
+            if piece.sequence % step != 0 {
+                continue;
+            }
             let first = SegmentIndex(piece.segments.start);
             let last = SegmentIndex(piece.segments.end.saturating_sub(1));
             let end = geometry.offset(last) + u64::from(geometry.length(last));

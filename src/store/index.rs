@@ -125,6 +125,10 @@ impl Index {
         &self.shared.filter
     }
 
+    pub(super) fn segments_held(&self) -> u64 {
+        self.shared.segments.load(Ordering::Relaxed)
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
         guarded(self.path(), "look up", || self.db().get(key))
     }
@@ -150,16 +154,15 @@ impl Index {
         }
         let first = SegmentKey { hash, twin: Twin(0) };
         if self.shared.twins.load(Ordering::Acquire) == 0 {
-            let found: Vec<_> = self.lookup(first)?.map(|entry| (Twin(0), entry)).into_iter().collect();
-            if found.is_empty() && self.shared.filter.missed(self.shared.segments.load(Ordering::Relaxed)) {
-                self.fill_filter()?;
-            }
-            return Ok(found);
+            let found = self.lookup(first)?;
+            self.looked_up(found.is_none())?;
+            return Ok(found.map(|entry| (Twin(0), entry)).into_iter().collect());
         }
         let last = SegmentKey { hash, twin: Twin(u16::MAX) };
         let found = guarded(self.path(), "look up", || {
             self.db().range(key::segment(first)..=key::segment(last)).collect::<Result<Vec<_>, _>>()
         })?;
+        self.looked_up(found.is_empty())?;
         let entry = |(key, value): &(sled::IVec, sled::IVec)| {
             let key = key::read_segment(key).ok_or_else(|| self.damaged("a key does not decode"))?;
             Ok((key.twin, segment_entry(read::<ArchivedSegmentEntry>(value, self.path())?)))

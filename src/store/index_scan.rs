@@ -68,8 +68,13 @@ impl Index {
         }
     }
 
+    /// Counts a lookup, and makes the filter when enough of them were in vain.
+    pub(super) fn looked_up(&self, in_vain: bool) -> Result<(), IndexError> {
+        if in_vain && self.filter().missed(self.segments_held()) { self.fill_filter() } else { Ok(()) }
+    }
+
     /// Reads all hashes into the filter. What is inserted meanwhile its writer puts there.
-    pub(super) fn fill_filter(&self) -> Result<(), IndexError> {
+    fn fill_filter(&self) -> Result<(), IndexError> {
         self.segments(|key, _| self.filter().insert(&key.hash))?;
         self.filter().complete();
         Ok(())
