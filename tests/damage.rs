@@ -100,7 +100,7 @@ impl Original {
         assert!(problems.unwrap().is_empty());
         let third = records[2];
         // The first commit's mark stands behind the four segments of the first backup.
-        let mark = records[3] + SEGMENT + 4096;
+        let mark = (records[3] + SEGMENT + 512).next_multiple_of(4096);
         let manifest = repository.layout().manifest(web.id, web.backups[1].incremental);
         let manifest_size = usize::try_from(fs::metadata(&manifest).unwrap().len()).unwrap();
         let case =
@@ -115,10 +115,10 @@ impl Original {
             case("record header", &pack, third..third + 256, changes, Then::Named),
             case("payload", &pack, third + 256..third + SEGMENT, changes, Then::Named),
             case("mark", &pack, mark..mark + 256, changes, Then::Whole),
-            case("table of contents", &pack, size - 4096..size - 4096 + 256 + 7 * 80, changes, Then::Whole),
+            case("table of contents", &pack, size - 1024..size - 1024 + 256 + 7 * 80, changes, Then::Whole),
             case("trailer", &pack, size - 64..size, changes, Then::Whole),
             case("pack cut in a payload", &pack, third + 5000..size, &[Truncate], Then::NamedAndHealed),
-            case("pack cut before its table", &pack, size - 4096..size, &[Truncate], Then::Whole),
+            case("pack cut before its table", &pack, size - 1024..size, &[Truncate], Then::Whole),
             case("pack cut to nothing", &pack, 0..size, &[Truncate], Then::NamedAndHealed),
             case("pack", &pack, 0..size, &[Delete], Then::NamedAndHealed),
             case("manifest header", &manifest, 0..128, &[FlipBits, Zero, Truncate], Then::ManifestLost),

@@ -2,13 +2,14 @@
 //! nothing back.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 use crate::codec::Decoder;
 use crate::store::StoreError;
 use crate::store::entry::{Change, FreedPlace, PackEntry, Task};
 use crate::store::gc::Collector;
 use crate::store::pack::{
-    ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, RecordHeader, RecordKind,
+    BLOCK, ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, RecordHeader, RecordKind,
     RecordPlace, SegmentMeta,
 };
 use crate::store::reconcile::pack_numbers;
@@ -29,6 +30,17 @@ pub struct Reclaimed {
     pub punched_bytes: u64,
     /// What could not be given back, in words.
     pub problems: Vec<String>,
+}
+
+/// Widens the range of dead records by what is left of their first and last block, if that is zeros too: filesystems give
+/// back whole blocks, and neighbours may have died before. A record that became durable shares its blocks with none that
+/// was appended later, so nobody writes to these blocks now.
+fn blocks_around(pack: &PackReader, range: Range<u64>) -> Result<Range<u64>, PackError> {
+    let before = range.start / BLOCK * BLOCK..range.start;
+    let behind = range.end..range.end.next_multiple_of(BLOCK);
+    let start = if pack.is_zeros(before.clone())? { before.start } else { range.start };
+    let end = if pack.is_zeros(behind.clone())? { behind.end } else { range.end };
+    Ok(start..end)
 }
 
 fn is_empty(pack: &PackEntry) -> bool {
@@ -224,21 +236,25 @@ impl Collector<'_> {
         };
         let id = pack.header().id();
         let file = self.storage.open(&self.folder.join(number.file_name()))?;
-        let (mut punched, mut holes) = (0, self.holes);
-        let mut rest = places.iter().filter(|place| place.dead().pack == id).peekable();
-        while let Some(first) = rest.next() {
-            let mut end = first.offset + first.span;
-            while holes && let Some(next) = rest.next_if(|next| next.offset == end) {
-                end = next.offset + next.span;
-            }
-            match file.punch(first.offset, end - first.offset) {
-                Ok(()) => punched += end - first.offset,
-                // The pack is moved when little lives in it. Until then nobody shall read these as records.
-                Err(error) if error.is_unsupported() => {
-                    holes = false;
-                    file.write_at(&[0; 4096], first.offset)?;
+        let (mut punched, mut supported) = (0, true);
+        let places: Vec<_> = places.iter().filter(|place| place.dead().pack == id).collect();
+        for run in places.chunk_by(|one, next| one.offset + one.span == next.offset) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let (start, end) = (first.offset, last.offset + last.span);
+            if supported {
+                let blocks = blocks_around(&pack, start..end)?;
+                match file.punch(blocks.start, blocks.end - blocks.start) {
+                    Ok(()) => {
+                        punched += end - start;
+                        continue;
+                    }
+                    Err(error) if error.is_unsupported() => supported = false,
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
+            }
+            // The pack is moved when little lives in it. Until then nobody shall read these as records.
+            for place in run {
+                file.write_at(&[0; 512], place.offset)?;
             }
         }
         // Else a power loss would bring the bytes back, and nobody would know of them.

@@ -14,8 +14,8 @@ use crate::store::entry::{Change, FreedPlace, SegmentEntry, Task};
 use crate::store::index::IndexWriter;
 use crate::store::index_error::IndexError;
 use crate::store::pack::{
-    ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind, RecordPlace,
-    ScanDepth,
+    BLOCK, ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind,
+    RecordPlace, ScanDepth,
 };
 use crate::store::writer::now;
 
@@ -185,34 +185,34 @@ impl Survey {
             }
             is_segment && !is_dead
         });
-        if self.trusted {
-            let holes = reader.holes()?;
-            let is_hole = |entry: &ContentsEntry| {
-                let behind = holes.partition_point(|hole| hole.start <= entry.offset);
-                behind.checked_sub(1).and_then(|at| holes.get(at)).is_some_and(|hole| entry.offset < hole.end)
+        let holes = if self.trusted { reader.holes()? } else { Vec::new() };
+        let mut there = Vec::with_capacity(living.len());
+        for entry in living {
+            // Of a record that was punched out, the first block that it had for itself is a hole. One that shares all
+            // its blocks with others leaves none.
+            let block = entry.offset.next_multiple_of(BLOCK);
+            let is_there = if self.trusted && block + BLOCK <= entry.offset + entry.span() {
+                let behind = holes.partition_point(|hole| hole.start <= block);
+                behind.checked_sub(1).and_then(|at| holes.get(at)).is_none_or(|hole| hole.end <= block)
+            } else {
+                has_record(&reader, &entry)?
             };
-            living.retain(|entry| !is_hole(entry));
-        } else {
-            living = readable_records(&reader, living)?;
+            if is_there {
+                there.push(entry);
+            }
         }
+        living = there;
         Ok(PackTable { living, freed, buried, size: reader.size()? })
     }
 }
 
-/// Leaves out what the table of a pack lists and is not there: it was freed, and the dead record that says so is
-/// lost. Where nothing hints at that, the records are not looked at.
-fn readable_records(pack: &PackReader, living: Vec<ContentsEntry>) -> Result<Vec<ContentsEntry>, StoreError> {
-    let mut readable = Vec::with_capacity(living.len());
-    for entry in living {
-        match pack.record(entry.offset) {
-            Ok(_) => readable.push(entry),
-            Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => {
-                return Err(error.into());
-            }
-            Err(_) => {}
-        }
+/// Says whether what the table of a pack lists is there. If not it was freed, and the dead record that says so is lost.
+fn has_record(pack: &PackReader, entry: &ContentsEntry) -> Result<bool, StoreError> {
+    match pack.record(entry.offset) {
+        Ok(_) => Ok(true),
+        Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => Err(error.into()),
+        Err(_) => Ok(false),
     }
-    Ok(readable)
 }
 
 fn changed(index: &IndexWriter, number: PackNumber, how: &str) -> StoreError {

@@ -17,7 +17,7 @@ use std::fmt;
 
 use crate::segment::Fingerprint;
 use crate::storage::{FieldReader, FieldWriter, TooShort};
-use crate::store::pack::{ALIGNMENT, PackError};
+use crate::store::pack::{BLOCK, PackError};
 
 const MAGIC: [u8; 8] = *b"EKKOPACK";
 
@@ -28,7 +28,7 @@ pub(super) const FORMAT: u32 = 1;
 const LENGTH: usize = 256;
 
 /// Where the first record begins: behind both copies.
-pub(super) const FIRST_RECORD: u64 = 2 * ALIGNMENT;
+pub(super) const FIRST_RECORD: u64 = 2 * BLOCK;
 
 /// The number of a pack: its file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,7 +126,7 @@ impl PackHeader {
             .zeros_to(224);
         let checksum = Fingerprint::of(fields.as_slice());
         let mut copy = fields.bytes(checksum.as_bytes()).finish();
-        copy.resize(usize::try_from(ALIGNMENT).unwrap_or(LENGTH), 0);
+        copy.resize(usize::try_from(BLOCK).unwrap_or(LENGTH), 0);
         copy.repeat(2)
     }
 

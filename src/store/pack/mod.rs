@@ -3,7 +3,7 @@
 //! ```text
 //! offset 0       header            4,096 bytes, random key in it
 //!        4096    the header again
-//!        8192    record            256-byte header, stored bytes, zeros up to a multiple of 4,096
+//!        8192    record            256-byte header, stored bytes, zeros up to a multiple of 512
 //!        ...     record, record, mark, record, ...
 //!        last    contents record   the table of all records; its last 64 bytes find it from the end
 //! ```
@@ -37,8 +37,12 @@ use crate::error::ErrorKind;
 use crate::segment::SegmentKey;
 use crate::storage::StorageError;
 
-/// Records and headers begin on multiples of this, in bytes.
-pub const ALIGNMENT: u64 = 4096;
+/// Records begin on multiples of this, in bytes: a sector, so that a record's header is never torn.
+pub const ALIGNMENT: u64 = 512;
+
+/// What a filesystem gives back and a device may rewrite at once, in bytes. What a sync made durable ends on a multiple of
+/// it, so that nothing that is appended later is written over it.
+pub const BLOCK: u64 = 4096;
 
 /// The most bytes a pack holds before it is sealed and the next begun. One record may go beyond.
 pub const PACK_LIMIT: u64 = 1 << 30;

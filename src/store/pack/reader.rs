@@ -9,7 +9,7 @@ use crate::storage::{Storage, StorageFile};
 use crate::store::pack::contents::{ContentsEntry, ENTRY_LENGTH, decode_trailer};
 use crate::store::pack::header::{FIRST_RECORD, HeaderError, PackHeader, PackNumber};
 use crate::store::pack::record::{DeadSegment, HEADER_LENGTH, RecordHeader, RecordKind, TRAILER_LENGTH};
-use crate::store::pack::{ALIGNMENT, PackError};
+use crate::store::pack::{BLOCK, PackError};
 
 /// A pack that is open for reading. Shared between threads; every read is positioned.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl PackReader {
     /// Checks the header of an open pack.
     pub(super) fn from_file(file: Box<dyn StorageFile>, number: PackNumber) -> Result<Self, PackError> {
         let mut newer = None;
-        for copy in [0, ALIGNMENT] {
+        for copy in [0, BLOCK] {
             let mut bytes = [0; 256];
             if file.read_at(&mut bytes, copy).is_err() {
                 continue;
@@ -124,6 +124,21 @@ impl PackReader {
             return Err(PackError::SegmentCorrupt { key, path: self.path().into(), offset });
         }
         Ok(header)
+    }
+
+    /// Says whether all of a range, of at most a [`BLOCK`], is in the file and zeros: what a sync leaves behind the last
+    /// record, and what is left of records that were punched out.
+    pub(in crate::store) fn is_zeros(&self, range: Range<u64>) -> Result<bool, PackError> {
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let mut block = [0; 4096];
+        let Some(bytes) = block.get_mut(..length).filter(|_| !range.is_empty()) else {
+            return Ok(range.is_empty());
+        };
+        if range.end > self.size()? {
+            return Ok(false);
+        }
+        self.file.read_at(bytes, range.start)?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
     }
 
     /// Reads the payload of one of our own records and verifies it.

@@ -1,4 +1,4 @@
-//! A record: a 256-byte header, then the stored bytes, then zeros up to the next multiple of 4,096.
+//! A record: a 256-byte header, then the stored bytes, then zeros up to the next multiple of 512.
 //!
 //! | at | bytes | what |
 //! |---|---|---|
@@ -319,12 +319,12 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_whole_blocks_with_room_for_header_and_trailer() {
+    fn spans_are_whole_sectors_with_room_for_header_and_trailer() {
         let own = |kind, length: usize| RecordHeader::own(kind, &vec![0; length], 0).span();
-        assert_eq!(own(RecordKind::Mark, 0), 4096);
+        assert_eq!(own(RecordKind::Mark, 0), 512);
         assert_eq!(own(RecordKind::Dead, 4096 - 256), 4096);
-        assert_eq!(own(RecordKind::Dead, 4096 - 255), 8192);
+        assert_eq!(own(RecordKind::Dead, 4096 - 255), 4608);
         assert_eq!(own(RecordKind::Contents, 4096 - 256 - 64), 4096);
-        assert_eq!(own(RecordKind::Contents, 4096 - 256 - 63), 8192);
+        assert_eq!(own(RecordKind::Contents, 4096 - 256 - 63), 4608);
     }
 }

@@ -1,8 +1,10 @@
 //! Walking a pack that has no usable table of contents.
 //!
 //! A walk goes from record to record and never looks inside a payload, with one exception: where a header
-//! is damaged, its length is unknown, and the walk looks for the next header on the multiples of 4,096
+//! is damaged, its length is unknown, and the walk looks for the next header on the multiples of 512
 //! behind it. That is safe only because a header's checksum is keyed by the pack and its offset.
+//!
+//! What a sync made durable ends on a multiple of 4,096: zeros up to there are no damage.
 //!
 //! A mark says up to which offset the pack was durable when it was written. Behind the highest such offset
 //! nothing is known to be: there each record is decoded and its BLAKE3 compared, and the pack ends at the
@@ -16,7 +18,7 @@ use crate::store::pack::header::FIRST_RECORD;
 use crate::store::pack::reader::PackReader;
 use crate::store::pack::record::{RecordHeader, RecordKind};
 use crate::store::pack::writer::PackWriter;
-use crate::store::pack::{ALIGNMENT, PackError};
+use crate::store::pack::{ALIGNMENT, BLOCK, PackError};
 
 /// How much of a pack is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub enum ScanDepth {
 pub struct PackScan {
     /// The segments and dead records, in order.
     pub entries: Vec<ContentsEntry>,
-    /// Where the last good record ends.
+    /// Where the last good record ends, or what was durable.
     pub end: u64,
     /// Offsets in what was durable at which a record should begin and none can be read.
     pub damaged: Vec<u64>,
@@ -46,7 +48,8 @@ impl PackScan {
         let mut gaps = Vec::new();
         let mut offset = FIRST_RECORD;
         while let Some(found) = next_record(pack, offset, size)? {
-            if found.0 != offset {
+            let padded = found.0 == offset.next_multiple_of(BLOCK) && pack.is_zeros(offset..found.0)?;
+            if found.0 != offset && !padded {
                 gaps.push(offset);
             }
             offset = found.0.saturating_add(found.1.span());
@@ -55,7 +58,7 @@ impl PackScan {
         let marks = records.iter().filter(|(_, record)| record.kind == RecordKind::Mark);
         let durable = marks.filter_map(|(offset, record)| pack.marked(*offset, record)).max();
         let durable = durable.unwrap_or(FIRST_RECORD);
-        let mut scan = Self { entries: Vec::new(), end: FIRST_RECORD, damaged: Vec::new() };
+        let mut scan = Self { entries: Vec::new(), end: durable, damaged: Vec::new() };
         scan.damaged.extend(gaps.iter().filter(|gap| **gap < durable));
         // A gap behind what was durable is where the pack ends.
         let limit = gaps.iter().copied().find(|gap| *gap >= durable).unwrap_or(u64::MAX);
@@ -69,7 +72,7 @@ impl PackScan {
             if ends {
                 break;
             }
-            scan.end = offset + record.span();
+            scan.end = scan.end.max(offset + record.span());
             scan.entries.extend(ContentsEntry::of(&record, offset));
         }
         Ok(scan)
@@ -79,12 +82,15 @@ impl PackScan {
     pub fn seal(&self, storage: &dyn Storage, pack: PackReader, time: u64) -> Result<u64, PackError> {
         let (file, header) = pack.into_file();
         let file = storage.open(file.path())?;
+        // Cut, then filled up with zeros, as a sync would have left it.
+        let end = self.end.next_multiple_of(BLOCK);
         if file.size()? > self.end {
             file.truncate(self.end)?;
         }
+        file.truncate(end)?;
         // What is behind the highest mark was read from the page cache; make sure of it.
         file.sync()?;
-        PackWriter::resume(file, header, self.end, self.entries.clone()).seal(time)
+        PackWriter::resume(file, header, end, self.entries.clone()).seal(time)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::codec::{Codec, Decoder};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::storage::OsStorage;
 use crate::store::pack::{
-    ContentsEntry, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter, RecordBuffer,
+    BLOCK, ContentsEntry, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter, RecordBuffer,
     ScanDepth, SegmentMeta,
 };
 
@@ -108,15 +108,15 @@ fn small_records_are_written_many_at_once_and_large_ones_alone() {
     assert_eq!(length(), writer.size());
     // A MiB of small ones does not wait for more.
     let before = length();
-    for _ in 0..400 {
+    for _ in 0..2_500 {
         append(&mut writer, PLAIN[2]);
     }
     assert!(length() > before && length() < writer.size());
     writer.seal(7).unwrap();
     let entries = fixture.open().contents().unwrap().unwrap();
-    assert_eq!(entries.len(), 403);
+    assert_eq!(entries.len(), 2_503);
     assert_eq!(read(&fixture.open(), &entries[1]).unwrap(), large);
-    assert_eq!(read(&fixture.open(), &entries[402]).unwrap(), PLAIN[2]);
+    assert_eq!(read(&fixture.open(), &entries[2_502]).unwrap(), PLAIN[2]);
 }
 
 #[test]
@@ -164,6 +164,32 @@ fn a_bad_header_in_what_was_durable_is_passed_over_and_reported() {
 }
 
 #[test]
+fn what_a_sync_made_durable_is_never_written_over_and_its_padding_is_no_damage() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let (mut ends, mut paddings) = (Vec::new(), Vec::new());
+    for plain in [PLAIN[2], PLAIN[0], PLAIN[3], PLAIN[2]] {
+        append(&mut writer, plain);
+        paddings.push(writer.size());
+        let sync = writer.begin_sync().unwrap();
+        assert_eq!(sync.run().unwrap(), writer.size());
+        assert_eq!(writer.size() % BLOCK, 0);
+        ends.push(writer.size());
+    }
+    writer.mark(*ends.last().unwrap(), 7).unwrap();
+    written(&mut writer);
+    let scan = fixture.scan();
+    assert_eq!((scan.entries.len(), scan.damaged), (4, vec![]));
+    for (entry, end) in scan.entries.iter().skip(1).zip(&ends) {
+        assert_eq!(entry.offset, *end);
+    }
+    // Anything but zeros there was a record.
+    fixture.change(|bytes| bytes[usize::try_from(paddings[1]).unwrap() + 9] = 1);
+    let scan = fixture.scan();
+    assert_eq!((scan.entries.len(), scan.damaged), (4, vec![paddings[1]]));
+}
+
+#[test]
 fn a_mark_speaks_for_what_was_there_when_the_sync_began() {
     let fixture = Fixture::new();
     let mut writer = fixture.create();
@@ -192,7 +218,7 @@ fn a_damaged_table_is_made_anew_with_the_same_entries() {
     let entries = fixture.open().contents().unwrap();
     let whole = fs::read(fixture.path()).unwrap();
     // The trailer, the table's payload, its header, and all of it.
-    for (back, length) in [(10, 1), (4096 - 300, 1), (4096 - 20, 1), (4096, 4096)] {
+    for (back, length) in [(10, 1), (1024 - 300, 1), (1024 - 20, 1), (1024, 1024)] {
         fixture.change(|bytes| {
             let at = bytes.len() - back;
             bytes[at..at + length].iter_mut().for_each(|byte| *byte ^= 0x55);
@@ -212,7 +238,7 @@ fn a_guest_that_stores_a_copy_of_this_very_pack_makes_no_records() {
     let mut writer = fixture.create();
     append(&mut writer, PLAIN[0]);
     writer.sync(7).unwrap();
-    // The bytes of the pack so far, at every alignment that a record could have: 3840 puts them on a block.
+    // The bytes of the pack so far, at the alignment that records have: 3840 puts them on a block.
     let mut guest = vec![0; 4096 - 256];
     guest.extend(fs::read(fixture.path()).unwrap());
     let at = usize::try_from(writer.size()).unwrap();

@@ -9,7 +9,7 @@ use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackId, PackNumber};
 use crate::store::pack::record::{
     DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH,
 };
-use crate::store::pack::{PackError, RecordPlace};
+use crate::store::pack::{BLOCK, PackError, RecordPlace};
 
 /// A segment that was appended; it is durable after the next [`PackWriter::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +141,14 @@ impl PackWriter {
         Ok(())
     }
 
+    /// Fills the last block up with zeros, so that what is appended later leaves it alone.
+    fn fill_block(&mut self) {
+        let end = self.end.next_multiple_of(BLOCK);
+        let zeros = usize::try_from(end - self.end).unwrap_or(0);
+        self.tail.resize(self.tail.len() + zeros, 0);
+        self.end = end;
+    }
+
     fn write_own(&mut self, kind: RecordKind, payload: &[u8], time: u64) -> Result<(), StorageError> {
         let record = RecordHeader::own(kind, payload, time);
         let mut buffer = std::mem::take(&mut self.own);
@@ -158,6 +166,7 @@ impl PackWriter {
     /// Writes what waits and returns what makes everything durable that is appended by now; [`Self::mark`] it when it
     /// has run.
     pub fn begin_sync(&mut self) -> Result<PackSync, PackError> {
+        self.fill_block();
         self.write_tail()?;
         Ok(PackSync { file: Arc::clone(&self.file), end: self.end })
     }
@@ -195,6 +204,7 @@ impl PackWriter {
     /// Returns its final size.
     pub fn seal(mut self, time: u64) -> Result<u64, PackError> {
         self.sync(time)?;
+        self.fill_block();
         self.write_tail()?;
         let payload = ContentsEntry::encode(&self.entries);
         let record = RecordHeader::own(RecordKind::Contents, &payload, time);
