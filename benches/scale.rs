@@ -108,12 +108,7 @@ fn make(root: &Path, segment_size: u64) {
 fn whole(root: &Path, segments: u32) {
     make(root, u64::from(SEGMENT));
     let shared = SharedWriter::new(open(root));
-    let options = BackupOptions {
-        compression: CompressionSetting::default(),
-        jobs: THREADS,
-        tags: Vec::new(),
-        pace: None,
-    };
+    let options = BackupOptions::new(CompressionSetting::default(), THREADS);
     let begun = Instant::now();
     let summary = back_up(&shared, &name(), &Synthetic { segments }, &options, &Silent).unwrap();
     let took = begun.elapsed().as_secs_f64();

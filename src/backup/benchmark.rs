@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::backup::BackupError;
 use crate::backup::pieces::Pieces;
+use crate::backup::plan::Plan;
 use crate::codec::{Codec, CodecError, CompressionSetting, Decoder, Encoder};
 use crate::image::{Image, ReadBuffer};
 use crate::segment::{Fingerprint, Geometry, GeometryError, SegmentHash, SegmentIndex, SegmentSize, is_zero};
@@ -68,8 +69,9 @@ impl Sample {
     /// Reads a sample of an image.
     pub fn of(image: &dyn Image, segment_size: SegmentSize) -> Result<Self, BackupError> {
         let geometry = Geometry::new(image.size(), segment_size).map_err(|error| too_large(image, &error))?;
+        let plan = Plan::full(geometry);
         // Gone through twice, so that the pieces of a large disk need not be kept.
-        let (mut count, mut segments, mut pieces) = (0, 0, Pieces::new(image, geometry)?);
+        let (mut count, mut segments, mut pieces) = (0, 0, Pieces::new(image, geometry, &plan));
         while let Some(piece) = pieces.next()? {
             count += 1;
             segments += piece.segments.len() as u64;
@@ -80,7 +82,7 @@ impl Sample {
         let mut buffer = ReadBuffer::new(Pieces::most_bytes(geometry));
         let mut sample = Self { segments: Vec::new(), data_bytes: 0, read: None };
         let (mut read_bytes, mut took, mut seen) = (0, Duration::ZERO, 0);
-        let mut pieces = Pieces::new(image, geometry)?;
+        let mut pieces = Pieces::new(image, geometry, &plan);
         while let Some(piece) = pieces.next()? {
             if piece.sequence % step != 0 {
                 continue;

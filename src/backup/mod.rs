@@ -10,22 +10,29 @@
 //! encoder works with; the store has buffers for what is encoded. None of it depends on the disk's size.
 
 pub mod benchmark;
+mod changes;
 mod pieces;
 mod pipeline;
+mod plan;
 mod worker;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use changes::{FullRead, TrackedChanges, Tracking};
 pub use worker::{Put, SegmentWriter};
 
+use crate::backup::changes::Prepared;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
-use crate::image::{Image, ImageError};
-use crate::manifest::{ImageName, ManifestError};
+use crate::image::{Format, Image, ImageError};
+use crate::manifest::{ImageName, ManifestError, ManifestWriter};
 use crate::pace::Pace;
 use crate::progress::Progress;
-use crate::repository::{CommittedBackup, JobError, RepositoryError, RepositoryWriter, SharedWriter};
+use crate::repository::{
+    BackupDraft, CommittedBackup, JobError, RepositoryError, RepositoryWriter, SharedWriter,
+};
+use crate::segment::SegmentIndex;
 use crate::store::StoreError;
 
 /// A backup that was not made.
@@ -41,6 +48,30 @@ pub enum BackupError {
     /// A codec could not be set up.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A list of changes does not say what was done to the disk since the parent, and the disk was not to be read in
+    /// full instead.
+    #[error("the list of changes cannot be used: {reason}; --cbt-fallback reads the whole disk instead")]
+    ListUnusable {
+        /// Why not.
+        reason: FullRead,
+    },
+    /// What a list of changes says is not so.
+    #[error("the list of changes is wrong about segment {segment}")]
+    ListWrong {
+        /// The first segment of which it was found.
+        segment: SegmentIndex,
+    },
+    /// The content of a source looks like another format than the earlier backups of its name had.
+    #[error(
+        "the source looks like {now}, and the backup before was read as {before}: a guest can write such a beginning into a \
+         raw disk; say with --format which it is"
+    )]
+    FormatChanged {
+        /// The format of the backup before.
+        before: String,
+        /// What the source looks like.
+        now: String,
+    },
     /// A thread of the pipeline ended before its work did.
     #[error("a worker ended unexpectedly; the backup was not committed")]
     WorkerLost,
@@ -65,6 +96,8 @@ impl BackupError {
             Self::Image(error) => error.kind(),
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
+            Self::ListUnusable { .. } | Self::FormatChanged { .. } => ErrorKind::Invalid,
+            Self::ListWrong { .. } => ErrorKind::Corrupt,
             Self::WorkerLost => ErrorKind::Io,
         }
     }
@@ -79,6 +112,15 @@ impl JobError for BackupError {
     }
 }
 
+/// The format of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceFormat {
+    /// Which it is.
+    pub format: Format,
+    /// Whether it was recognised by content that a guest may have written.
+    pub recognised: bool,
+}
+
 /// How a backup is made.
 #[derive(Clone, Debug)]
 pub struct BackupOptions {
@@ -89,8 +131,20 @@ pub struct BackupOptions {
     pub jobs: usize,
     /// Words that it is found by.
     pub tags: Vec<String>,
+    /// The format that the image was opened as.
+    pub format: SourceFormat,
+    /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
+    pub changes: Option<Arc<TrackedChanges>>,
     /// What it shares with jobs that run beside it, instead of `jobs` of its own and no limit.
     pub pace: Option<Arc<Pace>>,
+}
+
+impl BackupOptions {
+    /// Reads all of a raw image with so many threads.
+    pub fn new(compression: CompressionSetting, jobs: usize) -> Self {
+        let format = SourceFormat { format: Format::Raw, recognised: false };
+        Self { compression, jobs, tags: Vec::new(), format, changes: None, pace: None }
+    }
 }
 
 /// What a backup did.
@@ -108,12 +162,26 @@ pub struct BackupStats {
     pub resumed_segments: u64,
     /// Segments that this backup stored.
     pub new_segments: u64,
+    /// Segments that were only read to see whether the list of changes is right about them.
+    pub audited_segments: u64,
     /// Bytes read from the source; holes are not.
     pub read_bytes: u64,
     /// Plain bytes of the new segments.
     pub new_bytes: u64,
     /// Encoded bytes of the new segments.
     pub stored_bytes: u64,
+}
+
+impl BackupStats {
+    /// Counts what a run before had read and stored, whose segments this one found.
+    fn add_what_was_stored(&mut self, before: &Self) {
+        self.read_bytes += before.read_bytes;
+        self.audited_segments += before.audited_segments;
+        self.deduplicated_segments = self.deduplicated_segments.saturating_sub(before.new_segments);
+        self.new_segments += before.new_segments;
+        self.new_bytes += before.new_bytes;
+        self.stored_bytes += before.stored_bytes;
+    }
 }
 
 /// A backup that exists, and what making it did.
@@ -125,6 +193,8 @@ pub struct BackupSummary {
     pub size_of_disk: u64,
     /// What was done.
     pub stats: BackupStats,
+    /// What came of the list of changes, if there was one.
+    pub tracking: Option<Tracking>,
     /// How long it took, the commit included.
     pub elapsed: Duration,
 }
@@ -161,14 +231,11 @@ fn attempt(
     writer.prepare_for_growth()?;
     let mut draft = writer.begin_backup(name, image.size())?;
     draft.set_tags(&options.tags);
+    let prepared = changes::prepare(writer, &mut draft, options);
     progress.begin(name.as_str(), image.size());
-    let result = writer.create_manifest(&draft).map_err(BackupError::from).and_then(|mut manifest| {
-        let stats = pipeline::run(writer, &draft, &mut manifest, image, options, progress)?;
-        image.verify_unchanged()?;
-        Ok((manifest, stats))
-    });
+    let result = prepared.and_then(|plan| read(writer, &mut draft, image, plan, options, progress));
     progress.end();
-    let (manifest, stats) = match result {
+    let (manifest, stats, tracking) = match result {
         Ok(done) => done,
         Err(error) => {
             writer.abandon(&draft);
@@ -177,5 +244,30 @@ fn attempt(
     };
     let size_of_disk = draft.info().geometry.size_of_disk();
     let backup = writer.commit(draft, manifest)?;
-    Ok(BackupSummary { backup, size_of_disk, stats, elapsed: begun.elapsed() })
+    Ok(BackupSummary { backup, size_of_disk, stats, tracking, elapsed: begun.elapsed() })
+}
+
+/// Reads what is planned, or everything, if it turns out that the list of changes is wrong.
+fn read(
+    writer: &RepositoryWriter,
+    draft: &mut BackupDraft,
+    image: &dyn Image,
+    prepared: Prepared,
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<(ManifestWriter, BackupStats, Option<Tracking>), BackupError> {
+    let Prepared { plan, mut tracking } = prepared;
+    let mut manifest = writer.create_manifest(draft)?;
+    let mut ran = pipeline::run(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+    if let Some(segment) = ran.wrong {
+        drop(manifest);
+        let before = ran.stats;
+        let plan = changes::distrust(draft, segment, &mut tracking);
+        manifest = writer.create_manifest(draft)?;
+        ran = pipeline::run(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+        ran.stats.add_what_was_stored(&before);
+    }
+    let stats = ran.stats;
+    image.verify_unchanged()?;
+    Ok((manifest, stats, tracking))
 }

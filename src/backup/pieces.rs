@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::backup::plan::Plan;
 use crate::image::{Extent, Image, ImageError};
 use crate::segment::{Geometry, SegmentIndex};
 
@@ -49,6 +50,7 @@ impl Piece {
 pub(super) struct Pieces<'a> {
     image: &'a dyn Image,
     geometry: Geometry,
+    plan: &'a Plan,
     /// The first extent that was not wholly given out.
     extent: Option<Extent>,
     next: u32,
@@ -56,8 +58,9 @@ pub(super) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn new(image: &'a dyn Image, geometry: Geometry) -> Result<Self, ImageError> {
-        Ok(Self { image, geometry, extent: image.next_data(0)?, next: 0, sequence: 0 })
+    pub(super) fn new(image: &'a dyn Image, geometry: Geometry, plan: &'a Plan) -> Self {
+        let extent = Some(Extent { offset: 0, length: 0 });
+        Self { image, geometry, plan, extent, next: 0, sequence: 0 }
     }
 
     /// Returns the most bytes that a piece of such a disk has.
@@ -69,18 +72,21 @@ impl<'a> Pieces<'a> {
     /// that is kept although it is zero.
     pub(super) fn next(&mut self) -> Result<Option<Piece>, ImageError> {
         let geometry = self.geometry;
-        let last = match geometry.segments().checked_sub(1) {
-            Some(last) if self.next <= last => last,
-            _ => return Ok(None),
-        };
-        let data_from = self.extent.map(|extent| geometry.containing(extent.offset).0.max(self.next));
-        let first = match data_from.filter(|first| *first <= last) {
-            Some(first) => first,
-            None if geometry.keeps_zeros(SegmentIndex(last)) => last,
-            None => return Ok(None),
+        let last = geometry.segments().saturating_sub(1);
+        let (first, run_end) = loop {
+            let Some(run) = self.plan.next_read(self.next) else { return Ok(None) };
+            self.skip_to(geometry.offset(SegmentIndex(run.start)))?;
+            let data_from = self.extent.map(|extent| geometry.containing(extent.offset).0.max(run.start));
+            match data_from.filter(|first| run.contains(first)) {
+                Some(first) => break (first, run.end),
+                None if run.contains(&last) && geometry.keeps_zeros(SegmentIndex(last)) => {
+                    break (last, run.end);
+                }
+                None => self.next = run.end,
+            }
         };
         let most = (PIECE / geometry.segment_size().bytes()).max(1);
-        let behind = first.saturating_add(most).min(last + 1);
+        let behind = first.saturating_add(most).min(run_end);
         let start = geometry.offset(SegmentIndex(first));
         let end = self.end(behind);
         let mut data: Vec<Range<u64>> = Vec::new();
@@ -97,6 +103,14 @@ impl<'a> Pieces<'a> {
         let sequence = self.sequence;
         self.sequence += 1;
         Ok(Some(Piece { sequence, segments: first..used, data }))
+    }
+
+    /// Passes over the extents that end at or before `offset`.
+    fn skip_to(&mut self, offset: u64) -> Result<(), ImageError> {
+        if self.extent.is_some_and(|extent| extent.offset.saturating_add(extent.length) <= offset) {
+            self.extent = self.image.next_data(offset)?;
+        }
+        Ok(())
     }
 
     /// Returns where the segments before `behind` end, in bytes.
@@ -156,7 +170,8 @@ mod tests {
     fn pieces(segment: u64, size: u64, extents: &[Range<u64>]) -> Vec<(Range<u32>, Vec<Range<u64>>)> {
         let image = Sketch { size, extents: extents.to_vec() };
         let geometry = Geometry::new(size, SegmentSize::new(segment).unwrap()).unwrap();
-        let mut pieces = Pieces::new(&image, geometry).unwrap();
+        let plan = Plan::full(geometry);
+        let mut pieces = Pieces::new(&image, geometry, &plan);
         let mut all = Vec::new();
         while let Some(piece) = pieces.next().unwrap() {
             assert_eq!(piece.sequence, all.len() as u64);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::backup::pieces::Pieces;
+use crate::backup::plan::{Fate, Plan};
 use crate::backup::worker::{Class, Worker};
 use crate::backup::{BackupError, BackupOptions, BackupStats};
 use crate::image::{Image, ReadBuffer};
@@ -52,10 +53,18 @@ impl Failure {
     }
 }
 
+/// What was done.
+pub(super) struct Ran {
+    pub(super) stats: BackupStats,
+    /// A segment that is not what the list of changes says: the manifest is of no use then.
+    pub(super) wrong: Option<SegmentIndex>,
+}
+
 /// What the threads share.
 struct Shared<'a> {
     image: &'a dyn Image,
     geometry: Geometry,
+    plan: &'a Plan,
     pieces: Mutex<Pieces<'a>>,
     pace: &'a Pace,
     /// The number by which the threads ask for turns.
@@ -63,21 +72,22 @@ struct Shared<'a> {
     failure: Failure,
 }
 
-/// Reads the image, stores what is new and writes the manifest's segments.
+/// Reads of the image what is planned, stores what is new and writes the manifest's segments.
 pub(super) fn run(
     writer: &RepositoryWriter,
     draft: &BackupDraft,
     manifest: &mut ManifestWriter,
-    image: &dyn Image,
+    (image, plan): (&dyn Image, &Plan),
     options: &BackupOptions,
     progress: &dyn Progress,
-) -> Result<BackupStats, BackupError> {
+) -> Result<Ran, BackupError> {
     let geometry = draft.info().geometry;
     let pace = options.pace.clone().unwrap_or_else(|| Arc::new(Pace::new(options.jobs, None)));
     let shared = Shared {
         image,
         geometry,
-        pieces: Mutex::new(Pieces::new(image, geometry)?),
+        plan,
+        pieces: Mutex::new(Pieces::new(image, geometry, plan)),
         pace: &pace,
         job: pace.join(),
         failure: Failure::default(),
@@ -97,16 +107,18 @@ pub(super) fn run(
             });
         }
         drop(done_in);
-        collect(&done, manifest, geometry, &shared.failure, progress)
+        let order = Order { draft, plan, manifest, next: 0, stats: BackupStats::default() };
+        collect(&done, order, &shared.failure, progress)
     });
     match shared.failure.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(BackupError::ListWrong { segment }) => Ok(Ran { stats: stats?, wrong: Some(segment) }),
         Some(error) => Err(error),
-        None => stats,
+        None => Ok(Ran { stats: stats?, wrong: None }),
     }
 }
 
 fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) -> Result<(), BackupError> {
-    let Shared { image, geometry, pieces, pace, job, failure } = shared;
+    let Shared { image, geometry, plan, pieces, pace, job, failure } = shared;
     let mut turn = pace.turn(*job);
     let mut buffer = ReadBuffer::new(Pieces::most_bytes(*geometry));
     while !failure.stopped() {
@@ -123,9 +135,11 @@ fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) 
         let end = geometry.offset(last) + u64::from(geometry.length(last));
         let bytes = buffer.of(usize::try_from(end - start).unwrap_or(usize::MAX));
         piece.read(*image, start, bytes)?;
-        let outcomes = worker.process(piece.segments.start, bytes)?;
-        // The collector goes on until the last thread has ended.
+        let mut outcomes = Vec::with_capacity(piece.segments.len());
+        let result = worker.process(piece.segments.start, bytes, plan, &mut outcomes);
+        // The collector goes on until the last thread has ended. What was stored counts, whatever comes then.
         let _ = done.send(Done { sequence: piece.sequence, end, read_bytes, outcomes });
+        result?;
         turn.give_way();
     }
     Ok(())
@@ -134,36 +148,85 @@ fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) 
 /// Puts the outcomes in order, counts them and writes the manifest's segments.
 fn collect(
     done: &Receiver<Done>,
-    manifest: &mut ManifestWriter,
-    geometry: Geometry,
+    mut order: Order<'_>,
     failure: &Failure,
     progress: &dyn Progress,
 ) -> Result<BackupStats, BackupError> {
-    let mut stats = BackupStats { segments: u64::from(geometry.segments()), ..BackupStats::default() };
+    let geometry = order.draft.info().geometry;
     // What came before its turn: about as much as is processed while one piece is.
     let mut early = BTreeMap::new();
     let (mut next, mut told) = (0, 0);
     for one in done {
+        order.stats.read_bytes += one.read_bytes;
+        one.outcomes.iter().for_each(|outcome| count(&mut order.stats, outcome.class));
         early.insert(one.sequence, one);
-        while let Some(Done { end, read_bytes, outcomes, .. }) = early.remove(&next) {
+        while let Some(Done { end, outcomes, .. }) = early.remove(&next) {
             next += 1;
-            stats.read_bytes += read_bytes;
-            for Outcome { index, class, segment } in outcomes {
-                count(&mut stats, class);
-                if let Some(segment) = &segment
-                    && let Err(error) = manifest.push(index, segment)
-                {
-                    failure.set(error.into());
-                }
+            if let Err(error) = outcomes.iter().try_for_each(|outcome| order.push(outcome)) {
+                failure.set(error);
             }
             progress.advance(end - told);
             told = end;
         }
     }
+    let complete = early.is_empty();
+    if !failure.stopped()
+        && let Err(error) = order.keep_up_to(geometry.segments())
+    {
+        failure.set(error);
+    }
     progress.advance(geometry.size_of_disk().saturating_sub(told));
-    stats.zero_segments =
-        stats.segments - stats.unchanged_segments - stats.deduplicated_segments - stats.new_segments;
-    if early.is_empty() || failure.stopped() { Ok(stats) } else { Err(BackupError::WorkerLost) }
+    let mut stats = order.stats;
+    stats.segments = u64::from(geometry.segments());
+    stats.audited_segments = order.plan.audits();
+    let others = stats.unchanged_segments + stats.deduplicated_segments + stats.new_segments;
+    stats.zero_segments = stats.segments - others;
+    if complete || failure.stopped() { Ok(stats) } else { Err(BackupError::WorkerLost) }
+}
+
+/// The manifest, filled in the order of the disk.
+struct Order<'a> {
+    draft: &'a BackupDraft,
+    plan: &'a Plan,
+    manifest: &'a mut ManifestWriter,
+    /// The first segment of which nothing has been said.
+    next: u32,
+    stats: BackupStats,
+}
+
+impl Order<'_> {
+    fn push(&mut self, outcome: &Outcome) -> Result<(), BackupError> {
+        let Outcome { index, segment, .. } = *outcome;
+        self.keep_up_to(index.0)?;
+        self.next = index.0 + 1;
+        if let Some(segment) = &segment {
+            self.manifest.push(index, segment)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over from the parent what was not read before `end`; the rest there is zero.
+    fn keep_up_to(&mut self, end: u32) -> Result<(), BackupError> {
+        let next = std::mem::replace(&mut self.next, end);
+        let Some(parent) = self.draft.parent().filter(|_| next < end) else { return Ok(()) };
+        for (run, fate) in self.plan.runs(next..end) {
+            if !matches!(fate, Fate::Keep | Fate::Audit { zero: false }) {
+                continue;
+            }
+            let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
+            for index in run.map(SegmentIndex) {
+                let Some(segment) = cursor.at(index) else { continue };
+                if fate != Fate::Keep {
+                    // The image has a hole where the parent has a segment.
+                    return Err(BackupError::ListWrong { segment: index });
+                }
+                let segment = SegmentRef { base: parent.base(segment.base), ..segment };
+                self.stats.unchanged_segments += 1;
+                self.manifest.push(index, &segment)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn count(stats: &mut BackupStats, class: Class) {

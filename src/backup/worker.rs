@@ -1,6 +1,7 @@
 //! What is done with one segment.
 
 use crate::backup::pipeline::Outcome;
+use crate::backup::plan::{Fate, Plan};
 use crate::backup::{BackupError, BackupOptions};
 use crate::codec::{CompressionSetting, Encoder};
 use crate::manifest::{BaseIndex, SegmentRef};
@@ -92,18 +93,32 @@ impl<'a> Worker<'a> {
         Ok(Self { store, draft, writer })
     }
 
-    /// Finds out what the segments are whose bytes these are, from `first` on, and stores those that are new.
-    pub(super) fn process(&mut self, first: u32, bytes: &[u8]) -> Result<Vec<Outcome>, BackupError> {
+    /// Finds out what the segments are whose bytes these are, from `first` on, stores those that are new, and adds what
+    /// became of each to `outcomes`.
+    ///
+    /// What the plan says of those that are read to be compared is not taken for true: a difference ends the job.
+    pub(super) fn process(
+        &mut self,
+        first: u32,
+        bytes: &[u8],
+        plan: &Plan,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), BackupError> {
         let size = usize::try_from(self.draft.info().geometry.segment_size().bytes()).unwrap_or(usize::MAX);
         let mut parent = self.draft.parent().map(|parent| parent.manifest.cursor(SegmentIndex(first)));
-        let segments = (first..).map(SegmentIndex).zip(bytes.chunks(size));
-        segments
-            .map(|(index, plain)| {
-                let before = parent.as_mut().and_then(|cursor| cursor.at(index));
-                let (class, segment) = self.segment(index, plain, before)?;
-                Ok(Outcome { index, class, segment })
-            })
-            .collect()
+        for (index, plain) in (first..).map(SegmentIndex).zip(bytes.chunks(size)) {
+            let before = parent.as_mut().and_then(|cursor| cursor.at(index));
+            let fate = plan.fate(index.0);
+            if fate == (Fate::Audit { zero: true }) && !is_zero(plain) {
+                return Err(BackupError::ListWrong { segment: index });
+            }
+            let (class, segment) = self.segment(index, plain, before)?;
+            outcomes.push(Outcome { index, class, segment });
+            if fate == (Fate::Audit { zero: false }) && !is_as_before(class, before) {
+                return Err(BackupError::ListWrong { segment: index });
+            }
+        }
+        Ok(())
     }
 
     /// Finds out what one segment is, of which the parent says `before`.
@@ -138,5 +153,14 @@ impl<'a> Worker<'a> {
         };
         let incremental = self.draft.info().incremental;
         Ok((class, Some(SegmentRef { key, incremental, base: BaseIndex(0) })))
+    }
+}
+
+/// Says whether a segment is what the parent has there.
+fn is_as_before(class: Class, before: Option<SegmentRef>) -> bool {
+    match class {
+        Class::Unchanged => true,
+        Class::Zero => before.is_none(),
+        Class::Deduplicated | Class::Resumed | Class::New { .. } => false,
     }
 }

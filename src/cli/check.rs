@@ -11,7 +11,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
-use crate::image::RawImage;
+use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
 use crate::repository::{Repository, SharedWriter};
 
@@ -133,7 +133,7 @@ struct Extent {
 }
 
 pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, CliError> {
-    let image = RawImage::open(&args.source)?;
+    let image = open_image(&args.source, &args.image.options(Reading::Cached))?.image;
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
@@ -142,7 +142,7 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     let (set, backup) = repository.find(&sets, &args.backup)?;
     let manifest = repository.manifest(set, backup)?;
     let options = VerifyOptions { jobs: args.jobs.number() };
-    let summary = crate::check::verify(&repository, &manifest, &image, &options, context.progress())?;
+    let summary = crate::check::verify(&repository, &manifest, image.as_ref(), &options, context.progress())?;
     let same = summary.differing.is_empty() && summary.unknown_segments == 0;
     let document = VerifyDocument {
         backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),

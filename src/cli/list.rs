@@ -24,6 +24,8 @@ struct Row {
     timestamp: String,
     size_of_disk: u64,
     segments: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspect: Option<String>,
     #[serde(skip)]
     shown_time: String,
 }
@@ -43,6 +45,7 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         timestamp: backup.timestamp.to_string(),
         size_of_disk: backup.size_of_disk,
         segments: backup.segments,
+        suspect: backup.suspect.clone(),
         shown_time: format::time(backup.timestamp),
     };
     let backups: Vec<_> = sets
@@ -60,7 +63,10 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
             let size = format::bytes(row.size_of_disk);
             vec![row.backup.clone(), row.shown_time.clone(), size, row.segments.to_string(), row.name.clone()]
         });
-        format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "SEGMENTS", "NAME"], &[2, 3], rows)
+        format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "SEGMENTS", "NAME"], &[2, 3], rows)?;
+        let mut suspects =
+            document.backups.iter().filter_map(|row| Some((&row.backup, row.suspect.as_ref()?)));
+        suspects.try_for_each(|(backup, why)| writeln!(out, "{backup} is suspect: {why}"))
     })?;
     Ok(context.outcome())
 }

@@ -1,17 +1,22 @@
 //! `ekko restore`
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Serialize;
 
+use crate::check::{VerifyOptions, verify};
 use crate::cli::args::RestoreArgs;
+use crate::cli::backup::read_list;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
+use crate::image::{Format, ImageOptions, open_image};
+use crate::manifest::ManifestReader;
 use crate::repository::Repository;
-use crate::restore::{DamagedSegment, RestoreOptions, restore_to_path, restore_to_stream};
+use crate::restore::{DamagedSegment, RestoreOptions, restore_in_place, restore_to_path, restore_to_stream};
 
 #[derive(Serialize)]
 struct Document {
@@ -52,6 +57,38 @@ pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) 
     }
 }
 
+/// Returns the ranges in which a target is to be written: those that are said to have changed, or that differ.
+fn differing(
+    args: &RestoreArgs,
+    repository: &Repository,
+    manifest: &ManifestReader,
+    context: &Context,
+) -> Result<Vec<Range<u64>>, CliError> {
+    let options = ImageOptions { format: Some(Format::Raw), ..ImageOptions::default() };
+    let image = open_image(&args.target, &options)?.image;
+    let size = manifest.info().geometry.size_of_disk();
+    let Some(path) = &args.delta else {
+        let options = VerifyOptions { jobs: args.jobs.number() };
+        let found = verify(repository, manifest, image.as_ref(), &options, context.progress())?;
+        return Ok(found.differing);
+    };
+    let list = read_list(path, image.size())?;
+    if !list.kind().is_of_changes() {
+        let message = format!(
+            "{} is a {}, which says where data lies and not what changed",
+            path.display(),
+            list.kind()
+        );
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    let mut ranges: Vec<_> = list.ranges().iter().map(|(range, _)| range.clone()).collect();
+    // What the disk had and the target has not is not in any list of the target.
+    if image.size() < size {
+        ranges.push(image.size()..size);
+    }
+    Ok(ranges)
+}
+
 pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliError> {
     let to_stdout = args.target == Path::new("-");
     if to_stdout {
@@ -82,7 +119,14 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         range,
         limit: args.limit_rate,
     };
-    let summary = if to_stdout {
+    let in_place = args.in_place || args.delta.is_some();
+    if in_place && to_stdout {
+        return Err(CliError::new(ErrorKind::Invalid, "stdout holds nothing that could be compared"));
+    }
+    let summary = if in_place {
+        let ranges = differing(args, &repository, &manifest, context)?;
+        restore_in_place(&repository, &manifest, &args.target, &ranges, &options, context.progress())?
+    } else if to_stdout {
         let mut stdout = io::stdout().lock();
         restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?
     } else {

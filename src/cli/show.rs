@@ -1,5 +1,7 @@
 //! `ekko show`
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::cli::args::ShowArgs;
@@ -24,9 +26,17 @@ struct Document {
     tags: Vec<String>,
     protected: bool,
     note: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspect: Option<String>,
+    attributes: BTreeMap<String, String>,
     manifest: String,
     manifest_bytes: u64,
     manifest_blake3: String,
+}
+
+/// Shows the value of an attribute: a release to come may write what is no text.
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
 }
 
 pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -56,6 +66,8 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
         tags: backup.tags.clone(),
         protected: backup.protection.holds(jiff::Timestamp::now()),
         note: backup.note.clone(),
+        suspect: backup.suspect.clone(),
+        attributes: info.attributes.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
         manifest: manifest.path().display().to_string(),
         manifest_bytes: manifest.file_size(),
         manifest_blake3: manifest.fingerprint().to_string(),
@@ -77,8 +89,10 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("segments", segments),
             ("bases", document.bases.join(", ")),
             ("tags", document.tags.join(", ")),
+            ("suspect", document.suspect.clone().unwrap_or_default()),
             ("manifest", format!("{} ({})", document.manifest, format::bytes(document.manifest_bytes))),
         ];
+        pairs.extend(document.attributes.iter().map(|(key, value)| (key.as_str(), value.clone())));
         pairs.retain(|(_, value)| !value.is_empty());
         format::pairs(out, &pairs)
     })?;

@@ -5,7 +5,11 @@
 //! bytes: nothing of segments, of the store or of manifests.
 
 mod buffer;
+mod cbt;
 mod in_use;
+mod nbd;
+mod open;
+mod qcow2;
 mod raw;
 
 use std::fmt::Debug;
@@ -13,8 +17,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use buffer::ReadBuffer;
+pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use in_use::source_use;
+pub use nbd::{NbdError, NbdTarget, is_nbd};
+pub use open::{Format, ImageOptions, OpenImage, open_image};
 pub use raw::{RawImage, Reading};
+
+use open::probe;
 
 use crate::error::ErrorKind;
 
@@ -121,6 +130,52 @@ pub enum ImageError {
         /// How many bytes from there on are missing.
         missing: u64,
     },
+    /// The image's own tables cannot be believed.
+    #[error("image {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The image is of a kind that is not read.
+    #[error("image {}: {what} cannot be read; qemu-nbd can export it, and ekko reads nbd://HOST/EXPORT", path.display())]
+    Unsupported {
+        /// The path.
+        path: PathBuf,
+        /// What cannot be read.
+        what: String,
+    },
+    /// The image refers to another file, and its format was not said by anybody.
+    #[error(
+        "image {} looks like qcow2 and names the {what}, but a guest can write such a beginning into a raw disk, to have \
+         another file read: say --format qcow2 or --format raw",
+        path.display()
+    )]
+    Untrusted {
+        /// The path.
+        path: PathBuf,
+        /// What it refers to.
+        what: String,
+    },
+    /// There is no such internal snapshot.
+    #[error("image {} has no internal snapshot {wanted:?}; it has: {known}", path.display())]
+    NoSnapshot {
+        /// The path.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: String,
+        /// Which there are.
+        known: String,
+    },
+    /// An NBD server could not be reached, or did not give what was asked for.
+    #[error("cannot read {}: {source}", path.display())]
+    Nbd {
+        /// The URI.
+        path: PathBuf,
+        /// What went wrong.
+        source: NbdError,
+    },
     /// The source has become smaller since it was opened.
     #[error(
         "image {} shrank from {was} to {now} bytes while it was read; stop what changes it, then try again",
@@ -137,11 +192,22 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    fn damaged(path: &Path, what: &str) -> Self {
+        Self::Damaged { path: path.to_owned(), what: what.to_owned() }
+    }
+
+    fn unsupported(path: &Path, what: &str) -> Self {
+        Self::Unsupported { path: path.to_owned(), what: what.to_owned() }
+    }
+
     /// Returns what kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::NotAnImage { .. } | Self::Direct { .. } => ErrorKind::Invalid,
+            Self::NotFound { .. } | Self::NoSnapshot { .. } => ErrorKind::NotFound,
+            Self::NotAnImage { .. } | Self::Direct { .. } | Self::Untrusted { .. } => ErrorKind::Invalid,
+            Self::Nbd { source, .. } => source.kind(),
+            Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {
                 ErrorKind::Io
             }

@@ -64,6 +64,8 @@ pub struct BackupRecord {
     pub protection: Protection,
     /// A person's note.
     pub note: Option<String>,
+    /// Why it may not be what the disk was, if that has been found out since.
+    pub suspect: Option<String>,
 }
 
 /// One disk's chain of backups.
@@ -127,6 +129,8 @@ struct FileBackup {
     protected_until: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspect: Option<String>,
 }
 
 impl FileBackup {
@@ -144,6 +148,7 @@ impl FileBackup {
                 Protection::None | Protection::Always => None,
             },
             note: backup.note.clone(),
+            suspect: backup.suspect.clone(),
         }
     }
 
@@ -165,6 +170,7 @@ impl FileBackup {
             tags: self.tags,
             protection,
             note: self.note,
+            suspect: self.suspect,
         })
     }
 }
@@ -331,6 +337,7 @@ mod tests {
                 _ => Protection::None,
             },
             note: (number == 1).then(|| "before the \"upgrade\"\n# BLAKE3".to_owned()),
+            suspect: (number == 1).then(|| "a list was wrong".to_owned()),
         };
         Backupset {
             id: BackupsetId::random(),

@@ -54,6 +54,9 @@ pub struct BackupDraft {
     temporary: PathBuf,
     parent: Option<Parent>,
     tags: Vec<String>,
+    /// Backups that have turned out to be suspect, and why.
+    suspects: Vec<Incremental>,
+    why: String,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
     running: Running,
@@ -84,7 +87,17 @@ impl BackupDraft {
         running: Running,
     ) -> Self {
         let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
-        Self { set, info, temporary, parent, tags: Vec::new(), newborn: false, running }
+        Self {
+            set,
+            info,
+            temporary,
+            parent,
+            tags: Vec::new(),
+            suspects: Vec::new(),
+            why: String::new(),
+            newborn: false,
+            running,
+        }
     }
 
     /// Returns the backup that this one is compared with.
@@ -100,6 +113,26 @@ impl BackupDraft {
     /// Gives the backup tags.
     pub fn set_tags(&mut self, tags: &[String]) {
         self.tags = tags.to_vec();
+    }
+
+    /// Has the manifest say `value` under `key`.
+    pub fn set_attribute(&mut self, key: &str, value: Vec<u8>) {
+        self.remove_attribute(key);
+        self.info.attributes.push((key.to_owned(), value));
+    }
+
+    /// Has the manifest say nothing under `key`.
+    pub fn remove_attribute(&mut self, key: &str) {
+        self.info.attributes.retain(|(other, _)| other != key);
+    }
+
+    /// Has the backups of its backupset behind the number `full`, or all, marked as suspect when it is committed. Returns
+    /// their numbers.
+    pub fn suspect_since(&mut self, full: Option<Incremental>, why: &str) -> Vec<Incremental> {
+        let numbers = self.set.backups.iter().map(|backup| backup.incremental);
+        self.suspects = numbers.filter(|number| full.is_none_or(|full| *number > full)).collect();
+        why.clone_into(&mut self.why);
+        self.suspects.clone()
     }
 
     /// Returns what its manifest will say about the whole.
@@ -297,7 +330,8 @@ impl RepositoryWriter {
     ) -> Result<CommittedBackup, RepositoryError> {
         let (repository, storage) = (&self.repository, self.repository.storage.as_ref());
         // What this backup found is not freed before it is counted.
-        let BackupDraft { mut set, info, temporary, tags, newborn, running: _running, .. } = draft;
+        let BackupDraft { mut set, info, temporary, tags, suspects, why, newborn, running: _running, .. } =
+            draft;
         if !newborn {
             // Others may have been deleted, protected or renamed since it was begun.
             set = Backupset::read(storage, &repository.layout, set.id)?;
@@ -317,6 +351,11 @@ impl RepositoryWriter {
         let path = repository.layout.manifest(set.id, info.incremental);
         storage.rename_new(&temporary, &path)?;
         storage.sync_folder(&repository.layout.set(set.id))?;
+        for record in set.backups.iter_mut().chain(&mut set.deleted) {
+            if suspects.contains(&record.incremental) {
+                record.suspect = Some(why.clone());
+            }
+        }
         set.backups.push(BackupRecord {
             incremental: info.incremental,
             manifest: finished.fingerprint,
@@ -326,6 +365,7 @@ impl RepositoryWriter {
             tags,
             protection: Protection::None,
             note: None,
+            suspect: None,
         });
         set.next_incremental = info
             .incremental

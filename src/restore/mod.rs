@@ -8,6 +8,7 @@
 //! segment, whatever the disk's size.
 
 mod fetch;
+mod medium;
 mod plan;
 mod stream;
 mod target;
@@ -243,7 +244,7 @@ pub fn restore_to_path(
     let target = target::Target::open(target, geometry.size_of_disk(), geometry, options.force)?;
     let part = Part::begin(progress, "restore", geometry.size_of_disk());
     let result = target
-        .zero_gaps(manifest, progress)
+        .zero_gaps(manifest, 0..geometry.segments(), progress)
         .and_then(|()| fetch_segments(repository, manifest, &target, &options.pace(), progress));
     drop(part);
     summary.written_bytes = target.written_bytes();
@@ -251,6 +252,45 @@ pub fn restore_to_path(
     summary.damaged = result?;
     summary.elapsed = begun.elapsed();
     Ok(summary)
+}
+
+/// Rolls a disk that exists back: writes the segments that the ranges, in bytes and in order, touch, and no others. What is
+/// not in them must be what the backup has.
+pub fn restore_in_place(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    target: &Path,
+    ranges: &[Range<u64>],
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
+    let begun = Instant::now();
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
+    let mut touched: Vec<Range<u32>> = Vec::new();
+    for range in ranges.iter().filter(|range| range.start < geometry.size_of_disk() && !range.is_empty()) {
+        let first = geometry.containing(range.start).0;
+        let behind = geometry.containing(range.end.min(geometry.size_of_disk()) - 1).0 + 1;
+        match touched.last_mut() {
+            Some(last) if last.end >= first => last.end = last.end.max(behind),
+            _ => touched.push(first..behind),
+        }
+    }
+    let length = |index: u32| u64::from(geometry.length(SegmentIndex(index)));
+    let bytes = touched.iter().cloned().flatten().map(length).sum();
+    let target = target::Target::open_in_place(target, geometry, options.force)?;
+    let part = Part::begin(progress, "restore", bytes);
+    let zeroed = touched.iter().try_for_each(|run| target.zero_gaps(manifest, run.clone(), progress));
+    let result =
+        zeroed.and_then(|()| fetch_some(repository, manifest, &touched, &target, &options.pace(), progress));
+    drop(part);
+    target.finish(result.is_ok(), options.sync)?;
+    Ok(RestoreSummary {
+        segments: touched.iter().map(|run| u64::from(run.end - run.start)).sum(),
+        written_bytes: target.written_bytes(),
+        damaged: result?,
+        elapsed: begun.elapsed(),
+    })
 }
 
 /// Restores a part of a disk to the beginning of a target, in order.
@@ -279,14 +319,32 @@ pub fn fetch_segments(
     progress: &dyn Progress,
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
     manifest.verify()?;
-    let geometry = manifest.info().geometry;
+    let all = 0..manifest.info().geometry.segments();
+    fetch_some(repository, manifest, &[all], sink, pace, progress)
+}
+
+/// The same of some segments: runs in order, which do not overlap.
+fn fetch_some(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    runs: &[Range<u32>],
+    sink: &dyn SegmentSink,
+    pace: &Pace,
+    progress: &dyn Progress,
+) -> Result<Vec<DamagedSegment>, RestoreError> {
     let info = manifest.info();
+    let geometry = info.geometry;
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
     let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     let mut damaged = Vec::new();
-    for window in plan::windows(0..geometry.segments()) {
-        let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
+    let (first, behind) = (runs.first().map_or(0, |run| run.start), runs.last().map_or(0, |run| run.end));
+    let is_wanted = |index: SegmentIndex| {
+        let at = runs.partition_point(|run| run.end <= index.0);
+        runs.get(at).is_some_and(|run| run.start <= index.0)
+    };
+    for window in plan::windows(first..behind) {
+        let (plan, problems) = plan::Plan::of(manifest, &catalog, window, is_wanted)?;
         tell(&problems, progress);
         damaged.extend(fetch::run(&catalog, &plan, sink, geometry, pace, progress)?);
     }
@@ -316,7 +374,7 @@ pub fn restore_to_stream(
     let mut output = stream::Output::new(stream, geometry, range);
     let pace = options.pace();
     let result = plan::windows(segments).try_for_each(|window| {
-        let (plan, problems) = plan::Plan::of(manifest, &catalog, window)?;
+        let (plan, problems) = plan::Plan::of(manifest, &catalog, window, |_| true)?;
         tell(&problems, progress);
         output.run(&catalog, &plan, &pace, progress)
     });

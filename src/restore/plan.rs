@@ -57,15 +57,19 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan of a window.
+    /// Makes the plan of those segments of a window that are wanted.
     pub(super) fn of(
         manifest: &ManifestReader,
         catalog: &Catalog,
         window: Range<u32>,
+        is_wanted: impl Fn(SegmentIndex) -> bool,
     ) -> Result<(Self, Vec<CatalogProblem>), RestoreError> {
         let mut cursor = manifest.cursor(SegmentIndex(window.start));
-        let mut wanted: Vec<(SegmentKey, SegmentIndex)> =
-            window.map(SegmentIndex).filter_map(|index| Some((cursor.at(index)?.key, index))).collect();
+        let mut wanted: Vec<(SegmentKey, SegmentIndex)> = window
+            .map(SegmentIndex)
+            .filter(|index| is_wanted(*index))
+            .filter_map(|index| Some((cursor.at(index)?.key, index)))
+            .collect();
         wanted.sort_unstable();
         let mut keys: Vec<_> = wanted.iter().map(|(key, _)| *key).collect();
         keys.dedup();

@@ -3,14 +3,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::OFlags;
 
+use crate::image::{NbdTarget, is_nbd};
 use crate::manifest::ManifestReader;
 use crate::progress::Progress;
+use crate::restore::medium::Medium;
 use crate::restore::{DamagedSegment, RestoreError, SegmentSink};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey, data_runs};
 
@@ -23,15 +25,15 @@ enum Kind {
     NewFile,
     /// Existed, and was cut to nothing first, so that it holds no old data.
     OldFile,
-    /// Keeps its old data where nothing is written.
-    Device,
+    /// Keeps its old data where nothing is written: a device, an export, or a file that is changed in place.
+    Keeping,
 }
 
 /// A file or a block device that is being restored to.
 #[derive(Debug)]
 pub(super) struct Target {
     path: PathBuf,
-    file: File,
+    medium: Medium,
     kind: Kind,
     geometry: Geometry,
     written: AtomicU64,
@@ -57,6 +59,9 @@ impl Target {
     ) -> Result<Self, RestoreError> {
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
+        if is_nbd(path) {
+            return Self::open_export(path, size, geometry, force);
+        }
         let (file, kind) = match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -72,12 +77,53 @@ impl Target {
                 file.set_len(0).map_err(failed("empty"))?;
                 (file, Kind::OldFile)
             }
-            Ok(_) => (open_device(path, size)?, Kind::Device),
+            Ok(_) => (open_device(path, size)?, Kind::Keeping),
         };
-        if kind != Kind::Device {
+        if kind != Kind::Keeping {
             file.set_len(size).map_err(failed("size"))?;
         }
-        Ok(Self { path: path.to_owned(), file, kind, geometry, written: AtomicU64::new(0) })
+        Ok(Self::of(path, Medium::File(file), kind, geometry))
+    }
+
+    /// Opens a target that exists, of which only parts are to be written. A file gets the disk's size.
+    pub(super) fn open_in_place(path: &Path, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
+        let failed =
+            |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
+        let size = geometry.size_of_disk();
+        if is_nbd(path) {
+            return Self::open_export(path, size, geometry, force);
+        }
+        let metadata = std::fs::metadata(path).map_err(failed("examine"))?;
+        if !metadata.is_file() {
+            return Self::open(path, size, geometry, force);
+        }
+        if !force {
+            return Err(RestoreError::TargetExists { path: path.to_owned() });
+        }
+        let file = OpenOptions::new().write(true).open(path).map_err(failed("open"))?;
+        file.set_len(size).map_err(failed("size"))?;
+        Ok(Self::of(path, Medium::File(file), Kind::Keeping, geometry))
+    }
+
+    /// An export is there, and nobody can see whether it holds anything.
+    fn open_export(path: &Path, size: u64, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
+        if !force {
+            return Err(RestoreError::TargetExists { path: path.to_owned() });
+        }
+        let export = NbdTarget::open(path).map_err(|source| RestoreError::Target {
+            operation: "open",
+            path: path.to_owned(),
+            source: io::Error::other(source),
+        })?;
+        if export.size() < size {
+            let path = path.to_owned();
+            return Err(RestoreError::TargetTooSmall { path, size: export.size(), needed: size });
+        }
+        Ok(Self::of(path, Medium::Nbd(export), Kind::Keeping, geometry))
+    }
+
+    fn of(path: &Path, medium: Medium, kind: Kind, geometry: Geometry) -> Self {
+        Self { path: path.to_owned(), medium, kind, geometry, written: AtomicU64::new(0) }
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
@@ -86,14 +132,14 @@ impl Target {
     }
 
     fn write_all(&self, bytes: &[u8], offset: u64) -> Result<(), RestoreError> {
-        self.file.write_all_at(bytes, offset).map_err(self.failed("write"))?;
+        self.medium.write_all_at(bytes, offset).map_err(self.failed("write"))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     /// Writes a segment. Blocks of zeros are left out where the target is zero already.
     fn write(&self, offset: u64, plain: &[u8]) -> Result<(), RestoreError> {
-        if self.kind == Kind::Device {
+        if self.kind == Kind::Keeping {
             return self.write_all(plain, offset);
         }
         data_runs(plain).try_for_each(|run| {
@@ -104,14 +150,12 @@ impl Target {
 
     /// Makes a range zero.
     fn zero(&self, range: Range<u64>) -> Result<(), RestoreError> {
-        if self.kind != Kind::Device || range.is_empty() {
+        if self.kind != Kind::Keeping || range.is_empty() {
             return Ok(());
         }
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
+        if self.medium.zero(range.clone()).map_err(self.failed("zero"))? {
             return Ok(());
         }
-        // A device that cannot do it by itself, or not at this alignment.
         let zeros = vec![0; ZEROS];
         let mut offset = range.start;
         while offset < range.end {
@@ -122,22 +166,31 @@ impl Target {
         Ok(())
     }
 
-    /// Makes everything zero that the manifest says is.
+    /// Makes everything zero that the manifest says is, in so many segments.
     pub(super) fn zero_gaps(
         &self,
         manifest: &ManifestReader,
+        segments: Range<u32>,
         progress: &dyn Progress,
     ) -> Result<(), RestoreError> {
         let geometry = manifest.info().geometry;
-        let mut end = 0;
-        for (index, _) in manifest.segments() {
+        let Some(last) = segments.end.checked_sub(1).filter(|last| *last >= segments.start) else {
+            return Ok(());
+        };
+        let behind = geometry.offset(SegmentIndex(last)) + u64::from(geometry.length(SegmentIndex(last)));
+        let mut end = geometry.offset(SegmentIndex(segments.start));
+        let mut cursor = manifest.cursor(SegmentIndex(segments.start));
+        for index in segments.map(SegmentIndex) {
+            if cursor.at(index).is_none() {
+                continue;
+            }
             let start = geometry.offset(index);
             self.zero(end..start)?;
             progress.advance(start - end);
             end = start + u64::from(geometry.length(index));
         }
-        self.zero(end..geometry.size_of_disk())?;
-        progress.advance(geometry.size_of_disk() - end);
+        self.zero(end..behind)?;
+        progress.advance(behind - end);
         Ok(())
     }
 
@@ -162,7 +215,7 @@ impl Target {
             return Ok(());
         }
         if sync {
-            self.file.sync_all().map_err(self.failed("sync"))?;
+            self.medium.sync().map_err(self.failed("sync"))?;
             if self.kind == Kind::NewFile {
                 let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 let folder = File::open(parent.unwrap_or(Path::new(".")));

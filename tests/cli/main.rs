@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod backup;
+mod cbt;
 mod check;
 mod delete;
 mod exchange;

@@ -122,7 +122,7 @@ pub fn small_segments() -> InitOptions {
 }
 
 pub fn options() -> BackupOptions {
-    BackupOptions { compression: CompressionSetting::default(), jobs: 2, tags: Vec::new(), pace: None }
+    BackupOptions::new(CompressionSetting::default(), 2)
 }
 
 pub fn open(path: &Path, told: &Told) -> RepositoryWriter {

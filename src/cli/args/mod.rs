@@ -2,6 +2,7 @@
 
 mod changes;
 mod manifests;
+mod sources;
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ pub(in crate::cli) use changes::{
     DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
+pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -206,38 +208,6 @@ fn bytes(text: &str) -> Result<u64, String> {
     Ok(bytes.ok_or("a size is e.g. 4MiB")?)
 }
 
-#[derive(Args, Debug)]
-pub(in crate::cli) struct BackupArgs {
-    /// What to back up, and under which name; without a name, the source's file name is used
-    #[arg(required = true, value_name = "[NAME=]SOURCE")]
-    pub(in crate::cli) sources: Vec<String>,
-    /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
-    #[arg(long, value_name = "NAME[:LEVEL]")]
-    pub(in crate::cli) compression: Option<CompressionSetting>,
-    /// A word that these backups are found by; may be given several times
-    #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
-    pub(in crate::cli) tags: Vec<String>,
-    /// How many threads read, hash and compress, for all sources together [default: two more than there are cores]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    jobs: Option<u16>,
-    /// How many sources are backed up at once; they share the threads evenly
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64), default_value = "2")]
-    pub(in crate::cli) at_once: u16,
-    /// Read at most so many bytes a second from all sources together, e.g. 100MiB
-    #[arg(long, value_name = "BYTES", value_parser = rate)]
-    pub(in crate::cli) limit_rate: Option<NonZeroU64>,
-    /// Read past the page cache (`O_DIRECT`), so that what others have in it stays there
-    #[arg(long)]
-    pub(in crate::cli) direct: bool,
-}
-
-impl BackupArgs {
-    /// Returns how many threads are to work: some wait for a disk while the others compute.
-    pub(in crate::cli) fn jobs(&self) -> usize {
-        self.jobs.map_or_else(|| cores() + 2, usize::from)
-    }
-}
-
 /// Returns how many threads can run at once.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -279,6 +249,13 @@ pub(in crate::cli) struct RestoreArgs {
     /// Say that the disk of this name is replaced by what is restored: its next backup begins a new backupset
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) over: Option<ImageName>,
+    /// Write only what differs: the target is read and compared first
+    #[arg(long, requires = "force", conflicts_with_all = ["offset", "length", "delta"])]
+    pub(in crate::cli) in_place: bool,
+    /// Write only what this list says has changed on the target since the backup; the lists of backup --cbt. The rest is
+    /// not looked at
+    #[arg(long, value_name = "LIST", requires = "force", conflicts_with_all = ["offset", "length"])]
+    pub(in crate::cli) delta: Option<PathBuf>,
     /// Do not wait until the target is durable
     #[arg(long)]
     pub(in crate::cli) no_sync: bool,
@@ -331,6 +308,8 @@ pub(in crate::cli) struct VerifyArgs {
     pub(in crate::cli) backup: BackupSelector,
     /// A file or a block device
     pub(in crate::cli) source: PathBuf,
+    #[command(flatten)]
+    pub(in crate::cli) image: ImageArgs,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
 }

@@ -1,0 +1,275 @@
+//! Lists of changes: when one is used, how far it is believed, and what is written down of it.
+//!
+//! A list says what changed since some moment, and nobody can see in it which. So it is used only if whoever brings it
+//! says of which backup that moment was, and that backup is the parent. Then a share of what it says is unchanged is read
+//! all the same and compared; the place where that goes on is kept in the manifest, so that in so many backups every
+//! segment's turn comes. One difference, and the whole disk is read, and the backups since the last full read are marked as
+//! suspect: what the lists have hidden is not in them.
+//!
+//! The manifest's attribute `cbt` is JSON:
+//!
+//! | key | what |
+//! |---|---|
+//! | `kind` | the kind of the list, [`ListKind::name`] |
+//! | `id` | what the tracking is called, or the BLAKE3 of the list |
+//! | `granularity` | of what its places are multiples, in bytes |
+//! | `cursor` | the segment at which the next audit begins |
+//! | `full` | the number of the last backup of the backupset for which the whole disk was read, or nothing if there is none |
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backup::plan::Plan;
+use crate::backup::{BackupError, BackupOptions};
+use crate::image::{ChangeList, Format, ListKind};
+use crate::manifest::{BackupsetId, Incremental, ManifestInfo};
+use crate::repository::{BackupDraft, Parent, RepositoryWriter};
+use crate::segment::SegmentIndex;
+
+/// The attribute of a manifest that says how the disk's format was.
+const FORMAT: &str = "format";
+/// The attribute of a manifest that says of which list it was made.
+const TRACKING: &str = "cbt";
+
+/// So many segments are audited at least.
+const AUDITED_AT_LEAST: u32 = 10;
+
+/// What somebody says of a disk's changes.
+#[derive(Clone, Debug)]
+pub struct TrackedChanges {
+    /// The changes.
+    pub list: ChangeList,
+    /// Since which backup.
+    pub base: Option<(BackupsetId, Incremental)>,
+    /// What the tracking is called.
+    pub id: String,
+    /// How many of a hundred segments are read although they are said to be unchanged.
+    pub audit: f64,
+    /// Whether the disk is read in full if the list cannot be used.
+    pub fallback: bool,
+}
+
+/// Why a disk was read in full although there was a list of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FullRead {
+    /// The list says what changed, and there is nothing since which.
+    NoParent,
+    /// The list says where data lies, and is of use for a first backup alone.
+    NotOfChanges {
+        /// Its kind.
+        kind: ListKind,
+    },
+    /// It was not said since which backup the changes are.
+    NoBase {
+        /// The parent's number.
+        parent: Incremental,
+    },
+    /// The changes are since another backup than the parent.
+    OtherBase {
+        /// The parent's number.
+        parent: Incremental,
+    },
+    /// A segment was another than the list says.
+    Wrong {
+        /// The segment.
+        segment: SegmentIndex,
+    },
+}
+
+impl fmt::Display for FullRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoParent => f.write_str("it says what changed, and there is no backup before"),
+            Self::NotOfChanges { kind } => {
+                write!(
+                    f,
+                    "it is a {kind}, which says where data lies and not what changed; it is of use for a first backup"
+                )
+            }
+            Self::NoBase { parent } => {
+                write!(
+                    f,
+                    "say with --cbt-base since which backup the changes are; the one before is number {parent}"
+                )
+            }
+            Self::OtherBase { parent } => {
+                write!(
+                    f,
+                    "it says what changed since another backup than the one before, which is number {parent}"
+                )
+            }
+            Self::Wrong { segment } => write!(f, "it is wrong about segment {segment}"),
+        }
+    }
+}
+
+/// What came of a list of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// The kind of the list.
+    pub kind: ListKind,
+    /// Why the whole disk was read all the same; nothing if it was not.
+    pub full_read: Option<FullRead>,
+    /// The backups of the backupset that are suspect now, by number.
+    pub suspects: Vec<Incremental>,
+}
+
+impl Tracking {
+    /// Says whether the list was found to be wrong.
+    pub fn was_wrong(&self) -> bool {
+        matches!(self.full_read, Some(FullRead::Wrong { .. }))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Attribute {
+    kind: String,
+    id: String,
+    granularity: u64,
+    cursor: u32,
+    full: Option<u32>,
+}
+
+fn attribute<'a>(info: &'a ManifestInfo, key: &str) -> Option<&'a [u8]> {
+    info.attributes.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_slice())
+}
+
+/// What is to be read, and what is said of the list.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) plan: Plan,
+    pub(super) tracking: Option<Tracking>,
+}
+
+/// Decides what of a disk is read, and writes into the draft how it was made.
+pub(super) fn prepare(
+    writer: &RepositoryWriter,
+    draft: &mut BackupDraft,
+    options: &BackupOptions,
+) -> Result<Prepared, BackupError> {
+    let geometry = draft.info().geometry;
+    check_format(draft, options)?;
+    draft.set_attribute(FORMAT, options.format.format.name().into());
+    let Some(changes) = &options.changes else {
+        return Ok(Prepared { plan: Plan::full(geometry), tracking: None });
+    };
+    let kind = changes.list.kind();
+    // A backup of an earlier backupset is what the disk was restored from, and no base of any list.
+    let own = draft.info().backupset;
+    let parent = draft.parent().filter(|parent| parent.manifest.info().backupset == own);
+    let usable = match (kind.is_of_changes(), parent) {
+        (true, None) => Err(FullRead::NoParent),
+        (true, Some(parent)) => is_base(changes, parent.manifest.info()),
+        (false, None) => Ok(()),
+        (false, Some(_)) => Err(FullRead::NotOfChanges { kind }),
+    };
+    if let Err(reason) = usable {
+        if !changes.fallback {
+            return Err(BackupError::ListUnusable { reason });
+        }
+        let tracking = Tracking { kind, full_read: Some(reason), suspects: Vec::new() };
+        return Ok(Prepared { plan: Plan::full(geometry), tracking: Some(tracking) });
+    }
+    let before = parent.map(|parent| parent.manifest.info());
+    let last = before.and_then(|info| serde_json::from_slice::<Attribute>(attribute(info, TRACKING)?).ok());
+    let plan = Plan::of_list(&changes.list, geometry, before.map(|info| info.geometry.size_of_disk()));
+    let plan = match parent {
+        Some(parent) => plan.with(&lost_segments(writer, parent, &plan)?, |_| super::plan::Fate::Read),
+        None => plan,
+    };
+    let segments = geometry.segments();
+    let cursor = last.as_ref().map_or(0, |last| last.cursor).checked_rem(segments).unwrap_or(0);
+    let count = audited(segments, changes.audit);
+    let next = (u64::from(cursor) + u64::from(count)).checked_rem(u64::from(segments)).unwrap_or(0);
+    let attribute = Attribute {
+        kind: kind.name().to_owned(),
+        id: changes.id.clone(),
+        granularity: changes.list.granularity(),
+        cursor: u32::try_from(next).unwrap_or(0),
+        // The parent itself was read in full, if it says nothing of a list.
+        full: last.map_or_else(|| before.map(|info| info.incremental.0), |last| last.full),
+    };
+    let text = serde_json::to_vec(&attribute).unwrap_or_default();
+    draft.set_attribute(TRACKING, text);
+    let tracking = Tracking { kind, full_read: None, suspects: Vec::new() };
+    Ok(Prepared { plan: plan.audited(cursor, count), tracking: Some(tracking) })
+}
+
+/// Gives a list up that was found to be wrong: returns the plan that reads everything, and has the backups since the last
+/// full read marked when this one is committed.
+pub(super) fn distrust(
+    draft: &mut BackupDraft,
+    segment: SegmentIndex,
+    tracking: &mut Option<Tracking>,
+) -> Plan {
+    let made =
+        attribute(draft.info(), TRACKING).and_then(|text| serde_json::from_slice::<Attribute>(text).ok());
+    let full = made.and_then(|attribute| attribute.full).map(Incremental);
+    draft.remove_attribute(TRACKING);
+    let why = format!(
+        "the list of changes of backup {} was wrong about segment {segment}",
+        draft.info().incremental
+    );
+    let suspects = draft.suspect_since(full, &why);
+    if let Some(tracking) = tracking {
+        tracking.full_read = Some(FullRead::Wrong { segment });
+        tracking.suspects = suspects;
+    }
+    Plan::full(draft.info().geometry)
+}
+
+/// Refuses an image whose content looks like another format than the parent had.
+fn check_format(draft: &BackupDraft, options: &BackupOptions) -> Result<(), BackupError> {
+    let Some(parent) = draft.parent().filter(|_| options.format.recognised) else { return Ok(()) };
+    // What says nothing was made when there was only one.
+    let before = attribute(parent.manifest.info(), FORMAT).unwrap_or(Format::Raw.name().as_bytes());
+    let now = options.format.format.name();
+    if before == now.as_bytes() {
+        return Ok(());
+    }
+    let before = String::from_utf8_lossy(before).into_owned();
+    Err(BackupError::FormatChanged { before, now: now.to_owned() })
+}
+
+/// Says whether the changes are those since the parent.
+fn is_base(changes: &TrackedChanges, parent: &ManifestInfo) -> Result<(), FullRead> {
+    match changes.base {
+        None => Err(FullRead::NoBase { parent: parent.incremental }),
+        Some(base) if base == (parent.backupset, parent.incremental) => Ok(()),
+        Some(_) => Err(FullRead::OtherBase { parent: parent.incremental }),
+    }
+}
+
+/// Returns the segments that would be taken over from the parent and are in no pack any longer.
+fn lost_segments(
+    writer: &RepositoryWriter,
+    parent: &Parent,
+    plan: &Plan,
+) -> Result<Vec<Range<u32>>, BackupError> {
+    let mut lost: Vec<Range<u32>> = Vec::new();
+    for (run, _) in plan.runs(0..u32::MAX).filter(|(_, fate)| *fate == super::plan::Fate::Keep) {
+        let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
+        for index in run {
+            let Some(segment) = cursor.at(SegmentIndex(index)) else { continue };
+            if writer.store().require(segment.key)?.is_lost() {
+                match lost.last_mut() {
+                    Some(before) if before.end == index => before.end += 1,
+                    _ => lost.push(index..index + 1),
+                }
+            }
+        }
+    }
+    Ok(lost)
+}
+
+/// Returns how many segments are audited.
+fn audited(segments: u32, percent: f64) -> u32 {
+    let share = (f64::from(segments) * percent / 100.0).ceil();
+    // At most all of them, so it is a number of segments.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
+    let share = share.clamp(0.0, f64::from(segments)) as u32;
+    share.max(AUDITED_AT_LEAST.min(segments))
+}

@@ -1,0 +1,93 @@
+//! The arguments that say what is backed up, and how it is read.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::args::{cores, percent, rate, tag};
+use crate::codec::CompressionSetting;
+use crate::image::{Format, ImageOptions, Reading};
+use crate::repository::BackupSelector;
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct BackupArgs {
+    /// What to back up, and under which name; without a name, the source's file name is used
+    #[arg(required = true, value_name = "[NAME=]SOURCE")]
+    pub(in crate::cli) sources: Vec<String>,
+    /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
+    #[arg(long, value_name = "NAME[:LEVEL]")]
+    pub(in crate::cli) compression: Option<CompressionSetting>,
+    /// A word that these backups are found by; may be given several times
+    #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
+    pub(in crate::cli) tags: Vec<String>,
+    /// How many threads read, hash and compress, for all sources together [default: two more than there are cores]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// How many sources are backed up at once; they share the threads evenly
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64), default_value = "2")]
+    pub(in crate::cli) at_once: u16,
+    /// Read at most so many bytes a second from all sources together, e.g. 100MiB
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    pub(in crate::cli) limit_rate: Option<NonZeroU64>,
+    /// Read past the page cache (`O_DIRECT`), so that what others have in it stays there
+    #[arg(long)]
+    pub(in crate::cli) direct: bool,
+    #[command(flatten)]
+    pub(in crate::cli) image: ImageArgs,
+    #[command(flatten)]
+    pub(in crate::cli) cbt: CbtArgs,
+}
+
+/// How sources are opened.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct ImageArgs {
+    /// The format of the sources: raw or qcow2 [default: by how each begins]. A guest can write the beginning of a qcow2
+    /// image into its raw disk, to have another file of this machine read as its backing file; so a backing or data file
+    /// is only followed where qcow2 was said
+    #[arg(long, value_name = "FORMAT")]
+    pub(in crate::cli) format: Option<Format>,
+    /// Read an internal snapshot of a qcow2 image, by its id or name
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) snapshot: Option<String>,
+}
+
+impl ImageArgs {
+    pub(in crate::cli) fn options(&self, reading: Reading) -> ImageOptions {
+        ImageOptions { format: self.format, reading, bitmap: None, snapshot: self.snapshot.clone() }
+    }
+}
+
+/// Changed block tracking.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("changes").args(["cbt", "bitmap"]).multiple(true))]
+pub(in crate::cli) struct CbtArgs {
+    /// Read only what this list says has changed, of one source: "rbd diff", "nbdinfo --map=qemu:dirty-bitmap:NAME --json",
+    /// `thin_delta`, or Ekko's own "diff --json"; for a first backup "qemu-img map --output=json" or "nbdinfo --map --json"
+    #[arg(long, value_name = "FILE", conflicts_with = "bitmap")]
+    pub(in crate::cli) cbt: Option<PathBuf>,
+    /// Read only what this dirty bitmap of an NBD server says has changed, of one source
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) bitmap: Option<String>,
+    /// Since which backup the changes are, e.g. web@3; it must be the newest of its backupset
+    #[arg(long, value_name = "BACKUP", requires = "changes")]
+    pub(in crate::cli) cbt_base: Option<BackupSelector>,
+    /// What the tracking is called, to be written down: the name of a bitmap or a snapshot [default: the name
+    /// of the bitmap, or the list's BLAKE3]
+    #[arg(long, value_name = "TEXT", requires = "changes")]
+    pub(in crate::cli) cbt_id: Option<String>,
+    /// Read the whole disk if the list is not of the changes since the backup before
+    #[arg(long, requires = "changes")]
+    pub(in crate::cli) cbt_fallback: bool,
+    /// How many of a hundred segments are read to see whether the list is right about them, at least 10; in turns, so that
+    /// with 1 each is read once in 100 backups
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "1", requires = "changes")]
+    pub(in crate::cli) cbt_audit: f64,
+}
+
+impl BackupArgs {
+    /// Returns how many threads are to work: some wait for a disk while the others compute.
+    pub(in crate::cli) fn jobs(&self) -> usize {
+        self.jobs.map_or_else(|| cores() + 2, usize::from)
+    }
+}

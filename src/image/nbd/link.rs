@@ -1,0 +1,356 @@
+//! A link on which requests of several threads are under way at once.
+//!
+//! A thread of the link reads the replies, each of which names the request that it is to, and hands them to who waits. What
+//! ends the link (an error of the socket, a reply that follows no rule, silence while something is asked) ends every request
+//! that is under way, and is told to all who wait: nothing that came before in part is used.
+
+use std::collections::HashMap;
+use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::image::nbd::NbdError;
+use crate::image::nbd::handshake::{self, Agreed};
+use crate::image::nbd::socket::Socket;
+use crate::image::nbd::uri::NbdUri;
+use crate::image::nbd::wire::{
+    ReadNumbers, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command, option, request, transmission,
+};
+
+/// The longest read that every server takes, by the protocol.
+const MOST: u32 = 32 << 20;
+
+/// How much is made zero by one request.
+const ZEROED_AT_ONCE: u32 = 1 << 30;
+
+/// The longest chunk that holds no data: an error's words, or the states of ranges.
+const CHUNK_LIMIT: u32 = 4 << 20;
+
+/// States of ranges from the beginning of a request on: how long, and what is so.
+pub(super) type States = Vec<(u32, u32)>;
+
+/// What a request is about.
+#[derive(Debug)]
+struct Asked {
+    kind: u16,
+    offset: u64,
+    length: u32,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+struct Waiting {
+    asked: Asked,
+    data: Vec<u8>,
+    /// What of the data has come.
+    filled: Vec<Range<usize>>,
+    states: Vec<(u32, States)>,
+    failed: Option<NbdError>,
+    done: Sender<Result<Reply, NbdError>>,
+}
+
+/// What was asked for.
+#[derive(Debug)]
+struct Reply {
+    data: Vec<u8>,
+    states: Vec<(u32, States)>,
+}
+
+/// Requests that are under way, by their cookies; or why there can be none any longer.
+type Pending = Mutex<Result<HashMap<u64, Waiting>, String>>;
+
+fn lock(pending: &Pending) -> MutexGuard<'_, Result<HashMap<u64, Waiting>, String>> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A link to an export.
+#[derive(Debug)]
+pub(super) struct Link {
+    agreed: Agreed,
+    socket: Socket,
+    writer: Mutex<Socket>,
+    pending: Arc<Pending>,
+    cookies: AtomicU64,
+    /// Buffers to be used again: as many as there are threads that read.
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Link {
+    /// Connects, agrees on the export, and begins to read replies.
+    pub(super) fn connect(uri: &NbdUri, contexts: &[String]) -> Result<Self, NbdError> {
+        let mut socket = Socket::connect(&uri.place)?;
+        let agreed = match handshake::agree(&mut socket, &uri.export, contexts) {
+            Ok(agreed) => agreed,
+            Err(error) => {
+                // A courtesy: the server need not wonder.
+                let _ = handshake::send(&mut socket, option::ABORT, &[]);
+                return Err(error);
+            }
+        };
+        let pending = Arc::new(Mutex::new(Ok(HashMap::new())));
+        let (reader, of_reader) = (socket.try_clone()?, Arc::clone(&pending));
+        let structured = agreed.structured;
+        std::thread::Builder::new().name("ekko-nbd".to_owned()).spawn(move || {
+            let why = read_replies(&mut BufReader::new(reader), structured, &of_reader);
+            end(&of_reader, &why.to_string());
+        })?;
+        let writer = Mutex::new(socket.try_clone()?);
+        Ok(Self { agreed, socket, writer, pending, cookies: AtomicU64::new(1), spare: Mutex::default() })
+    }
+
+    /// Ends it, and every request that is under way.
+    pub(super) fn shut_down(&self) {
+        self.socket.shut_down();
+    }
+
+    /// Returns what was agreed on.
+    pub(super) fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), NbdError> {
+        let most = usize::try_from(self.agreed.most.unwrap_or(MOST).clamp(1, MOST)).unwrap_or(usize::MAX);
+        for (part, at) in buffer.chunks_mut(most).zip((0_u64..).step_by(most)) {
+            let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut data = spare().pop().unwrap_or_default();
+            data.resize(part.len(), 0);
+            let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            let reply = self.ask(Asked { kind: command::READ, offset: offset + at, length }, data, &[])?;
+            part.copy_from_slice(reply.data.get(..part.len()).unwrap_or_default());
+            spare().push(reply.data);
+        }
+        Ok(())
+    }
+
+    /// Asks for the states of ranges from `offset` on, by the numbers of contexts. They may end before `length`.
+    pub(super) fn states(&self, offset: u64, length: u32) -> Result<Vec<(u32, States)>, NbdError> {
+        Ok(self.ask(Asked { kind: command::BLOCK_STATUS, offset, length }, Vec::new(), &[])?.states)
+    }
+
+    /// Writes bytes from `offset` on.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), NbdError> {
+        let most = usize::try_from(self.agreed.most.unwrap_or(MOST).clamp(1, MOST)).unwrap_or(usize::MAX);
+        for (part, at) in bytes.chunks(most).zip((0_u64..).step_by(most)) {
+            let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            self.ask(Asked { kind: command::WRITE, offset: offset + at, length }, Vec::new(), part)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a range zero. Says whether the server can.
+    pub(super) fn zero(&self, range: Range<u64>) -> Result<bool, NbdError> {
+        if self.agreed.flags & transmission::WRITE_ZEROES == 0 {
+            return Ok(false);
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let length = u32::try_from(range.end - at).unwrap_or(u32::MAX).min(ZEROED_AT_ONCE);
+            self.ask(Asked { kind: command::WRITE_ZEROES, offset: at, length }, Vec::new(), &[])?;
+            at += u64::from(length);
+        }
+        Ok(true)
+    }
+
+    /// Makes durable what was written, where the server can.
+    pub(super) fn flush(&self) -> Result<(), NbdError> {
+        if self.agreed.flags & transmission::FLUSH != 0 {
+            self.ask(Asked { kind: command::FLUSH, offset: 0, length: 0 }, Vec::new(), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Asks for something, with `payload` behind it, and waits for the reply; `data` is what is filled by it.
+    fn ask(&self, asked: Asked, data: Vec<u8>, payload: &[u8]) -> Result<Reply, NbdError> {
+        let (done, reply) = bounded(1);
+        let cookie = self.cookies.fetch_add(1, Ordering::Relaxed);
+        let bytes = request(asked.kind, cookie, asked.offset, asked.length);
+        match &mut *lock(&self.pending) {
+            Ok(pending) => {
+                let waiting =
+                    Waiting { asked, data, filled: Vec::new(), states: Vec::new(), failed: None, done };
+                pending.insert(cookie, waiting);
+            }
+            Err(why) => return Err(NbdError::Dropped { why: why.clone() }),
+        }
+        // Held over I/O: requests must not be mixed up.
+        let written = {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.write_all(&bytes).and_then(|()| writer.write_all(payload))
+        };
+        if let Err(error) = written {
+            end(&self.pending, &error.to_string());
+            self.socket.shut_down();
+        }
+        reply.recv().unwrap_or_else(|_| Err(NbdError::Dropped { why: "nobody reads its replies".to_owned() }))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let bytes = request(command::DISCONNECT, 0, 0, 0);
+        // A courtesy; the thread that reads ends with the socket.
+        let _ = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
+        self.socket.shut_down();
+    }
+}
+
+/// Ends every request that is under way and all that are to come.
+fn end(pending: &Pending, why: &str) {
+    let before = std::mem::replace(&mut *lock(pending), Err(why.to_owned()));
+    match before {
+        Ok(all) => {
+            for (_, waiting) in all {
+                // Who waits has the other end.
+                let _ = waiting.done.send(Err(NbdError::Dropped { why: why.to_owned() }));
+            }
+        }
+        // The first reason stays.
+        Err(first) => *lock(pending) = Err(first),
+    }
+}
+
+/// Reads replies until there can be no more of them, and returns why.
+fn read_replies(stream: &mut BufReader<Socket>, structured: bool, pending: &Pending) -> NbdError {
+    loop {
+        let nobody_waits = || lock(pending).as_ref().is_ok_and(HashMap::is_empty);
+        match wait(stream) {
+            Err(error) if is_timeout(&error) && nobody_waits() => continue,
+            Err(error) => return error.into(),
+            Ok(()) => {}
+        }
+        if let Err(error) = read_reply(stream, structured, pending) {
+            return error;
+        }
+    }
+}
+
+/// Waits for the first byte of a reply.
+fn wait(stream: &mut BufReader<Socket>) -> io::Result<()> {
+    use std::io::BufRead;
+    if stream.fill_buf()?.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Reads one reply, or a chunk of one.
+fn read_reply(stream: &mut impl Read, structured: bool, pending: &Pending) -> Result<(), NbdError> {
+    let magic = stream.u32()?;
+    let (last, kind, error) = match magic {
+        SIMPLE_MAGIC => (true, None, stream.u32()?),
+        STRUCTURED_MAGIC if structured => (stream.u16()? & chunk::DONE != 0, Some(stream.u16()?), 0),
+        _ => return Err(NbdError::protocol("what it sends is no reply")),
+    };
+    let cookie = stream.u64()?;
+    // Taken out while it is filled, so that others can ask meanwhile.
+    let waiting = lock(pending).as_mut().ok().and_then(|all| all.remove(&cookie));
+    let mut waiting = waiting.ok_or_else(|| NbdError::protocol("its reply is to nothing that was asked"))?;
+    let result = match kind {
+        None if error != 0 => {
+            waiting.failed = Some(NbdError::server(error, String::new()));
+            Ok(())
+        }
+        // A server that agreed on chunks sends data in them.
+        None if structured && waiting.asked.kind == command::READ => {
+            Err(NbdError::protocol("its reply is not in chunks"))
+        }
+        None => waiting.fill(stream, 0, waiting.data.len()),
+        Some(kind) => {
+            let length = stream.u32();
+            length.map_err(NbdError::from).and_then(|length| waiting.chunk(stream, kind, length))
+        }
+    };
+    if let Err(error) = result {
+        let why = error.to_string();
+        let _ = waiting.done.send(Err(NbdError::Dropped { why }));
+        return Err(error);
+    }
+    if last {
+        let done = waiting.done.clone();
+        // Who waits has the other end.
+        let _ = done.send(waiting.finish());
+    } else if let Ok(all) = &mut *lock(pending) {
+        all.insert(cookie, waiting);
+    }
+    Ok(())
+}
+
+impl Waiting {
+    /// Reads data to a place of the buffer.
+    fn fill(&mut self, stream: &mut impl Read, from: usize, length: usize) -> Result<(), NbdError> {
+        let range = from..from.saturating_add(length);
+        let room = self.data.get_mut(range.clone());
+        stream.read_exact(room.ok_or_else(|| NbdError::protocol("it sends more than was asked for"))?)?;
+        self.filled.push(range);
+        Ok(())
+    }
+
+    /// Returns where in the buffer bytes of the disk go.
+    fn place(&self, offset: u64) -> Result<usize, NbdError> {
+        let within = offset.checked_sub(self.asked.offset).and_then(|it| usize::try_from(it).ok());
+        within.ok_or_else(|| NbdError::protocol("it sends what was not asked for"))
+    }
+
+    /// Reads one chunk.
+    fn chunk(&mut self, stream: &mut impl Read, kind: u16, length: u32) -> Result<(), NbdError> {
+        let is_read = self.asked.kind == command::READ;
+        if length > CHUNK_LIMIT && !(is_read && kind == chunk::DATA) {
+            return Err(NbdError::protocol("a chunk is too long"));
+        }
+        let short = || NbdError::protocol("a chunk is too short");
+        match kind {
+            chunk::NONE if length == 0 => Ok(()),
+            chunk::DATA if is_read => {
+                let bytes = length.checked_sub(8).ok_or_else(short)?;
+                let from = self.place(stream.u64()?)?;
+                self.fill(stream, from, usize::try_from(bytes).unwrap_or(usize::MAX))
+            }
+            chunk::HOLE if is_read && length == 12 => {
+                let from = self.place(stream.u64()?)?;
+                let range = from..from.saturating_add(usize::try_from(stream.u32()?).unwrap_or(usize::MAX));
+                let room = self.data.get_mut(range.clone());
+                room.ok_or_else(|| NbdError::protocol("it sends more than was asked for"))?.fill(0);
+                self.filled.push(range);
+                Ok(())
+            }
+            chunk::BLOCK_STATUS if !is_read && length >= 12 && (length - 4).is_multiple_of(8) => {
+                let context = stream.u32()?;
+                let states = (0..(length - 4) / 8).map(|_| Ok((stream.u32()?, stream.u32()?)));
+                self.states.push((context, states.collect::<io::Result<_>>()?));
+                Ok(())
+            }
+            _ => {
+                let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+                stream.read_exact(&mut bytes)?;
+                if kind & chunk::ERROR == 0 {
+                    return Err(NbdError::protocol("it sends a chunk that is not known"));
+                }
+                let mut rest = bytes.as_slice();
+                let (number, words) = (rest.u32()?, usize::from(rest.u16()?));
+                let words = rest.get(..words).ok_or_else(short)?;
+                self.failed = Some(NbdError::server(number, String::from_utf8_lossy(words).into_owned()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns what was asked for, if all of it has come.
+    fn finish(mut self) -> Result<Reply, NbdError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.asked.kind == command::READ {
+            self.filled.sort_unstable_by_key(|range| range.start);
+            let end = self.filled.iter().try_fold(0, |end, range| (range.start == end).then_some(range.end));
+            if end != Some(self.data.len()) {
+                return Err(NbdError::protocol("it has not sent what was asked for, or parts of it twice"));
+            }
+        }
+        Ok(Reply { data: self.data, states: self.states })
+    }
+}

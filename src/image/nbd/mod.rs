@@ -1,0 +1,348 @@
+//! Exports of NBD servers: a running QEMU's disks, and everything else that QEMU opens.
+//!
+//! Owns the client's side of the newstyle protocol: structured replies, contexts (`base:allocation` for holes,
+//! `qemu:dirty-bitmap:NAME` for what changed), several requests under way at once, and going on after a link was dropped.
+//! Source of the protocol: `doc/proto.md` of the NBD project.
+//!
+//! A dropped link is made anew and what was asked is asked again, as long as the export still has its size. A server that is
+//! gone for [`PATIENCE`] ends the backup. Nothing is known of what the server did meanwhile: it must export something that does
+//! not change, as it must anyway.
+
+mod handshake;
+mod link;
+mod socket;
+mod target;
+#[cfg(test)]
+mod tests;
+mod uri;
+mod wire;
+
+pub use target::NbdTarget;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::ErrorKind;
+use crate::image::cbt::{ChangeList, ListKind, RangeState};
+use crate::image::nbd::link::Link;
+use crate::image::nbd::uri::NbdUri;
+use crate::image::{Extent, Image, ImageError};
+
+/// How long a server may be gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often one request is sent at most.
+const TRIES: u32 = 20;
+/// How much of a disk is asked about at once.
+const ASKED_AT_ONCE: u64 = 1 << 31;
+
+/// The context that says where data lies, and its flag of ranges that read as zeros.
+const ALLOCATION: &str = "base:allocation";
+const ZERO: u32 = 2;
+/// The flag of ranges that a bitmap has.
+const DIRTY: u32 = 1;
+/// The context of a bitmap, before its name.
+const BITMAP: &str = "qemu:dirty-bitmap:";
+
+/// What went wrong with an NBD server.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NbdError {
+    /// The URI cannot be read.
+    #[error("{what}")]
+    Uri {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The link ended.
+    #[error("the link was dropped: {why}")]
+    Dropped {
+        /// Why.
+        why: String,
+    },
+    /// The server did not follow the protocol.
+    #[error("the server does not keep to the protocol: {what}")]
+    Protocol {
+        /// What it did.
+        what: &'static str,
+    },
+    /// The server exports nothing of this name.
+    #[error("the server has no export {export:?}")]
+    Export {
+        /// The name.
+        export: String,
+    },
+    /// The server does not want to.
+    #[error("the server: {what}")]
+    Refused {
+        /// What it says.
+        what: String,
+    },
+    /// The server has not what was asked for.
+    #[error("the server has no {what}")]
+    Lacks {
+        /// What it has not.
+        what: String,
+    },
+    /// The server could not do what was asked.
+    #[error("the server says: error {number}{words}")]
+    Server {
+        /// The number of the error, as Linux has them.
+        number: u32,
+        /// A colon and its words, if it has any.
+        words: String,
+    },
+    /// After a dropped link the export was another.
+    #[error("the export has {now} bytes after the link was dropped, and had {was}")]
+    Changed {
+        /// Its size in bytes when it was opened.
+        was: u64,
+        /// Its size in bytes now.
+        now: u64,
+    },
+}
+
+/// The server is going away.
+const SHUTDOWN: u32 = 108;
+
+impl NbdError {
+    fn protocol(what: &'static str) -> Self {
+        Self::Protocol { what }
+    }
+
+    fn server(number: u32, words: String) -> Self {
+        let words = if words.is_empty() { words } else { format!(": {words}") };
+        Self::Server { number, words }
+    }
+
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Uri { .. } => ErrorKind::Invalid,
+            Self::Export { .. } | Self::Lacks { .. } => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        }
+    }
+
+    /// Says whether another link may do better.
+    fn is_drop(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Dropped { .. } | Self::Server { number: SHUTDOWN, .. })
+    }
+}
+
+/// Ranges of the disk and whether each holds data: what the server said last.
+#[derive(Debug, Default)]
+struct Known {
+    ranges: Vec<(Range<u64>, bool)>,
+}
+
+/// An export, as a disk.
+#[derive(Debug)]
+pub(super) struct NbdImage {
+    path: PathBuf,
+    uri: NbdUri,
+    contexts: Vec<String>,
+    size: u64,
+    link: Mutex<Arc<Link>>,
+    known: Mutex<Known>,
+}
+
+/// Says whether a path is a URI of NBD.
+pub fn is_nbd(path: &Path) -> bool {
+    path.to_str().is_some_and(uri::is_uri)
+}
+
+impl NbdImage {
+    /// Connects to the server that a URI names. With `bitmap`, it must have a dirty bitmap of that name.
+    pub(super) fn open(path: &Path, bitmap: Option<&str>) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
+        let text = path.to_str().unwrap_or_default();
+        let uri = NbdUri::parse(text).map_err(|what| failed(NbdError::Uri { what }))?;
+        if uri.tls {
+            return Err(failed(NbdError::Uri { what: "encrypted links cannot be made yet" }));
+        }
+        let mut contexts = vec![ALLOCATION.to_owned()];
+        contexts.extend(bitmap.map(|name| format!("{BITMAP}{name}")));
+        let link = Link::connect(&uri, &contexts).map_err(failed)?;
+        if let Some(name) = bitmap
+            && number(&link, &format!("{BITMAP}{name}")).is_none()
+        {
+            return Err(failed(NbdError::Lacks { what: format!("dirty bitmap {name:?}") }));
+        }
+        let size = link.agreed().size;
+        Ok(Self {
+            path: path.to_owned(),
+            uri,
+            contexts,
+            size,
+            link: Mutex::new(Arc::new(link)),
+            known: Mutex::default(),
+        })
+    }
+
+    /// Reads what a bitmap says of the whole disk.
+    pub(super) fn changes(&self, bitmap: &str) -> Result<ChangeList, ImageError> {
+        let context = format!("{BITMAP}{bitmap}");
+        let (mut at, mut ranges) = (0, Vec::new());
+        while at < self.size {
+            for (range, state) in self.states(&context, at)? {
+                at = range.end;
+                let state = if state & DIRTY != 0 { RangeState::Data } else { RangeState::Unchanged };
+                ranges.push((range, state));
+            }
+        }
+        ChangeList::of_ranges(ListKind::NbdDirty, self.size, ranges)
+            .map_err(|error| ImageError::damaged(&self.path, &error.to_string()))
+    }
+
+    /// Asks for the states of ranges from `at` on: one after the other, at least one, none beyond the end.
+    fn states(&self, context: &str, at: u64) -> Result<Vec<(Range<u64>, u32)>, ImageError> {
+        let length = u32::try_from((self.size - at).min(ASKED_AT_ONCE)).unwrap_or(u32::MAX);
+        self.with_link(|link| {
+            let number = number(link, context);
+            let number =
+                number.ok_or_else(|| NbdError::Lacks { what: format!("context {context} any longer") })?;
+            let all = link.states(at, length)?;
+            let states = all.into_iter().find(|(of, _)| *of == number).map(|(_, states)| states);
+            let (mut end, mut ranges) = (at, Vec::new());
+            for (length, state) in states.unwrap_or_default() {
+                let start = end;
+                // The last may go on behind what was asked.
+                end = start.saturating_add(length.into()).min(self.size);
+                if start < end {
+                    ranges.push((start..end, state));
+                } else if length == 0 {
+                    return Err(NbdError::protocol("a range is empty"));
+                }
+            }
+            if ranges.is_empty() { Err(NbdError::protocol("it says nothing of a range")) } else { Ok(ranges) }
+        })
+    }
+
+    /// Does something with a link, and again with another one if that is dropped.
+    fn with_link<T>(&self, mut work: impl FnMut(&Link) -> Result<T, NbdError>) -> Result<T, ImageError> {
+        let failed = |source| ImageError::Nbd { path: self.path.clone(), source };
+        let mut tries = 0;
+        loop {
+            let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
+            match work(&link) {
+                Err(error) if error.is_drop() && tries < TRIES => {
+                    tracing::warn!(%error, "the link is made anew");
+                    tries += 1;
+                    self.reconnect(&link).map_err(failed)?;
+                }
+                other => return other.map_err(failed),
+            }
+        }
+    }
+
+    /// Makes a link anew that was dropped, unless another thread has done so.
+    fn reconnect(&self, dropped: &Arc<Link>) -> Result<(), NbdError> {
+        // Held over I/O: all threads need the same new link, and none can do anything before it is there.
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&link, dropped) {
+            return Ok(());
+        }
+        // A server may take one link at a time.
+        dropped.shut_down();
+        let begun = Instant::now();
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match Link::connect(&self.uri, &self.contexts) {
+                Ok(new) if new.agreed().size == self.size => {
+                    *link = Arc::new(new);
+                    return Ok(());
+                }
+                Ok(new) => return Err(NbdError::Changed { was: self.size, now: new.agreed().size }),
+                Err(error) if error.is_drop() && begun.elapsed() < PATIENCE => {
+                    tracing::warn!(%error, "the server cannot be reached");
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns the next data at or after `from` by what is known, and up to where anything is known.
+    fn next_known(known: &Known, from: u64) -> (Option<Extent>, u64) {
+        let first = known.ranges.partition_point(|(range, _)| range.end <= from);
+        let mut behind = from;
+        let mut found: Option<Range<u64>> = None;
+        for (range, is_data) in known.ranges.get(first..).unwrap_or_default() {
+            if range.start > behind {
+                break;
+            }
+            match &mut found {
+                Some(found) if *is_data => found.end = range.end,
+                Some(_) => break,
+                None if *is_data => found = Some(range.start.max(from)..range.end),
+                None => {}
+            }
+            behind = range.end;
+        }
+        (found.map(|range| Extent { offset: range.start, length: range.end - range.start }), behind)
+    }
+}
+
+/// Returns the number of a context on a link.
+fn number(link: &Link, context: &str) -> Option<u32> {
+    link.agreed().contexts.iter().find(|(_, name)| name == context).map(|(number, _)| *number)
+}
+
+impl Image for NbdImage {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError> {
+        let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut at = from;
+        while at < self.size {
+            if number(&link, ALLOCATION).is_none() {
+                // A server that does not tell may have data everywhere.
+                return Ok(Some(Extent { offset: at, length: self.size - at }));
+            }
+            let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let (found, behind) = Self::next_known(&known(), at);
+            if found.is_some() {
+                return Ok(found);
+            }
+            at = behind;
+            if at < self.size {
+                let states = self.states(ALLOCATION, at)?;
+                // A hole that does not read as zeros is data.
+                let ranges = states.into_iter().map(|(range, state)| (range, state & ZERO == 0)).collect();
+                *known() = Known { ranges };
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > self.size {
+            let missing = end - self.size.max(offset);
+            return Err(ImageError::ShortRead {
+                path: self.path.clone(),
+                offset: self.size.max(offset),
+                missing,
+            });
+        }
+        // Each try fills it anew.
+        self.with_link(|link| link.read(buffer, offset))
+    }
+
+    fn verify_unchanged(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! An export that is written to.
+
+use std::path::{Path, PathBuf};
+
+use crate::image::ImageError;
+use crate::image::nbd::NbdError;
+use crate::image::nbd::link::Link;
+use crate::image::nbd::uri::NbdUri;
+use crate::image::nbd::wire::transmission;
+
+/// An export that can be written to at any place, by several threads at once.
+///
+/// A link that is dropped is the end of it: what was written and not flushed may be lost.
+#[derive(Debug)]
+pub struct NbdTarget {
+    path: PathBuf,
+    link: Link,
+}
+
+impl NbdTarget {
+    /// Connects to the server that a URI names.
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
+        let uri = NbdUri::parse(path.to_str().unwrap_or_default());
+        let uri = uri.map_err(|what| failed(NbdError::Uri { what }))?;
+        let link = Link::connect(&uri, &[]).map_err(failed)?;
+        if link.agreed().flags & transmission::READ_ONLY != 0 {
+            return Err(failed(NbdError::Refused { what: "the export cannot be written to".to_owned() }));
+        }
+        Ok(Self { path: path.to_owned(), link })
+    }
+
+    /// Returns the size of the export in bytes.
+    pub fn size(&self) -> u64 {
+        self.link.agreed().size
+    }
+
+    /// Writes bytes from `offset` on.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), ImageError> {
+        self.link.write(bytes, offset).map_err(|source| self.failed(source))
+    }
+
+    /// Makes a range zero without sending zeros. Says whether the server can.
+    pub fn zero(&self, range: std::ops::Range<u64>) -> Result<bool, ImageError> {
+        self.link.zero(range).map_err(|source| self.failed(source))
+    }
+
+    /// Makes everything durable that was written, as far as the server can.
+    pub fn sync(&self) -> Result<(), ImageError> {
+        self.link.flush().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: NbdError) -> ImageError {
+        ImageError::Nbd { path: self.path.clone(), source }
+    }
+}

@@ -1,0 +1,380 @@
+//! A server of ours, which keeps to the protocol or not as a test wants it. QEMU's own servers are in `tests/nbd.sh`.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::image::nbd::wire::{
+    OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command,
+    info, option, reply,
+};
+
+const K: u64 = 64 << 10;
+
+/// What a server does otherwise than it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Good,
+    /// It knows neither chunks nor contexts.
+    Simple,
+    /// It answers two reads in the other order, each in two chunks that are mixed.
+    Mixed,
+    /// The link ends after so many bytes of replies, on each of the first ten links.
+    Drops(usize),
+    /// The same, on every link.
+    AlwaysDrops,
+    /// The export is larger on the second link; the first ends at once.
+    Grows,
+    SaysNothing,
+    WrongCookie,
+    WrongMagic,
+    SendsTwice,
+    SendsLess,
+    SendsMore,
+    SendsElsewhere,
+    Fails,
+    EmptyRange,
+    NoRanges,
+    NoExport,
+    Old,
+}
+
+struct Server {
+    folder: tempfile::TempDir,
+    links: Arc<AtomicUsize>,
+}
+
+/// 40 times 64 KiB, of which each third is a hole.
+fn disk() -> &'static [u8] {
+    static DISK: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        (0..40_u8).flat_map(|part| vec![if part % 3 == 2 { 0 } else { part + 1 }; 65_536]).collect()
+    });
+    &DISK
+}
+
+fn put(stream: &mut impl Write, fields: &[&[u8]]) -> io::Result<()> {
+    stream.write_all(&fields.concat())
+}
+
+impl Server {
+    fn start(manner: Manner) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        let links = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&links);
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let link = count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    // The client has gone, or the server wanted to.
+                    let _ = serve(stream, manner, link);
+                });
+            }
+        });
+        Self { folder, links }
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("nbd+unix:///vda?socket={}", self.folder.path().join("socket").display()).into()
+    }
+
+    fn open(&self) -> Result<NbdImage, ImageError> {
+        NbdImage::open(&self.path(), Some("b0"))
+    }
+}
+
+fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+    put(stream, &[&REPLY_MAGIC.to_be_bytes(), &option.to_be_bytes(), &kind.to_be_bytes(), &length, data])
+}
+
+fn serve(mut stream: UnixStream, manner: Manner, link: usize) -> io::Result<()> {
+    let size = (disk().len() as u64) + if manner == Manner::Grows && link > 0 { 512 } else { 0 };
+    let magic = if manner == Manner::Old { 0x0000_4202_8186_1253 } else { OPTION_MAGIC };
+    put(&mut stream, &[&SERVER_MAGIC.to_be_bytes(), &magic.to_be_bytes(), &3_u16.to_be_bytes()])?;
+    stream.u32()?;
+    let mut structured = false;
+    loop {
+        stream.u64()?;
+        let (option, length) = (stream.u32()?, stream.u32()?);
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data)?;
+        match option {
+            option::STRUCTURED_REPLY | option::SET_META_CONTEXT if manner == Manner::Simple => {
+                option_reply(&mut stream, option, reply::ERROR + 1, b"what?")?;
+            }
+            option::STRUCTURED_REPLY => {
+                structured = true;
+                option_reply(&mut stream, option, reply::ACK, &[])?;
+            }
+            option::SET_META_CONTEXT => {
+                for (number, name) in [(5_u32, ALLOCATION), (6, "qemu:dirty-bitmap:b0")] {
+                    let data = [&number.to_be_bytes(), name.as_bytes()].concat();
+                    option_reply(&mut stream, option, reply::META_CONTEXT, &data)?;
+                }
+                option_reply(&mut stream, option, reply::ACK, &[])?;
+            }
+            option::GO if manner == Manner::NoExport => {
+                option_reply(&mut stream, option, reply::UNKNOWN_EXPORT, &[])?;
+            }
+            option::GO => {
+                let export =
+                    [&info::EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &1_u16.to_be_bytes()].concat();
+                option_reply(&mut stream, option, reply::INFO, &export)?;
+                let sizes = [
+                    &info::BLOCK_SIZE.to_be_bytes()[..],
+                    &[0, 0, 0, 1],
+                    &[0, 0, 16, 0],
+                    &100_000_u32.to_be_bytes(),
+                ];
+                option_reply(&mut stream, option, reply::INFO, &sizes.concat())?;
+                option_reply(&mut stream, option, reply::ACK, &[])?;
+                break;
+            }
+            _ => return Ok(()),
+        }
+    }
+    let mut left = match manner {
+        Manner::Drops(bytes) if link < 10 => bytes,
+        Manner::AlwaysDrops | Manner::Grows if link == 0 || manner == Manner::AlwaysDrops => 0,
+        _ => usize::MAX,
+    };
+    let mut held = Vec::new();
+    loop {
+        stream.u32()?;
+        let (_, kind, cookie) = (stream.u16()?, stream.u16()?, stream.u64()?);
+        let (offset, length) = (stream.u64()?, stream.u32()?);
+        let mut bytes = Vec::new();
+        match kind {
+            command::READ => bytes = read_replies(manner, structured, (cookie, offset, length)),
+            command::BLOCK_STATUS => {
+                for context in [5_u32, 6] {
+                    let mut states = Vec::new();
+                    let mut at = offset;
+                    while at < disk().len() as u64 && states.len() < 7 * 8 {
+                        let end = (at / K + 1) * K;
+                        // Every third is a hole; the bitmap has the first and the last 64 KiB.
+                        let state: u32 = match (context, at / K) {
+                            (5, part) => {
+                                if part % 3 == 2 {
+                                    3
+                                } else {
+                                    0
+                                }
+                            }
+                            (_, part) => u32::from(part == 0 || part == 39),
+                        };
+                        let length =
+                            if manner == Manner::EmptyRange { 0 } else { u32::try_from(end - at).unwrap() };
+                        states.extend([length.to_be_bytes(), state.to_be_bytes()].concat());
+                        at = end;
+                    }
+                    if manner == Manner::NoRanges {
+                        states.clear();
+                        states.extend([0; 8]);
+                    }
+                    let data = [&context.to_be_bytes()[..], &states].concat();
+                    bytes.extend(chunk_of(cookie, chunk::BLOCK_STATUS, context == 6, &data));
+                }
+            }
+            _ => return Ok(()),
+        }
+        if manner == Manner::SaysNothing {
+            stream.shutdown(std::net::Shutdown::Both)?;
+        }
+        if manner == Manner::Mixed && kind == command::READ && held.is_empty() && length > 1000 {
+            held = bytes;
+            continue;
+        }
+        bytes.append(&mut held);
+        let now = bytes.len().min(left);
+        stream.write_all(&bytes[..now])?;
+        left -= now;
+        if left == 0 {
+            return stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+fn chunk_of(cookie: u64, kind: u16, last: bool, data: &[u8]) -> Vec<u8> {
+    let flags = u16::from(last);
+    let length = u32::try_from(data.len()).unwrap();
+    let head: [&[u8]; 5] = [
+        &STRUCTURED_MAGIC.to_be_bytes(),
+        &flags.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &length.to_be_bytes(),
+    ];
+    [head.concat().as_slice(), data].concat()
+}
+
+fn read_replies(manner: Manner, structured: bool, (cookie, offset, length): (u64, u64, u32)) -> Vec<u8> {
+    let disk = disk();
+    let from = usize::try_from(offset).unwrap();
+    let data = &disk[from..from + length as usize];
+    if !structured {
+        let magic = if manner == Manner::WrongMagic { 7 } else { SIMPLE_MAGIC };
+        return [&magic.to_be_bytes()[..], &0_u32.to_be_bytes(), &cookie.to_be_bytes(), data].concat();
+    }
+    let part = |from: usize, part: &[u8]| [&(offset + from as u64).to_be_bytes()[..], part].concat();
+    let half = data.len() / 2;
+    let first = chunk_of(cookie, chunk::DATA, false, &part(0, &data[..half]));
+    let rest = &data[half..];
+    let second = if rest.iter().all(|byte| *byte == 0) {
+        let length = u32::try_from(rest.len()).unwrap();
+        chunk_of(cookie, chunk::HOLE, true, &part(half, &length.to_be_bytes()))
+    } else {
+        chunk_of(cookie, chunk::DATA, true, &part(half, rest))
+    };
+    match manner {
+        Manner::WrongCookie => chunk_of(cookie + 1000, chunk::DATA, true, &part(0, data)),
+        Manner::WrongMagic => [7; 40].to_vec(),
+        Manner::SendsTwice => [first.clone(), first, chunk_of(cookie, chunk::NONE, true, &[])].concat(),
+        Manner::SendsLess => [first, chunk_of(cookie, chunk::NONE, true, &[])].concat(),
+        Manner::SendsMore => chunk_of(cookie, chunk::DATA, true, &part(1, data)),
+        Manner::SendsElsewhere => {
+            chunk_of(cookie, chunk::DATA, true, &[&(offset.wrapping_sub(1)).to_be_bytes()[..], data].concat())
+        }
+        Manner::Fails => {
+            let words = [&5_u32.to_be_bytes()[..], &3_u16.to_be_bytes(), b"bad"].concat();
+            chunk_of(cookie, chunk::ERROR + 1, true, &words)
+        }
+        // The last chunk may come first only if it is not marked so; an empty one ends it.
+        Manner::Mixed => {
+            let mut second = second;
+            second[5] = 0;
+            [second, first, chunk_of(cookie, chunk::NONE, true, &[])].concat()
+        }
+        _ => [first, second].concat(),
+    }
+}
+
+/// Reads the whole disk where data is said to lie, by four threads.
+fn read(image: &NbdImage) -> Result<Vec<u8>, ImageError> {
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while let Some(extent) = image.next_data(at)? {
+        assert!(extent.offset >= at && extent.length > 0);
+        at = extent.offset + extent.length;
+        extents.push(extent);
+    }
+    let disk = Mutex::new(vec![0; usize::try_from(image.size()).unwrap()]);
+    std::thread::scope(|scope| {
+        let (extents, disk) = (&extents, &disk);
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for Extent { offset, length } in extents.iter().skip(thread).step_by(4) {
+                        let mut bytes = vec![9; usize::try_from(*length).unwrap()];
+                        image.read_at(&mut bytes, *offset)?;
+                        let from = usize::try_from(*offset).unwrap();
+                        disk.lock().unwrap()[from..from + bytes.len()].copy_from_slice(&bytes);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })?;
+    Ok(disk.into_inner().unwrap())
+}
+
+#[test]
+fn a_disk_is_what_the_server_says_and_holes_are_not_asked_for() {
+    let server = Server::start(Manner::Good);
+    let image = server.open().unwrap();
+    assert!(read(&image).unwrap() == disk());
+    let extent = |offset: u64, length: u64| Some(Extent { offset: offset * K, length: length * K });
+    assert_eq!(image.next_data(0).unwrap(), extent(0, 2));
+    assert_eq!(image.next_data(2 * K).unwrap(), extent(3, 2));
+    assert_eq!(image.next_data(39 * K).unwrap(), extent(39, 1));
+    assert_eq!(image.next_data(40 * K).unwrap(), None);
+    let mut bytes = [0; 2];
+    image.read_at(&mut bytes, K - 1).unwrap();
+    assert_eq!(bytes, [1, 2]);
+    assert!(matches!(image.read_at(&mut bytes, 40 * K - 1), Err(ImageError::ShortRead { missing: 1, .. })));
+    let changes = image.changes("b0").unwrap();
+    assert_eq!(changes.ranges(), [(0..K, RangeState::Data), (39 * K..40 * K, RangeState::Data)]);
+    assert_eq!((changes.kind(), changes.granularity()), (ListKind::NbdDirty, K));
+    assert_eq!(server.links.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_server_that_knows_little_is_read_whole() {
+    let server = Server::start(Manner::Simple);
+    assert!(server.open().unwrap_err().to_string().contains("the server has no dirty bitmap \"b0\""));
+    let image = NbdImage::open(&server.path(), None).unwrap();
+    assert_eq!(image.next_data(5).unwrap(), Some(Extent { offset: 5, length: 40 * K - 5 }));
+    let mut whole = vec![0; 40 * 65_536];
+    image.read_at(&mut whole, 0).unwrap();
+    assert!(whole == disk());
+}
+
+#[test]
+fn replies_may_come_in_any_order_and_in_parts() {
+    let server = Server::start(Manner::Mixed);
+    let image = server.open().unwrap();
+    // Two are asked at once, or the server would wait for the second.
+    std::thread::scope(|scope| {
+        for offset in [0, 3 * K] {
+            let image = &image;
+            scope.spawn(move || {
+                let mut bytes = vec![9; 65_536];
+                image.read_at(&mut bytes, offset).unwrap();
+                assert!(bytes.iter().all(|byte| u64::from(*byte) == offset / K + 1));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_link_that_is_dropped_anywhere_is_made_anew_and_nothing_is_missing() {
+    for bytes in [0, 1, 3, 4, 19, 20, 27, 28, 100, 30_000, 65_536, 70_001, 200_000] {
+        let server = Server::start(Manner::Drops(bytes));
+        let image = server.open().unwrap();
+        assert!(read(&image).unwrap() == disk(), "{bytes}");
+        assert!(server.links.load(Ordering::SeqCst) > 1, "{bytes}");
+    }
+}
+
+#[test]
+fn a_server_that_always_drops_the_link_or_exports_another_disk_then_is_an_error() {
+    let server = Server::start(Manner::AlwaysDrops);
+    let error = read(&server.open().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("dropped"), "{error}");
+    assert!(server.links.load(Ordering::SeqCst) > 10);
+    let server = Server::start(Manner::Grows);
+    let error = read(&server.open().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("after the link was dropped, and had"), "{error}");
+}
+
+#[test]
+fn whatever_does_not_keep_to_the_protocol_is_an_error() {
+    use Manner::*;
+    for (manner, what) in [
+        (WrongCookie, "nothing that was asked"),
+        (WrongMagic, "is no reply"),
+        (SendsTwice, "parts of it twice"),
+        (SendsLess, "has not sent what was asked for"),
+        (SendsMore, "more than was asked for"),
+        (SendsElsewhere, "was"),
+        (Fails, "error 5: bad"),
+        (SaysNothing, "dropped"),
+        (EmptyRange, "a range is empty"),
+        (NoRanges, "range"),
+    ] {
+        let server = Server::start(manner);
+        let error = server.open().and_then(|image| read(&image)).unwrap_err();
+        assert!(error.to_string().contains(what), "{manner:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+    let error = Server::start(NoExport).open().unwrap_err();
+    assert!(error.to_string().ends_with("the server has no export \"vda\""), "{error}");
+    assert!(Server::start(Old).open().unwrap_err().to_string().contains("old form"));
+    let error = NbdImage::open(Path::new("nbd+unix:///?socket=/nowhere/socket"), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+}

@@ -1,0 +1,120 @@
+//! Opening an image of any format.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::image::nbd::{NbdImage, is_nbd};
+use crate::image::qcow2::{MAGIC, Qcow2Image, Trust};
+use crate::image::{ChangeList, Image, ImageError, RawImage, Reading};
+
+/// How the bytes of a file are a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// They are the disk's.
+    Raw,
+    /// QEMU's own format.
+    Qcow2,
+}
+
+impl Format {
+    /// Returns its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Raw, Self::Qcow2]
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| format!("{text:?} is no format: raw and qcow2 are possible"))
+    }
+}
+
+/// How a source is opened.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOptions {
+    /// Its format; without one it is recognised by its content. A guest can write the beginning of a qcow2 image into its
+    /// raw disk, so an image that was only recognised may not refer to other files, by which the guest would read those.
+    pub format: Option<Format>,
+    /// How its bytes come from the disk.
+    pub reading: Reading,
+    /// The name of a dirty bitmap of an NBD server, of which the changes are asked for.
+    pub bitmap: Option<String>,
+    /// The id or the name of an internal snapshot that is read instead of the disk as it is.
+    pub snapshot: Option<String>,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct OpenImage {
+    /// The disk.
+    pub image: Box<dyn Image>,
+    /// Its format.
+    pub format: Format,
+    /// Whether that was recognised by its content.
+    pub recognised: bool,
+    /// What changed, if a bitmap was asked for.
+    pub changes: Option<ChangeList>,
+}
+
+/// Opens a file or a block device that is or holds a disk, or an export of an NBD server.
+pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
+    if is_nbd(path) {
+        return open_nbd(path, options);
+    }
+    if options.bitmap.is_some() {
+        return Err(ImageError::unsupported(path, "a dirty bitmap of what is no NBD export"));
+    }
+    let file = RawImage::open_for(path, options.reading)?;
+    let (format, trust) = match options.format {
+        Some(format) => (format, Trust::Said),
+        None => (probe(&file)?, Trust::Guessed),
+    };
+    let image: Box<dyn Image> = match format {
+        Format::Qcow2 => {
+            Box::new(Qcow2Image::open(file, options.reading, trust, options.snapshot.as_deref())?)
+        }
+        Format::Raw if options.snapshot.is_some() => {
+            return Err(ImageError::unsupported(path, "an internal snapshot of a raw image"));
+        }
+        Format::Raw => Box::new(file),
+    };
+    Ok(OpenImage { image, format, recognised: options.format.is_none(), changes: None })
+}
+
+fn open_nbd(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
+    if options.format == Some(Format::Qcow2) || options.snapshot.is_some() {
+        return Err(ImageError::unsupported(
+            path,
+            "a qcow2 image in an NBD export, whose bytes are a disk's",
+        ));
+    }
+    let image = NbdImage::open(path, options.bitmap.as_deref())?;
+    let changes = options.bitmap.as_deref().map(|bitmap| image.changes(bitmap)).transpose()?;
+    Ok(OpenImage { image: Box::new(image), format: Format::Raw, recognised: false, changes })
+}
+
+/// Recognises the format of a file by how it begins.
+pub(super) fn probe(file: &RawImage) -> Result<Format, ImageError> {
+    let mut begin = [0; 8];
+    if file.size() < begin.len() as u64 {
+        return Ok(Format::Raw);
+    }
+    file.read_at(&mut begin, 0)?;
+    let is_qcow2 = begin.starts_with(&MAGIC) && matches!(begin.last(), Some(2 | 3));
+    Ok(if is_qcow2 { Format::Qcow2 } else { Format::Raw })
+}

@@ -1,0 +1,182 @@
+//! Images that QEMU's own tools made (`tests/data/images/make.sh`), read as they read them.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ekko::error::ErrorKind;
+use ekko::image::{Extent, Format, Image, ImageError, ImageOptions, OpenImage, open_image};
+use sha1::{Digest, Sha1};
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/images")
+}
+
+/// Unpacks all images into a folder; they refer to each other.
+fn unpacked() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(data()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|it| it == "xz") {
+            let mut bytes = Vec::new();
+            xz2::read::XzDecoder::new(fs::File::open(&path).unwrap()).read_to_end(&mut bytes).unwrap();
+            let file = fs::File::create(folder.path().join(path.file_stem().unwrap())).unwrap();
+            file.set_len(bytes.len() as u64).unwrap();
+            // As sparse as they were.
+            for (block, at) in bytes.chunks(4096).zip((0..).step_by(4096)) {
+                if block.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(block, at).unwrap();
+                }
+            }
+        }
+    }
+    folder
+}
+
+/// What each is to be: its name (and a snapshot's), SHA-1, how many bytes are data at most.
+fn expected() -> Vec<(String, Option<String>, String, u64)> {
+    let text = fs::read_to_string(data().join("expected")).unwrap();
+    let lines = text.lines().map(|line| {
+        let fields: Vec<_> = line.split(' ').collect();
+        let (name, snapshot) = match fields[0].split_once('@') {
+            Some((name, snapshot)) => (name, Some(snapshot.to_owned())),
+            None => (fields[0], None),
+        };
+        (name.to_owned(), snapshot, fields[1].to_owned(), fields[2].parse().unwrap())
+    });
+    lines.collect()
+}
+
+fn open(path: &Path, snapshot: Option<String>) -> Result<OpenImage, ImageError> {
+    open_image(path, &ImageOptions { format: Some(Format::Qcow2), snapshot, ..ImageOptions::default() })
+}
+
+/// Reads a disk where data is said to lie. Returns it and how much that was.
+fn read(image: &dyn Image) -> Result<(Vec<u8>, u64), ImageError> {
+    // No image here has more; a damaged one may say so.
+    let mut disk = vec![0; usize::try_from(image.size().min(64 << 20)).unwrap()];
+    let (mut at, mut bytes) = (0, 0);
+    while let Some(Extent { offset, length }) =
+        image.next_data(at)?.filter(|it| it.offset < disk.len() as u64)
+    {
+        assert!(offset >= at && length > 0 && offset + length <= image.size());
+        at = (offset + length).min(disk.len() as u64);
+        bytes += at - offset;
+        image.read_at(&mut disk[usize::try_from(offset).unwrap()..usize::try_from(at).unwrap()], offset)?;
+    }
+    image.verify_unchanged()?;
+    Ok((disk, bytes))
+}
+
+#[test]
+fn every_image_is_the_disk_that_qemu_reads_and_only_its_data_is_read() {
+    let folder = unpacked();
+    let expected = expected();
+    assert!(expected.len() >= 20);
+    for (name, snapshot, sha1, data) in expected {
+        let opened = open(&folder.path().join(format!("{name}.qcow2")), snapshot.clone()).unwrap();
+        let (disk, bytes) = read(opened.image.as_ref()).unwrap();
+        assert_eq!(hex::encode(Sha1::digest(&disk)), sha1, "{name} {snapshot:?}");
+        assert!(bytes <= data, "{name} {snapshot:?}: {bytes} of {data}");
+        // The same in one read, holes and all.
+        let mut whole = vec![9; disk.len()];
+        opened.image.read_at(&mut whole, 0).unwrap();
+        assert!(whole == disk, "{name} {snapshot:?}");
+    }
+}
+
+#[test]
+fn an_image_is_recognised_and_what_it_refers_to_is_not_followed_then() {
+    let folder = unpacked();
+    let probed = |name: &str| open_image(&folder.path().join(name), &ImageOptions::default());
+    for name in ["v2.qcow2", "v3.qcow2", "compressed.qcow2"] {
+        let opened = probed(name).unwrap();
+        assert_eq!((opened.format, opened.recognised), (Format::Qcow2, true));
+    }
+    assert_eq!(probed("base.raw").unwrap().format, Format::Raw);
+    for name in ["chain.qcow2", "middle.qcow2", "data-file.qcow2"] {
+        let error = probed(name).unwrap_err();
+        assert!(matches!(error, ImageError::Untrusted { .. }), "{name}: {error}");
+        assert!(error.to_string().contains("say --format qcow2 or --format raw"));
+    }
+    let raw = ImageOptions { format: Some(Format::Raw), ..ImageOptions::default() };
+    let opened = open_image(&folder.path().join("chain.qcow2"), &raw).unwrap();
+    assert_eq!(opened.image.size(), fs::metadata(folder.path().join("chain.qcow2")).unwrap().len());
+}
+
+#[test]
+fn a_snapshot_that_is_not_there_is_said_with_those_that_are() {
+    let folder = unpacked();
+    let path = folder.path().join("snapshots.qcow2");
+    let error = open(&path, Some("third".to_owned())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().ends_with("it has: first (1), second (2)"), "{error}");
+    // By its id as well.
+    let [by_id, by_name] =
+        ["2", "second"].map(|it| read(open(&path, Some(it.to_owned())).unwrap().image.as_ref()).unwrap().0);
+    assert!(by_id == by_name);
+    assert!(
+        open(&folder.path().join("v3.qcow2"), Some("1".to_owned()))
+            .unwrap_err()
+            .to_string()
+            .ends_with("none")
+    );
+}
+
+/// Numbers that follow from a seed (splitmix64).
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[test]
+fn damaged_images_are_errors_or_other_bytes_and_never_a_panic_or_a_hang() {
+    let folder = unpacked();
+    let mut seed = 5;
+    let mut errors = 0;
+    let mut names: Vec<_> = expected().into_iter().filter(|it| it.1.is_none()).map(|it| it.0).collect();
+    names.sort();
+    for name in names {
+        let path = folder.path().join(format!("{name}.qcow2"));
+        let whole = fs::read(&path).unwrap();
+        for trial in 0..20 {
+            let mut bytes = whole.clone();
+            let number =
+                |seed: &mut u64, below: usize| usize::try_from(random(seed)).unwrap_or(usize::MAX) % below;
+            match trial % 4 {
+                // The header, where the tables lie, anywhere, and an end too early.
+                0 => bytes[number(&mut seed, 120)] ^= 1 << (random(&mut seed) % 8),
+                1 => {
+                    let entries: Vec<_> = (0..bytes.len() / 8)
+                        .filter(|at| bytes[at * 8] & 0xc0 != 0 && bytes[at * 8 + 1..at * 8 + 4] == [0; 3])
+                        .collect();
+                    let at = entries[number(&mut seed, entries.len())] * 8;
+                    let flip = number(&mut seed, 8);
+                    bytes[at + flip] ^= 1 << (random(&mut seed) % 8);
+                }
+                2 => {
+                    let at = number(&mut seed, bytes.len());
+                    bytes[at] ^= 0xff;
+                }
+                _ => bytes.truncate(number(&mut seed, whole.len())),
+            }
+            fs::write(&path, &bytes).unwrap();
+            let begun = Instant::now();
+            match open(&path, None).and_then(|opened| read(opened.image.as_ref())) {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    errors += 1;
+                }
+            }
+            assert!(begun.elapsed() < Duration::from_mins(1), "{name} {trial}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    assert!(errors > 50, "{errors}");
+}
