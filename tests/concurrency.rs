@@ -143,6 +143,7 @@ impl Scene {
                     sync: false,
                     range: None,
                     limit: None,
+                    certificates: None,
                 };
                 let manifest = self.kept_manifest();
                 let repository = writer.repository();

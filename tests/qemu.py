@@ -128,6 +128,22 @@ def reference():
     run("qemu-img", "convert", "-f", "raw", "-O", "raw", uri("backup"), "reference.raw")
 
 
+def certificates(folder, host):
+    """Makes an authority, and certificates of it for a server and a client, as QEMU names them."""
+    os.mkdir(folder)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    run("openssl", "req", "-x509", *key, "-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign",
+        "-keyout", "authority.pem", "-out", "ca-cert.pem", cwd=folder)
+    for side in ("server", "client"):
+        with open(f"{folder}/extensions", "w") as file:
+            file.write(f"subjectAltName=DNS:{host}\nextendedKeyUsage={side}Auth\nkeyUsage=digitalSignature\n"
+                       "basicConstraints=CA:FALSE\n")
+        run("openssl", "req", "-new", *key[:5], "-subj", f"/CN={side}", "-keyout", f"{side}-key.pem",
+            "-out", "request.pem", cwd=folder)
+        run("openssl", "x509", "-req", "-in", "request.pem", "-CA", "ca-cert.pem", "-CAkey", "authority.pem",
+            "-CAcreateserial", "-days", "2", "-extfile", "extensions", "-out", f"{side}-cert.pem", cwd=folder)
+
+
 class Proxy:
     """Passes a link through and cuts it after so many bytes, so many times."""
 
@@ -172,7 +188,7 @@ def main():
     folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="ekko-qemu-")
     os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
-    run("sh", "-c", "rm -rf store *.sock *.qcow2 *.raw *.json")
+    run("sh", "-c", "rm -rf store certificates others *.sock *.qcow2 *.raw *.json")
     print(run("qemu-storage-daemon", "--version").splitlines()[0] + ", " + run(EKKO, "--version").strip())
     run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", str(SIZE))
     # 512 MiB that do not compress, in 16 places.
@@ -257,6 +273,28 @@ def main():
     server.wait()
     same("other", "reference.raw")
     print(f"qemu-nbd by TCP: {done['read_bytes'] // MIB} MiB read, {done['took']:.2f} s")
+    # Encrypted, with certificates for both sides.
+    certificates("certificates", "localhost")
+    certificates("others", "localhost")
+    server = subprocess.Popen([
+        "qemu-nbd", "-r", "-f", "qcow2", "-p", "10841", "-x", "vda", "-t", "--object",
+        f"tls-creds-x509,id=tls,endpoint=server,dir={os.path.abspath('certificates')}", "--tls-creds", "tls",
+        "disk.qcow2"], stderr=subprocess.DEVNULL)
+    time.sleep(0.5)
+    done = backup("--tls-certificates", "certificates", "encrypted=nbds://localhost:10841/vda")
+    same("encrypted", "reference.raw")
+    print(f"qemu-nbd by TLS: {done['read_bytes'] // MIB} MiB read, {done['took']:.2f} s")
+    for arguments, what in [
+        (["x=nbds://localhost:10841/vda"], "needs certificates"),
+        (["x=nbd://localhost:10841/vda"], "nbds://"),
+        (["--tls-certificates", "others", "x=nbds://localhost:10841/vda"], "certificate"),
+        (["--tls-certificates", "certificates", "x=nbds://127.0.0.1:10841/vda"], "certificate"),
+    ]:
+        refused = subprocess.run([EKKO, "-q", "-r", "store", "backup", *arguments], capture_output=True, text=True)
+        assert refused.returncode in (1, 2) and what in refused.stderr, (arguments, refused)
+    server.kill()
+    server.wait()
+
     # Back to an export: a new image, then the same one rolled back after a few writes.
     run("qemu-img", "create", "-q", "-f", "qcow2", "back.qcow2", str(SIZE))
     server = subprocess.Popen(["qemu-nbd", "-f", "qcow2", "--discard=unmap", "-p", "10840", "-t", "back.qcow2"])
@@ -272,7 +310,7 @@ def main():
     server.wait()
     run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "back.qcow2", "reference.raw")
     ekko("check", "--read-data")
-    run("sh", "-c", "rm -rf store *.sock *.qcow2 *.raw")
+    run("sh", "-c", "rm -rf store certificates others *.sock *.qcow2 *.raw")
     print("all as it should be")
 
 

@@ -64,7 +64,8 @@ fn differing(
     manifest: &ManifestReader,
     context: &Context,
 ) -> Result<Vec<Range<u64>>, CliError> {
-    let options = ImageOptions { format: Some(Format::Raw), ..ImageOptions::default() };
+    let certificates = args.tls.tls_certificates.clone();
+    let options = ImageOptions { format: Some(Format::Raw), certificates, ..ImageOptions::default() };
     let image = open_image(&args.target, &options)?.image;
     let size = manifest.info().geometry.size_of_disk();
     let Some(path) = &args.delta else {
@@ -118,6 +119,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         sync: !args.no_sync,
         range,
         limit: args.limit_rate,
+        certificates: args.tls.tls_certificates.clone(),
     };
     let in_place = args.in_place || args.delta.is_some();
     if in_place && to_stdout {

@@ -1,7 +1,7 @@
 //! Opening an image of any format.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::image::nbd::{NbdImage, is_nbd};
@@ -54,6 +54,9 @@ pub struct ImageOptions {
     pub reading: Reading,
     /// The name of a dirty bitmap of an NBD server, of which the changes are asked for.
     pub bitmap: Option<String>,
+    /// The folder with the certificates for encrypted links to NBD servers: `ca-cert.pem`, `client-cert.pem`,
+    /// `client-key.pem`.
+    pub certificates: Option<PathBuf>,
     /// The id or the name of an internal snapshot that is read instead of the disk as it is.
     pub snapshot: Option<String>,
 }
@@ -103,7 +106,7 @@ fn open_nbd(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError
             "a qcow2 image in an NBD export, whose bytes are a disk's",
         ));
     }
-    let image = NbdImage::open(path, options.bitmap.as_deref())?;
+    let image = NbdImage::open(path, options.bitmap.as_deref(), options.certificates.as_deref())?;
     let changes = options.bitmap.as_deref().map(|bitmap| image.changes(bitmap)).transpose()?;
     Ok(OpenImage { image: Box::new(image), format: Format::Raw, recognised: false, changes })
 }

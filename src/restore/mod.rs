@@ -190,6 +190,8 @@ pub struct RestoreOptions {
     pub range: Option<Range<u64>>,
     /// The most bytes that are restored a second.
     pub limit: Option<NonZeroU64>,
+    /// The folder with the certificates for an encrypted link to an NBD server.
+    pub certificates: Option<PathBuf>,
 }
 
 impl RestoreOptions {
@@ -241,7 +243,7 @@ pub fn restore_to_path(
     if options.range.is_some() {
         return range_to_path(repository, manifest, target, options, progress);
     }
-    let target = target::Target::open(target, geometry.size_of_disk(), geometry, options.force)?;
+    let target = target::Target::open(target, geometry.size_of_disk(), geometry, options)?;
     let part = Part::begin(progress, "restore", geometry.size_of_disk());
     let result = target
         .zero_gaps(manifest, 0..geometry.segments(), progress)
@@ -278,7 +280,7 @@ pub fn restore_in_place(
     }
     let length = |index: u32| u64::from(geometry.length(SegmentIndex(index)));
     let bytes = touched.iter().cloned().flatten().map(length).sum();
-    let target = target::Target::open_in_place(target, geometry, options.force)?;
+    let target = target::Target::open_in_place(target, geometry, options)?;
     let part = Part::begin(progress, "restore", bytes);
     let zeroed = touched.iter().try_for_each(|run| target.zero_gaps(manifest, run.clone(), progress));
     let result =
@@ -303,7 +305,7 @@ fn range_to_path(
 ) -> Result<RestoreSummary, RestoreError> {
     let geometry = manifest.info().geometry;
     let range = options.bytes_of(geometry)?;
-    let target = target::Target::open(target, range.end - range.start, geometry, options.force)?;
+    let target = target::Target::open(target, range.end - range.start, geometry, options)?;
     let result = restore_to_stream(repository, manifest, &mut target.stream(), options, progress);
     target.finish(result.is_ok(), options.sync)?;
     Ok(RestoreSummary { written_bytes: target.written_bytes(), ..result? })

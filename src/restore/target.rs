@@ -13,7 +13,7 @@ use crate::image::{NbdTarget, is_nbd};
 use crate::manifest::ManifestReader;
 use crate::progress::Progress;
 use crate::restore::medium::Medium;
-use crate::restore::{DamagedSegment, RestoreError, SegmentSink};
+use crate::restore::{DamagedSegment, RestoreError, RestoreOptions, SegmentSink};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey, data_runs};
 
 /// How many zeros are written at once where the target cannot zero a range by itself.
@@ -55,23 +55,23 @@ impl Target {
         path: &Path,
         size: u64,
         geometry: Geometry,
-        force: bool,
+        options: &RestoreOptions,
     ) -> Result<Self, RestoreError> {
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
         if is_nbd(path) {
-            return Self::open_export(path, size, geometry, force);
+            return Self::open_export(path, size, geometry, options);
         }
         let (file, kind) = match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-                (options.map_err(failed("create"))?, Kind::NewFile)
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+                (file.map_err(failed("create"))?, Kind::NewFile)
             }
             Err(error) => return Err(failed("examine")(error)),
             Ok(metadata) if !metadata.is_file() && !metadata.file_type().is_block_device() => {
                 return Err(RestoreError::NotATarget { path: path.to_owned() });
             }
-            Ok(_) if !force => return Err(RestoreError::TargetExists { path: path.to_owned() }),
+            Ok(_) if !options.force => return Err(RestoreError::TargetExists { path: path.to_owned() }),
             Ok(metadata) if metadata.is_file() => {
                 let file = OpenOptions::new().write(true).open(path).map_err(failed("open"))?;
                 file.set_len(0).map_err(failed("empty"))?;
@@ -86,18 +86,22 @@ impl Target {
     }
 
     /// Opens a target that exists, of which only parts are to be written. A file gets the disk's size.
-    pub(super) fn open_in_place(path: &Path, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
+    pub(super) fn open_in_place(
+        path: &Path,
+        geometry: Geometry,
+        options: &RestoreOptions,
+    ) -> Result<Self, RestoreError> {
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
         let size = geometry.size_of_disk();
         if is_nbd(path) {
-            return Self::open_export(path, size, geometry, force);
+            return Self::open_export(path, size, geometry, options);
         }
         let metadata = std::fs::metadata(path).map_err(failed("examine"))?;
         if !metadata.is_file() {
-            return Self::open(path, size, geometry, force);
+            return Self::open(path, size, geometry, options);
         }
-        if !force {
+        if !options.force {
             return Err(RestoreError::TargetExists { path: path.to_owned() });
         }
         let file = OpenOptions::new().write(true).open(path).map_err(failed("open"))?;
@@ -106,14 +110,21 @@ impl Target {
     }
 
     /// An export is there, and nobody can see whether it holds anything.
-    fn open_export(path: &Path, size: u64, geometry: Geometry, force: bool) -> Result<Self, RestoreError> {
-        if !force {
+    fn open_export(
+        path: &Path,
+        size: u64,
+        geometry: Geometry,
+        options: &RestoreOptions,
+    ) -> Result<Self, RestoreError> {
+        if !options.force {
             return Err(RestoreError::TargetExists { path: path.to_owned() });
         }
-        let export = NbdTarget::open(path).map_err(|source| RestoreError::Target {
-            operation: "open",
-            path: path.to_owned(),
-            source: io::Error::other(source),
+        let export = NbdTarget::open(path, options.certificates.as_deref()).map_err(|source| {
+            RestoreError::Target {
+                operation: "open",
+                path: path.to_owned(),
+                source: io::Error::other(source),
+            }
         })?;
         if export.size() < size {
             let path = path.to_owned();

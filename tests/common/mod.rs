@@ -145,7 +145,8 @@ pub fn backup(
 pub fn restore(repository: &Repository, set: &Backupset, backup: &BackupRecord) -> (Vec<u8>, RestoreSummary) {
     let manifest = repository.manifest(set, backup).unwrap();
     let mut bytes = Vec::new();
-    let options = RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None };
+    let options =
+        RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None, certificates: None };
     let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &Told::default()).unwrap();
     (bytes, summary)
 }

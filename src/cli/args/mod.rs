@@ -13,7 +13,7 @@ pub(in crate::cli) use changes::{
     DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
-pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs};
+pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -259,6 +259,8 @@ pub(in crate::cli) struct RestoreArgs {
     /// Do not wait until the target is durable
     #[arg(long)]
     pub(in crate::cli) no_sync: bool,
+    #[command(flatten)]
+    pub(in crate::cli) tls: TlsArgs,
     /// Restore the disk from this byte on, to the beginning of the target, e.g. 1MiB
     #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
     pub(in crate::cli) offset: Option<u64>,

@@ -50,11 +50,27 @@ pub(in crate::cli) struct ImageArgs {
     /// Read an internal snapshot of a qcow2 image, by its id or name
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) snapshot: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) tls: TlsArgs,
+}
+
+/// Encrypted links.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct TlsArgs {
+    /// The folder with ca-cert.pem and, if the server asks for them, client-cert.pem and client-key.pem, for nbds://
+    #[arg(long, value_name = "FOLDER")]
+    pub(in crate::cli) tls_certificates: Option<PathBuf>,
 }
 
 impl ImageArgs {
     pub(in crate::cli) fn options(&self, reading: Reading) -> ImageOptions {
-        ImageOptions { format: self.format, reading, bitmap: None, snapshot: self.snapshot.clone() }
+        ImageOptions {
+            format: self.format,
+            reading,
+            bitmap: None,
+            certificates: self.tls.tls_certificates.clone(),
+            snapshot: self.snapshot.clone(),
+        }
     }
 }
 

@@ -27,12 +27,8 @@ pub(super) struct Agreed {
     pub(super) structured: bool,
 }
 
-/// Agrees with a server on an export. What the server does not know of `contexts` is left out.
-pub(super) fn agree(
-    stream: &mut (impl Read + Write),
-    export: &str,
-    contexts: &[String],
-) -> Result<Agreed, NbdError> {
+/// Greets a server, as every link begins.
+pub(super) fn greet(stream: &mut (impl Read + Write)) -> Result<(), NbdError> {
     if stream.u64()? != SERVER_MAGIC {
         return Err(NbdError::protocol("it is no NBD server"));
     }
@@ -44,7 +40,23 @@ pub(super) fn agree(
         return Err(NbdError::protocol("it does not speak the fixed newstyle protocol"));
     }
     let ours = flags & (FIXED_NEWSTYLE | NO_ZEROES);
-    stream.write_all(&u32::from(ours).to_be_bytes())?;
+    Ok(stream.write_all(&u32::from(ours).to_be_bytes())?)
+}
+
+/// Asks a server to go on encrypted.
+pub(super) fn ask_for_tls(stream: &mut (impl Read + Write)) -> Result<(), NbdError> {
+    send(stream, option::STARTTLS, &[])?;
+    let refused = |(_, words)| NbdError::Refused { what: format!("it makes no encrypted links: {words}") };
+    replies(stream, option::STARTTLS)?.map_err(refused)?;
+    Ok(())
+}
+
+/// Agrees with a server that was greeted on an export. What it does not know of `contexts` is left out.
+pub(super) fn agree(
+    stream: &mut (impl Read + Write),
+    export: &str,
+    contexts: &[String],
+) -> Result<Agreed, NbdError> {
     let mut agreed = Agreed::default();
     send(stream, option::STRUCTURED_REPLY, &[])?;
     agreed.structured = replies(stream, option::STRUCTURED_REPLY)?.is_ok();

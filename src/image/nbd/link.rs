@@ -5,20 +5,19 @@
 //! that is under way, and is told to all who wait: nothing that came before in part is used.
 
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::image::nbd::NbdError;
 use crate::image::nbd::handshake::{self, Agreed};
 use crate::image::nbd::socket::Socket;
-use crate::image::nbd::uri::NbdUri;
 use crate::image::nbd::wire::{
     ReadNumbers, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command, option, request, transmission,
 };
+use crate::image::nbd::{NbdError, Server, tls};
 
 /// The longest read that every server takes, by the protocol.
 const MOST: u32 = 32 << 20;
@@ -66,12 +65,33 @@ fn lock(pending: &Pending) -> MutexGuard<'_, Result<HashMap<u64, Waiting>, Strin
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Both sides of a link, until it is agreed on.
+struct Duplex {
+    reader: Box<dyn Read + Send>,
+    writer: Box<dyn Write + Send>,
+}
+
+impl Read for Duplex {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+impl Write for Duplex {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.writer.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 /// A link to an export.
-#[derive(Debug)]
 pub(super) struct Link {
     agreed: Agreed,
     socket: Socket,
-    writer: Mutex<Socket>,
+    writer: Mutex<Box<dyn Write + Send>>,
     pending: Arc<Pending>,
     cookies: AtomicU64,
     /// Buffers to be used again: as many as there are threads that read.
@@ -80,24 +100,34 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects, agrees on the export, and begins to read replies.
-    pub(super) fn connect(uri: &NbdUri, contexts: &[String]) -> Result<Self, NbdError> {
-        let mut socket = Socket::connect(&uri.place)?;
-        let agreed = match handshake::agree(&mut socket, &uri.export, contexts) {
+    pub(super) fn connect(server: &Server, contexts: &[String]) -> Result<Self, NbdError> {
+        let mut socket = Socket::connect(&server.uri.place)?;
+        handshake::greet(&mut socket)?;
+        let mut stream = match &server.tls {
+            None => Duplex { reader: Box::new(socket.try_clone()?), writer: Box::new(socket.try_clone()?) },
+            Some(configuration) => {
+                handshake::ask_for_tls(&mut socket)?;
+                let (reader, writer) = tls::begin(socket.try_clone()?, configuration, &server.uri.host)?;
+                Duplex { reader: Box::new(reader), writer: Box::new(writer) }
+            }
+        };
+        let agreed = match handshake::agree(&mut stream, &server.uri.export, contexts) {
             Ok(agreed) => agreed,
             Err(error) => {
                 // A courtesy: the server need not wonder.
-                let _ = handshake::send(&mut socket, option::ABORT, &[]);
+                let _ = handshake::send(&mut stream, option::ABORT, &[]);
                 return Err(error);
             }
         };
+        let Duplex { reader, writer } = stream;
         let pending = Arc::new(Mutex::new(Ok(HashMap::new())));
-        let (reader, of_reader) = (socket.try_clone()?, Arc::clone(&pending));
+        let of_reader = Arc::clone(&pending);
         let structured = agreed.structured;
         std::thread::Builder::new().name("ekko-nbd".to_owned()).spawn(move || {
             let why = read_replies(&mut BufReader::new(reader), structured, &of_reader);
             end(&of_reader, &why.to_string());
         })?;
-        let writer = Mutex::new(socket.try_clone()?);
+        let writer = Mutex::new(writer);
         Ok(Self { agreed, socket, writer, pending, cookies: AtomicU64::new(1), spare: Mutex::default() })
     }
 
@@ -189,6 +219,12 @@ impl Link {
     }
 }
 
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("agreed", &self.agreed).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         let bytes = request(command::DISCONNECT, 0, 0, 0);
@@ -214,7 +250,7 @@ fn end(pending: &Pending, why: &str) {
 }
 
 /// Reads replies until there can be no more of them, and returns why.
-fn read_replies(stream: &mut BufReader<Socket>, structured: bool, pending: &Pending) -> NbdError {
+fn read_replies(stream: &mut impl BufRead, structured: bool, pending: &Pending) -> NbdError {
     loop {
         let nobody_waits = || lock(pending).as_ref().is_ok_and(HashMap::is_empty);
         match wait(stream) {
@@ -229,8 +265,7 @@ fn read_replies(stream: &mut BufReader<Socket>, structured: bool, pending: &Pend
 }
 
 /// Waits for the first byte of a reply.
-fn wait(stream: &mut BufReader<Socket>) -> io::Result<()> {
-    use std::io::BufRead;
+fn wait(stream: &mut impl BufRead) -> io::Result<()> {
     if stream.fill_buf()?.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 

@@ -14,6 +14,7 @@ mod socket;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod uri;
 mod wire;
 
@@ -55,6 +56,12 @@ pub enum NbdError {
     Uri {
         /// What is wrong with it.
         what: &'static str,
+    },
+    /// An encrypted link cannot be made with what there is.
+    #[error("{what}")]
+    Certificates {
+        /// Why not.
+        what: String,
     },
     /// The socket failed.
     #[error(transparent)]
@@ -123,7 +130,7 @@ impl NbdError {
     /// Returns what kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Uri { .. } => ErrorKind::Invalid,
+            Self::Uri { .. } | Self::Certificates { .. } => ErrorKind::Invalid,
             Self::Export { .. } | Self::Lacks { .. } => ErrorKind::NotFound,
             _ => ErrorKind::Io,
         }
@@ -132,6 +139,31 @@ impl NbdError {
     /// Says whether another link may do better.
     fn is_drop(&self) -> bool {
         matches!(self, Self::Io(_) | Self::Dropped { .. } | Self::Server { number: SHUTDOWN, .. })
+    }
+}
+
+/// A server and its export.
+#[derive(Debug)]
+struct Server {
+    uri: NbdUri,
+    /// What an encrypted link is made with.
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Server {
+    /// Reads a URI, and the certificates if it says that the link is encrypted.
+    fn of(path: &Path, certificates: Option<&Path>) -> Result<Self, NbdError> {
+        let uri = NbdUri::parse(path.to_str().unwrap_or_default());
+        let uri = uri.map_err(|what| NbdError::Uri { what })?;
+        let tls = match (uri.tls, certificates) {
+            (false, _) => None,
+            (true, Some(folder)) => Some(tls::configuration(folder)?),
+            (true, None) => {
+                let what = "an encrypted link needs certificates: --tls-certificates".to_owned();
+                return Err(NbdError::Certificates { what });
+            }
+        };
+        Ok(Self { uri, tls })
     }
 }
 
@@ -145,7 +177,7 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct NbdImage {
     path: PathBuf,
-    uri: NbdUri,
+    server: Server,
     contexts: Vec<String>,
     size: u64,
     link: Mutex<Arc<Link>>,
@@ -159,16 +191,16 @@ pub fn is_nbd(path: &Path) -> bool {
 
 impl NbdImage {
     /// Connects to the server that a URI names. With `bitmap`, it must have a dirty bitmap of that name.
-    pub(super) fn open(path: &Path, bitmap: Option<&str>) -> Result<Self, ImageError> {
+    pub(super) fn open(
+        path: &Path,
+        bitmap: Option<&str>,
+        certificates: Option<&Path>,
+    ) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
-        let text = path.to_str().unwrap_or_default();
-        let uri = NbdUri::parse(text).map_err(|what| failed(NbdError::Uri { what }))?;
-        if uri.tls {
-            return Err(failed(NbdError::Uri { what: "encrypted links cannot be made yet" }));
-        }
+        let server = Server::of(path, certificates).map_err(failed)?;
         let mut contexts = vec![ALLOCATION.to_owned()];
         contexts.extend(bitmap.map(|name| format!("{BITMAP}{name}")));
-        let link = Link::connect(&uri, &contexts).map_err(failed)?;
+        let link = Link::connect(&server, &contexts).map_err(failed)?;
         if let Some(name) = bitmap
             && number(&link, &format!("{BITMAP}{name}")).is_none()
         {
@@ -177,7 +209,7 @@ impl NbdImage {
         let size = link.agreed().size;
         Ok(Self {
             path: path.to_owned(),
-            uri,
+            server,
             contexts,
             size,
             link: Mutex::new(Arc::new(link)),
@@ -253,7 +285,7 @@ impl NbdImage {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
-            match Link::connect(&self.uri, &self.contexts) {
+            match Link::connect(&self.server, &self.contexts) {
                 Ok(new) if new.agreed().size == self.size => {
                     *link = Arc::new(new);
                     return Ok(());

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::image::ImageError;
-use crate::image::nbd::NbdError;
 use crate::image::nbd::link::Link;
-use crate::image::nbd::uri::NbdUri;
 use crate::image::nbd::wire::transmission;
+use crate::image::nbd::{NbdError, Server};
 
 /// An export that can be written to at any place, by several threads at once.
 ///
@@ -18,12 +17,11 @@ pub struct NbdTarget {
 }
 
 impl NbdTarget {
-    /// Connects to the server that a URI names.
-    pub fn open(path: &Path) -> Result<Self, ImageError> {
+    /// Connects to the server that a URI names, with the certificates of a folder if the link is encrypted.
+    pub fn open(path: &Path, certificates: Option<&Path>) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
-        let uri = NbdUri::parse(path.to_str().unwrap_or_default());
-        let uri = uri.map_err(|what| failed(NbdError::Uri { what }))?;
-        let link = Link::connect(&uri, &[]).map_err(failed)?;
+        let server = Server::of(path, certificates).map_err(failed)?;
+        let link = Link::connect(&server, &[]).map_err(failed)?;
         if link.agreed().flags & transmission::READ_ONLY != 0 {
             return Err(failed(NbdError::Refused { what: "the export cannot be written to".to_owned() }));
         }

@@ -1,5 +1,6 @@
 //! A server of ours, which keeps to the protocol or not as a test wants it. QEMU's own servers are in `tests/nbd.sh`.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::LazyLock;
@@ -40,6 +41,8 @@ enum Manner {
     NoRanges,
     NoExport,
     Old,
+    /// The link goes on encrypted, if the client shows who it is.
+    Encrypted,
 }
 
 struct Server {
@@ -70,7 +73,10 @@ impl Server {
                 let link = count.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
                     // The client has gone, or the server wanted to.
-                    let _ = serve(stream, manner, link);
+                    let _ = match manner {
+                        Manner::Encrypted => serve_encrypted(stream, link),
+                        _ => greet(&stream, manner).and_then(|()| serve(&stream, manner, link)),
+                    };
                 });
             }
         });
@@ -82,7 +88,7 @@ impl Server {
     }
 
     fn open(&self) -> Result<NbdImage, ImageError> {
-        NbdImage::open(&self.path(), Some("b0"))
+        NbdImage::open(&self.path(), Some("b0"), None)
     }
 }
 
@@ -91,11 +97,55 @@ fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) ->
     put(stream, &[&REPLY_MAGIC.to_be_bytes(), &option.to_be_bytes(), &kind.to_be_bytes(), &length, data])
 }
 
-fn serve(mut stream: UnixStream, manner: Manner, link: usize) -> io::Result<()> {
-    let size = (disk().len() as u64) + if manner == Manner::Grows && link > 0 { 512 } else { 0 };
+fn greet(mut stream: &UnixStream, manner: Manner) -> io::Result<()> {
     let magic = if manner == Manner::Old { 0x0000_4202_8186_1253 } else { OPTION_MAGIC };
     put(&mut stream, &[&SERVER_MAGIC.to_be_bytes(), &magic.to_be_bytes(), &3_u16.to_be_bytes()])?;
     stream.u32()?;
+    Ok(())
+}
+
+fn certificates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls")
+}
+
+fn serve_encrypted(mut stream: UnixStream, link: usize) -> io::Result<()> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    greet(&stream, Manner::Encrypted)?;
+    stream.u64()?;
+    if stream.u32()? != option::STARTTLS {
+        return option_reply(&mut stream, option::STRUCTURED_REPLY, reply::TLS_REQUIRED, &[]);
+    }
+    stream.u32()?;
+    option_reply(&mut stream, option::STARTTLS, reply::ACK, &[])?;
+    let folder = certificates();
+    let chain =
+        |file: &str| CertificateDer::pem_file_iter(folder.join(file)).unwrap().map(Result::unwrap).collect();
+    let mut roots = rustls::RootCertStore::empty();
+    let all: Vec<CertificateDer<'_>> = chain("ca-cert.pem");
+    for one in all {
+        roots.add(one).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let configuration = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            chain("server-cert.pem"),
+            PrivateKeyDer::from_pem_file(folder.join("server-key.pem")).unwrap(),
+        )
+        .unwrap();
+    let connection = rustls::ServerConnection::new(Arc::new(configuration)).unwrap();
+    // The first two links end in the middle, as an attacker could have them end.
+    let manner = if link < 2 { Manner::Drops(300_000) } else { Manner::Good };
+    serve(rustls::StreamOwned::new(connection, stream), manner, link)
+}
+
+fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Result<()> {
+    let size = (disk().len() as u64) + if manner == Manner::Grows && link > 0 { 512 } else { 0 };
     let mut structured = false;
     loop {
         stream.u64()?;
@@ -183,7 +233,7 @@ fn serve(mut stream: UnixStream, manner: Manner, link: usize) -> io::Result<()> 
             _ => return Ok(()),
         }
         if manner == Manner::SaysNothing {
-            stream.shutdown(std::net::Shutdown::Both)?;
+            return Ok(());
         }
         if manner == Manner::Mixed && kind == command::READ && held.is_empty() && length > 1000 {
             held = bytes;
@@ -194,7 +244,8 @@ fn serve(mut stream: UnixStream, manner: Manner, link: usize) -> io::Result<()> 
         stream.write_all(&bytes[..now])?;
         left -= now;
         if left == 0 {
-            return stream.shutdown(std::net::Shutdown::Both);
+            // What was said so far may come, and no more.
+            return stream.flush();
         }
     }
 }
@@ -307,7 +358,7 @@ fn a_disk_is_what_the_server_says_and_holes_are_not_asked_for() {
 fn a_server_that_knows_little_is_read_whole() {
     let server = Server::start(Manner::Simple);
     assert!(server.open().unwrap_err().to_string().contains("the server has no dirty bitmap \"b0\""));
-    let image = NbdImage::open(&server.path(), None).unwrap();
+    let image = NbdImage::open(&server.path(), None, None).unwrap();
     assert_eq!(image.next_data(5).unwrap(), Some(Extent { offset: 5, length: 40 * K - 5 }));
     let mut whole = vec![0; 40 * 65_536];
     image.read_at(&mut whole, 0).unwrap();
@@ -353,6 +404,34 @@ fn a_server_that_always_drops_the_link_or_exports_another_disk_then_is_an_error(
 }
 
 #[test]
+fn an_encrypted_link_is_read_like_any_other_and_believed_from_nobody_else() {
+    let server = Server::start(Manner::Encrypted);
+    let path = |query: &str| {
+        PathBuf::from(format!(
+            "nbds+unix{}{query}",
+            server.path().display().to_string().trim_start_matches("nbd+unix")
+        ))
+    };
+    let image = NbdImage::open(&path(""), Some("b0"), Some(&certificates())).unwrap();
+    assert!(read(&image).unwrap() == disk());
+    assert_eq!(server.links.load(Ordering::SeqCst), 3);
+    let refused =
+        |path: &Path, folder: Option<&Path>| NbdImage::open(path, None, folder).unwrap_err().to_string();
+    assert!(refused(&path(""), None).contains("--tls-certificates"));
+    assert!(refused(&path("&tls-hostname=other"), Some(&certificates())).contains("certificate"));
+    // Another authority, no authority, no certificate of our own.
+    let folder = tempfile::tempdir().unwrap();
+    let problem = refused(&path(""), Some(folder.path()));
+    assert!(problem.contains("ca-cert.pem"), "{problem}");
+    fs::copy(certificates().join("client-cert.pem"), folder.path().join("ca-cert.pem")).unwrap();
+    refused(&path(""), Some(folder.path()));
+    fs::copy(certificates().join("ca-cert.pem"), folder.path().join("ca-cert.pem")).unwrap();
+    refused(&path(""), Some(folder.path()));
+    // A server that wants encryption is not read without.
+    NbdImage::open(&server.path(), None, None).unwrap_err();
+}
+
+#[test]
 fn whatever_does_not_keep_to_the_protocol_is_an_error() {
     use Manner::*;
     for (manner, what) in [
@@ -375,6 +454,6 @@ fn whatever_does_not_keep_to_the_protocol_is_an_error() {
     let error = Server::start(NoExport).open().unwrap_err();
     assert!(error.to_string().ends_with("the server has no export \"vda\""), "{error}");
     assert!(Server::start(Old).open().unwrap_err().to_string().contains("old form"));
-    let error = NbdImage::open(Path::new("nbd+unix:///?socket=/nowhere/socket"), None).unwrap_err();
+    let error = NbdImage::open(Path::new("nbd+unix:///?socket=/nowhere/socket"), None, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }

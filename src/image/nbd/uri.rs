@@ -10,6 +10,8 @@ pub(super) struct NbdUri {
     pub(super) export: String,
     /// Whether the link is encrypted.
     pub(super) tls: bool,
+    /// Whom the server's certificate is to name.
+    pub(super) host: String,
 }
 
 /// Where the server listens.
@@ -47,11 +49,16 @@ impl NbdUri {
         if export.len() > 4096 {
             return Err("the export's name is longer than 4096 bytes");
         }
-        let mut socket = None;
+        let (mut socket, mut hostname) = (None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("socket", path)) => socket = decoded(path),
-                _ => return Err("only socket= can be said behind the question mark"),
+                Some(("tls-hostname", name)) if tls => hostname = decoded(name),
+                _ => {
+                    return Err(
+                        "only socket= and, with TLS, tls-hostname= can be said behind the question mark",
+                    );
+                }
             }
         }
         let place = match (unix, socket) {
@@ -62,7 +69,11 @@ impl NbdUri {
             (false, Some(_)) => return Err("socket= goes with nbd+unix"),
             (false, None) => tcp(authority)?,
         };
-        Ok(Self { place, export, tls })
+        let host = hostname.unwrap_or_else(|| match &place {
+            Place::Tcp { host, .. } => host.clone(),
+            Place::Unix(_) => "localhost".to_owned(),
+        });
+        Ok(Self { place, export, tls, host })
     }
 }
 
@@ -112,17 +123,22 @@ mod tests {
     #[test]
     fn what_people_write_is_read() {
         let tcp = |host: &str, port| Place::Tcp { host: host.to_owned(), port };
-        for (text, place, export, tls) in [
-            ("nbd://host", tcp("host", 10809), "", false),
-            ("nbd://host:10810/", tcp("host", 10810), "", false),
-            ("nbds://host/a/b", tcp("host", 10809), "a/b", true),
-            ("nbd://[::1]:5/x%20y", tcp("::1", 5), "x y", false),
-            ("nbd://[::1]", tcp("::1", 10809), "", false),
-            ("nbd+unix:///vda?socket=/run/a%26b", Place::Unix("/run/a&b".into()), "vda", false),
-            ("nbds+unix:///?socket=s", Place::Unix("s".into()), "", true),
+        for (text, place, export, tls, host) in [
+            ("nbd://host", tcp("host", 10809), "", false, "host"),
+            ("nbd://host:10810/", tcp("host", 10810), "", false, "host"),
+            ("nbds://host/a/b", tcp("host", 10809), "a/b", true, "host"),
+            ("nbds://host/?tls-hostname=other", tcp("host", 10809), "", true, "other"),
+            ("nbd://[::1]:5/x%20y", tcp("::1", 5), "x y", false, "::1"),
+            ("nbd://[::1]", tcp("::1", 10809), "", false, "::1"),
+            ("nbd+unix:///vda?socket=/run/a%26b", Place::Unix("/run/a&b".into()), "vda", false, "localhost"),
+            ("nbds+unix:///?socket=s", Place::Unix("s".into()), "", true, "localhost"),
         ] {
             assert!(is_uri(text));
-            assert_eq!(NbdUri::parse(text), Ok(NbdUri { place, export: export.to_owned(), tls }), "{text}");
+            assert_eq!(
+                NbdUri::parse(text),
+                Ok(NbdUri { place, export: export.to_owned(), tls, host: host.to_owned() }),
+                "{text}"
+            );
         }
         assert!(!is_uri("/dev/nbd0") && !is_uri("nbd:host:5") && !is_uri("nbd"));
     }
@@ -140,6 +156,7 @@ mod tests {
             "nbd://host/%ff",
             "nbd://host/?socket=/x",
             "nbd://host/?tls=1",
+            "nbd://host/?tls-hostname=other",
             "nbd+unix:///x",
             "nbd+unix://host/x?socket=/y",
             "nbd+unix:///x?socket=",

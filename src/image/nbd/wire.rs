@@ -16,6 +16,7 @@ pub(super) const NO_ZEROES: u16 = 2;
 /// Options.
 pub(super) mod option {
     pub(in crate::image::nbd) const ABORT: u32 = 2;
+    pub(in crate::image::nbd) const STARTTLS: u32 = 5;
     pub(in crate::image::nbd) const GO: u32 = 7;
     pub(in crate::image::nbd) const STRUCTURED_REPLY: u32 = 8;
     pub(in crate::image::nbd) const SET_META_CONTEXT: u32 = 10;
