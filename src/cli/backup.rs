@@ -20,7 +20,7 @@ use crate::cli::progress::Console;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::image::{
-    ChangeList, ImageError, ImageOptions, OpenImage, Reading, is_nbd, open_image, source_use,
+    ChangeList, ImageError, ImageOptions, OpenImage, Reading, is_remote, open_image, source_use,
 };
 use crate::manifest::ImageName;
 use crate::pace::Pace;
@@ -89,8 +89,8 @@ struct Source {
 /// with `=` in them can be said.
 fn source(text: &str) -> Result<Source, CliError> {
     let is_path = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
-    if is_nbd(Path::new(text)) {
-        let message = format!("an export needs a name of its own: NAME={text}");
+    if is_remote(Path::new(text)) {
+        let message = format!("what is no path needs a name of its own: NAME={text}");
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     let invalid = |error: &dyn std::fmt::Display| CliError::new(ErrorKind::Invalid, error.to_string());

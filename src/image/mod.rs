@@ -11,6 +11,7 @@ mod nbd;
 mod open;
 mod qcow2;
 mod raw;
+mod rbd;
 
 use std::fmt::Debug;
 use std::io;
@@ -20,7 +21,7 @@ pub use buffer::ReadBuffer;
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use in_use::source_use;
 pub use nbd::{NbdError, NbdTarget, is_nbd};
-pub use open::{Format, ImageOptions, OpenImage, open_image};
+pub use open::{Format, ImageOptions, OpenImage, is_remote, open_image};
 pub use raw::{RawImage, Reading};
 
 use open::probe;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::image::nbd::{NbdImage, is_nbd};
 use crate::image::qcow2::{MAGIC, Qcow2Image, Trust};
+use crate::image::rbd::{RbdImage, is_rbd};
 use crate::image::{ChangeList, Image, ImageError, RawImage, Reading};
 
 /// How the bytes of a file are a disk.
@@ -74,10 +75,10 @@ pub struct OpenImage {
     pub changes: Option<ChangeList>,
 }
 
-/// Opens a file or a block device that is or holds a disk, or an export of an NBD server.
+/// Opens a file or a block device that is or holds a disk, an export of an NBD server, or an RBD image.
 pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
-    if is_nbd(path) {
-        return open_nbd(path, options);
+    if is_remote(path) {
+        return open_remote(path, options);
     }
     if options.bitmap.is_some() {
         return Err(ImageError::unsupported(path, "a dirty bitmap of what is no NBD export"));
@@ -99,12 +100,24 @@ pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, Imag
     Ok(OpenImage { image, format, recognised: options.format.is_none(), changes: None })
 }
 
-fn open_nbd(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
+/// Says whether a source is named by something else than a path: an NBD export, or an RBD image.
+pub fn is_remote(path: &Path) -> bool {
+    is_nbd(path) || is_rbd(path)
+}
+
+fn open_remote(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
     if options.format == Some(Format::Qcow2) || options.snapshot.is_some() {
-        return Err(ImageError::unsupported(
-            path,
-            "a qcow2 image in an NBD export, whose bytes are a disk's",
-        ));
+        return Err(ImageError::unsupported(path, "a qcow2 image in what is a disk already"));
+    }
+    if is_rbd(path) {
+        if options.bitmap.is_some() {
+            return Err(ImageError::unsupported(
+                path,
+                "a dirty bitmap of RBD, which has snapshots and \"rbd diff\",",
+            ));
+        }
+        let image = Box::new(RbdImage::open(path)?);
+        return Ok(OpenImage { image, format: Format::Raw, recognised: false, changes: None });
     }
     let image = NbdImage::open(path, options.bitmap.as_deref(), options.certificates.as_deref())?;
     let changes = options.bitmap.as_deref().map(|bitmap| image.changes(bitmap)).transpose()?;

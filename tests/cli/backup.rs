@@ -324,3 +324,26 @@ fn a_benchmark_says_how_fast_each_thing_is_and_what_follows() {
     world.write("empty", b"");
     world.run(&["benchmark", "empty"]).exits(2).says("has no data");
 }
+
+#[test]
+fn sources_that_are_not_there_are_named_as_they_were_given_and_leave_nothing() {
+    let world = World::new();
+    for (source, what) in [
+        ("x=rbd:vms/none:conf=/nowhere", "cannot read rbd:vms/none:conf=/nowhere: the server "),
+        ("x=nbd+unix:///vda?socket=gone", "cannot read nbd+unix:///vda?socket=gone: No such file"),
+        ("x=nbds://localhost/vda", "an encrypted link needs certificates: --tls-certificates"),
+        ("x=nbd://", "it names no host"),
+        ("rbd:vms/web@tuesday", "what is no path needs a name of its own: NAME=rbd:vms/web@tuesday"),
+        ("nbd://host/vda", "NAME=nbd://host/vda"),
+    ] {
+        let ran = world.run(&["backup", source]).says(what);
+        assert!([1, 2].contains(&ran.code), "{source}");
+    }
+    assert!(!world.path("R").exists());
+    world.write("disk", b"x");
+    world
+        .run(&["backup", "x=disk", "--bitmap", "b0"])
+        .exits(1)
+        .says("a dirty bitmap of what is no NBD export");
+    world.run(&["backup", "x=disk", "--snapshot", "s"]).exits(1).says("an internal snapshot of a raw image");
+}

@@ -146,3 +146,42 @@ fn the_granularity_is_what_divides_all_places() {
     assert_eq!(granularity(r#"[{"offset":131072,"length":5,"exists":true}]"#, 131_077), 131_072);
     assert_eq!(granularity("[]", MIB + 1), 2 * MIB);
 }
+
+/// Lists as the programs wrote them: `rbd` 16.2.15 (`tests/ceph.sh`), `nbdinfo` 1.14.2 beside `qemu-nbd` 7.2.22, `qemu-img`
+/// 7.2.22, `thin_delta` 0.9.0.
+#[test]
+fn what_the_programs_write_is_read() {
+    const K: u64 = 1 << 10;
+    let read = |bytes: &[u8], size: u64| {
+        let list = ChangeList::parse(bytes, size).unwrap();
+        (list.kind(), list.granularity(), list.ranges().to_vec())
+    };
+    let (kind, granularity, ranges) =
+        read(include_bytes!("../../../tests/data/lists/rbd-diff.json"), 256 * MIB);
+    assert_eq!((kind, granularity), (ListKind::RbdDiff, 4096));
+    let expected =
+        [(3 * MIB..3 * MIB + 4096, Data), (104 * MIB..112 * MIB, Zero), (200 * MIB..201 * MIB, Data)];
+    assert_eq!(ranges, expected);
+    let (kind, _, ranges) = read(include_bytes!("../../../tests/data/lists/rbd-diff.txt"), 256 * MIB);
+    assert_eq!((kind, ranges), (ListKind::RbdDiffText, vec![(248 * MIB..250 * MIB + 64 * K, Data)]));
+    let (kind, granularity, ranges) =
+        read(include_bytes!("../../../tests/data/lists/nbdinfo-dirty.json"), 16 * MIB);
+    assert_eq!((kind, granularity), (ListKind::NbdDirty, 64 * K));
+    let expected =
+        [(MIB..MIB + 64 * K, Data), (5 * MIB..5 * MIB + 64 * K, Data), (9 * MIB..9 * MIB + 128 * K, Data)];
+    assert_eq!(ranges, expected);
+    let (kind, _, ranges) =
+        read(include_bytes!("../../../tests/data/lists/nbdinfo-allocation.json"), 16 * MIB);
+    assert_eq!(kind, ListKind::NbdAllocation);
+    let data: Vec<_> =
+        ranges.iter().filter(|(_, state)| *state == Data).map(|(range, _)| range.start).collect();
+    assert_eq!(data, [0, MIB, 5_308_416, 9 * MIB, 16_580_608]);
+    let (kind, _, ranges) = read(include_bytes!("../../../tests/data/lists/qemu-img-map.json"), 16 * MIB);
+    assert_eq!(kind, ListKind::QemuMap);
+    let data: Vec<_> =
+        ranges.into_iter().filter(|(_, state)| *state == Data).map(|(range, _)| range).collect();
+    assert_eq!(data, [0..64 * K, 5 * MIB..5 * MIB + 128 * K, 16_580_608..16_580_608 + 64 * K]);
+    let (kind, granularity, ranges) = read(include_bytes!("../../../tests/data/lists/thin_delta.xml"), MIB);
+    assert_eq!((kind, granularity), (ListKind::ThinDelta, 64 * K));
+    assert_eq!(ranges, [(2 * 64 * K..5 * 64 * K, Data), (14 * 64 * K..16 * 64 * K, Data)]);
+}

@@ -85,7 +85,7 @@ pub enum NbdError {
         export: String,
     },
     /// The server does not want to.
-    #[error("the server: {what}")]
+    #[error("the server says: {what}")]
     Refused {
         /// What it says.
         what: String,
@@ -175,7 +175,7 @@ struct Known {
 
 /// An export, as a disk.
 #[derive(Debug)]
-pub(super) struct NbdImage {
+pub(in crate::image) struct NbdImage {
     path: PathBuf,
     server: Server,
     contexts: Vec<String>,

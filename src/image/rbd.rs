@@ -1,0 +1,145 @@
+//! RBD images of a Ceph cluster, through a `qemu-nbd` of our own.
+//!
+//! librbd is what QEMU reads RBD with, and where it is there is QEMU as a rule; its server is a process of its own, so what
+//! goes wrong in librbd does not go wrong in a backup. The server is asked over a socket in a temporary folder that nobody
+//! else can open, and ends with the image.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::image::nbd::{NbdError, NbdImage};
+use crate::image::{Extent, Image, ImageError};
+
+/// What begins the name of an image: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE...]`, as QEMU has it.
+const SCHEME: &str = "rbd:";
+
+/// How long a server may take until it listens: it looks for the cluster first.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Says whether a path names an RBD image.
+pub(super) fn is_rbd(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.starts_with(SCHEME))
+}
+
+/// A server that runs as long as it is needed.
+#[derive(Debug)]
+struct Server {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that has ended already is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(path: &Path) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ekko-rbd-").tempdir()?;
+        let child = Command::new("qemu-nbd")
+            .args(["--read-only", "--format=raw", "--persistent", "--socket"])
+            .arg(folder.path().join("socket"))
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(folder.path().join("log"))?)
+            .spawn()?;
+        Ok(Self { child, folder })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// Returns what it said last if it has ended.
+    fn last_words(&mut self) -> io::Result<Option<String>> {
+        if self.child.try_wait()?.is_none() {
+            return Ok(None);
+        }
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        Ok(Some(log.trim().lines().last().unwrap_or("qemu-nbd ended at once").to_owned()))
+    }
+
+    /// Finds out why it gave no link, if that is because it ended: it listens before it opens the image.
+    fn why(&mut self, error: ImageError, path: &Path) -> ImageError {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(1) {
+            if let Ok(Some(what)) = self.last_words() {
+                return ImageError::Nbd { path: path.to_owned(), source: NbdError::Refused { what } };
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        error
+    }
+
+    /// Waits until it listens.
+    fn wait(&mut self) -> Result<(), NbdError> {
+        let begun = Instant::now();
+        while !self.socket().exists() {
+            if let Some(what) = self.last_words()? {
+                return Err(NbdError::Refused { what });
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(NbdError::Refused {
+                    what: "qemu-nbd does not come up: is the cluster there?".to_owned(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+/// An RBD image, as a disk.
+#[derive(Debug)]
+pub(super) struct RbdImage {
+    path: PathBuf,
+    export: NbdImage,
+    /// Ends after the link to it.
+    _server: Server,
+}
+
+impl RbdImage {
+    /// Starts a server for an image and connects to it.
+    pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
+        let mut server = Server::start(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => failed(NbdError::Lacks {
+                what: "qemu-nbd, which reads RBD (Debian: qemu-utils, qemu-block-extra)".to_owned(),
+            }),
+            _ => failed(error.into()),
+        })?;
+        server.wait().map_err(failed)?;
+        let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+        let export = NbdImage::open(Path::new(&uri), None, None).map_err(|error| server.why(error, path))?;
+        Ok(Self { path: path.to_owned(), export, _server: server })
+    }
+}
+
+impl Image for RbdImage {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn size(&self) -> u64 {
+        self.export.size()
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError> {
+        self.export.next_data(from)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        self.export.read_at(buffer, offset)
+    }
+
+    fn verify_unchanged(&self) -> Result<(), ImageError> {
+        self.export.verify_unchanged()
+    }
+}
