@@ -30,6 +30,8 @@ use crate::segment::SegmentIndex;
 
 /// The attribute of a manifest that says how the disk's format was.
 const FORMAT: &str = "format";
+/// The attribute of a manifest that says who may have been changing the disk while it was read.
+const IN_USE: &str = "in-use";
 /// The attribute of a manifest that says of which list it was made.
 const TRACKING: &str = "cbt";
 
@@ -153,6 +155,9 @@ pub(super) fn prepare(
     let geometry = draft.info().geometry;
     check_format(draft, options)?;
     draft.set_attribute(FORMAT, options.format.format.name().into());
+    if let Some(how) = &options.in_use {
+        draft.set_attribute(IN_USE, how.clone().into_bytes());
+    }
     let Some(changes) = &options.changes else {
         return Ok(Prepared { plan: Plan::full(geometry), tracking: None });
     };

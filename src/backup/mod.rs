@@ -133,6 +133,8 @@ pub struct BackupOptions {
     pub tags: Vec<String>,
     /// The format that the image was opened as.
     pub format: SourceFormat,
+    /// Who else may have been changing the source, in words, to be written down.
+    pub in_use: Option<String>,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
     pub changes: Option<Arc<TrackedChanges>>,
     /// What it shares with jobs that run beside it, instead of `jobs` of its own and no limit.
@@ -143,7 +145,7 @@ impl BackupOptions {
     /// Reads all of a raw image with so many threads.
     pub fn new(compression: CompressionSetting, jobs: usize) -> Self {
         let format = SourceFormat { format: Format::Raw, recognised: false };
-        Self { compression, jobs, tags: Vec::new(), format, changes: None, pace: None }
+        Self { compression, jobs, tags: Vec::new(), format, in_use: None, changes: None, pace: None }
     }
 }
 

@@ -249,11 +249,12 @@ fn back_up_all(
     progress: &Console,
 ) -> Vec<Option<Result<BackupSummary, BackupError>>> {
     let pace = Arc::new(Pace::new(args.jobs(), args.limit_rate));
-    let options = |image: &OpenImage| BackupOptions {
+    let options = |image: &OpenImage, in_use: Option<String>| BackupOptions {
         compression: args.compression.unwrap_or_else(|| writer.repository().compression()),
         jobs: args.jobs(),
         tags: args.tags.clone(),
         format: SourceFormat { format: image.format, recognised: image.recognised },
+        in_use,
         changes: changes.cloned(),
         pace: Some(Arc::clone(&pace)),
     };
@@ -266,7 +267,8 @@ fn back_up_all(
                     opened.iter().zip(&results).nth(next.fetch_add(1, Ordering::Relaxed))
                 {
                     let Ok(image) = image else { continue };
-                    if let Some(how) = source_use(&source.path) {
+                    let in_use = source_use(&source.path);
+                    if let Some(how) = in_use.clone() {
                         progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
                     }
                     // Each is taken by one thread, so nothing is there yet.
@@ -274,7 +276,7 @@ fn back_up_all(
                         writer,
                         &source.name,
                         image.image.as_ref(),
-                        &options(image),
+                        &options(image, in_use),
                         progress,
                     ));
                 }

@@ -181,6 +181,10 @@ fn a_source_that_is_open_for_writing_is_warned_of() {
     writer.wait().unwrap();
     let after = world.run(&["backup", "live"]).exits(0);
     assert!(!after.stderr.contains("open for writing"), "{}", after.stderr);
+    // It is written down.
+    let attributes = |backup: &str| world.json(&["show", backup])["attributes"].clone();
+    assert!(attributes("live@0")["in-use"].as_str().unwrap().starts_with("open for writing by process"));
+    assert_eq!(attributes("live@1").get("in-use"), None);
 }
 
 #[test]

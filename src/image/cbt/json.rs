@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::image::cbt::{Builder, ChangeList, ListError, ListKind, RangeState};
+use crate::image::cbt::{ChangeList, ListBuilder, ListError, ListKind, RangeState};
 
 /// The keys of all programs.
 #[derive(Deserialize)]
@@ -85,11 +85,11 @@ impl<'de> Visitor<'de> for List {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut builder: Option<Builder> = None;
+        let mut builder: Option<ListBuilder> = None;
         while let Some(item) = items.next_element::<Item>()? {
             let kind =
                 item.kind().ok_or_else(|| A::Error::custom("a range has a state that is not known"))?;
-            let builder = builder.get_or_insert_with(|| Builder::new(kind, self.size));
+            let builder = builder.get_or_insert_with(|| ListBuilder::new(kind, self.size));
             let range = item.range(kind).filter(|_| builder.kind == kind);
             let (offset, length, state) =
                 range.ok_or_else(|| A::Error::custom("a range has not what the others have"))?;
@@ -100,7 +100,7 @@ impl<'de> Visitor<'de> for List {
             }
         }
         // An empty list is one of changes, of which there are none.
-        Ok(builder.unwrap_or_else(|| Builder::new(ListKind::RbdDiff, self.size)).finish())
+        Ok(builder.unwrap_or_else(|| ListBuilder::new(ListKind::RbdDiff, self.size)).finish())
     }
 }
 

@@ -135,19 +135,6 @@ impl ChangeList {
         }
     }
 
-    /// Makes a list of ranges that a program told directly, and checks them as those of a file.
-    pub(in crate::image) fn of_ranges(
-        kind: ListKind,
-        size: u64,
-        ranges: impl IntoIterator<Item = (Range<u64>, RangeState)>,
-    ) -> Result<Self, ListError> {
-        let mut builder = Builder::new(kind, size);
-        for (range, state) in ranges {
-            builder.add(range.start, range.end.saturating_sub(range.start), state)?;
-        }
-        builder.finish()
-    }
-
     /// Returns which program wrote it.
     pub fn kind(&self) -> ListKind {
         self.kind
@@ -164,9 +151,12 @@ impl ChangeList {
     }
 }
 
+/// The most ranges that a list has, neighbours of one state counted as one.
+const RANGES_LIMIT: usize = 1 << 24;
+
 /// Takes the ranges of a list one after the other and checks them.
 #[derive(Debug)]
-struct Builder {
+pub(in crate::image) struct ListBuilder {
     kind: ListKind,
     size: u64,
     /// Where the last range ended.
@@ -176,12 +166,17 @@ struct Builder {
     ranges: Vec<(Range<u64>, RangeState)>,
 }
 
-impl Builder {
-    fn new(kind: ListKind, size: u64) -> Self {
+impl ListBuilder {
+    pub(in crate::image) fn new(kind: ListKind, size: u64) -> Self {
         Self { kind, size, end: 0, bits: 0, ranges: Vec::new() }
     }
 
-    fn add(&mut self, offset: u64, length: u64, state: RangeState) -> Result<(), ListError> {
+    pub(in crate::image) fn add(
+        &mut self,
+        offset: u64,
+        length: u64,
+        state: RangeState,
+    ) -> Result<(), ListError> {
         let wrong = |what| ListError::Range { offset, length, what };
         let end = offset.checked_add(length).filter(|end| *end <= self.size);
         let end = end.ok_or_else(|| wrong("reaches beyond the end of the disk"))?;
@@ -200,14 +195,18 @@ impl Builder {
         if state == RangeState::Unchanged {
             return Ok(());
         }
+        let is_full = self.ranges.len() >= RANGES_LIMIT;
         match self.ranges.last_mut() {
             Some((last, of)) if last.end == offset && *of == state => last.end = end,
+            _ if is_full => {
+                return Err(wrong("is one too many: read the disk in full"));
+            }
             _ => self.ranges.push((offset..end, state)),
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<ChangeList, ListError> {
+    pub(in crate::image) fn finish(self) -> Result<ChangeList, ListError> {
         if self.kind.is_map() && self.end != self.size {
             let length = self.size - self.end;
             return Err(ListError::Range { offset: self.end, length, what: "is not spoken of" });

@@ -1,6 +1,6 @@
 //! `rbd diff` as it is for people: a heading, then offset, length and type in columns.
 
-use crate::image::cbt::{Builder, ChangeList, ListError, ListKind, RangeState};
+use crate::image::cbt::{ChangeList, ListBuilder, ListError, ListKind, RangeState};
 
 pub(super) fn parse(text: &[u8], size: u64) -> Result<ChangeList, ListError> {
     let text = std::str::from_utf8(text).map_err(|_| ListError::Unknown)?;
@@ -9,7 +9,7 @@ pub(super) fn parse(text: &[u8], size: u64) -> Result<ChangeList, ListError> {
     if heading != ["Offset", "Length", "Type"] {
         return Err(ListError::Unknown);
     }
-    let mut builder = Builder::new(ListKind::RbdDiffText, size);
+    let mut builder = ListBuilder::new(ListKind::RbdDiffText, size);
     for line in lines {
         let malformed = || ListError::malformed(format_args!("{line:?} is no line of rbd diff"));
         let mut fields = line.split_whitespace();

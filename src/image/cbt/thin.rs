@@ -3,7 +3,7 @@
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
-use crate::image::cbt::{Builder, ChangeList, ListError, ListKind, RangeState};
+use crate::image::cbt::{ChangeList, ListBuilder, ListError, ListKind, RangeState};
 
 /// The unit of `data_block_size`, in bytes.
 const SECTOR: u64 = 512;
@@ -15,7 +15,7 @@ const SECTOR: u64 = 512;
 pub(super) fn parse(text: &[u8], size: u64) -> Result<ChangeList, ListError> {
     let text = std::str::from_utf8(text).map_err(ListError::malformed)?;
     let mut reader = Reader::from_str(text);
-    let mut builder = Builder::new(ListKind::ThinDelta, size);
+    let mut builder = ListBuilder::new(ListKind::ThinDelta, size);
     let (mut block, mut inside, mut complete) = (None, false, false);
     loop {
         match reader.read_event().map_err(ListError::malformed)? {

@@ -22,6 +22,9 @@ use crate::image::nbd::{NbdError, Server, tls};
 /// The longest read that every server takes, by the protocol.
 const MOST: u32 = 32 << 20;
 
+/// The most chunks of one reply.
+const CHUNKS_LIMIT: u32 = 1 << 16;
+
 /// How much is made zero by one request.
 const ZEROED_AT_ONCE: u32 = 1 << 30;
 
@@ -47,6 +50,7 @@ struct Waiting {
     /// What of the data has come.
     filled: Vec<Range<usize>>,
     states: Vec<(u32, States)>,
+    chunks: u32,
     failed: Option<NbdError>,
     done: Sender<Result<Reply, NbdError>>,
 }
@@ -200,8 +204,8 @@ impl Link {
         let bytes = request(asked.kind, cookie, asked.offset, asked.length);
         match &mut *lock(&self.pending) {
             Ok(pending) => {
-                let waiting =
-                    Waiting { asked, data, filled: Vec::new(), states: Vec::new(), failed: None, done };
+                let (filled, states) = (Vec::new(), Vec::new());
+                let waiting = Waiting { asked, data, filled, states, chunks: 0, failed: None, done };
                 pending.insert(cookie, waiting);
             }
             Err(why) => return Err(NbdError::Dropped { why: why.clone() }),
@@ -334,6 +338,10 @@ impl Waiting {
     /// Reads one chunk.
     fn chunk(&mut self, stream: &mut impl Read, kind: u16, length: u32) -> Result<(), NbdError> {
         let is_read = self.asked.kind == command::READ;
+        self.chunks += 1;
+        if self.chunks > CHUNKS_LIMIT {
+            return Err(NbdError::protocol("its reply has no end"));
+        }
         if length > CHUNK_LIMIT && !(is_read && kind == chunk::DATA) {
             return Err(NbdError::protocol("a chunk is too long"));
         }

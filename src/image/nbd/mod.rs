@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
-use crate::image::cbt::{ChangeList, ListKind, RangeState};
+use crate::image::cbt::{ChangeList, ListBuilder, ListError, ListKind, RangeState};
 use crate::image::nbd::link::Link;
 use crate::image::nbd::uri::NbdUri;
 use crate::image::{Extent, Image, ImageError};
@@ -220,16 +220,16 @@ impl NbdImage {
     /// Reads what a bitmap says of the whole disk.
     pub(super) fn changes(&self, bitmap: &str) -> Result<ChangeList, ImageError> {
         let context = format!("{BITMAP}{bitmap}");
-        let (mut at, mut ranges) = (0, Vec::new());
+        let wrong = |error: ListError| ImageError::damaged(&self.path, &error.to_string());
+        let (mut at, mut list) = (0, ListBuilder::new(ListKind::NbdDirty, self.size));
         while at < self.size {
             for (range, state) in self.states(&context, at)? {
                 at = range.end;
                 let state = if state & DIRTY != 0 { RangeState::Data } else { RangeState::Unchanged };
-                ranges.push((range, state));
+                list.add(range.start, range.end - range.start, state).map_err(wrong)?;
             }
         }
-        ChangeList::of_ranges(ListKind::NbdDirty, self.size, ranges)
-            .map_err(|error| ImageError::damaged(&self.path, &error.to_string()))
+        list.finish().map_err(wrong)
     }
 
     /// Asks for the states of ranges from `at` on: one after the other, at least one, none beyond the end.
