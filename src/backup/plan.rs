@@ -27,6 +27,9 @@ impl Fate {
     }
 }
 
+/// How many segments of different fates are given out as one stretch at least: more than are read at once.
+const JOINED: u32 = 1024;
+
 /// What is done about each segment of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -131,12 +134,12 @@ impl Plan {
         })
     }
 
-    /// Returns the next segments that are read, from `from` on.
+    /// Returns the next segments that are read, from `from` on; of a long stretch of changing fates, the beginning.
     pub(super) fn next_read(&self, from: u32) -> Option<Range<u32>> {
         let mut found: Option<Range<u32>> = None;
         for (run, fate) in self.runs(from..u32::MAX) {
             match &mut found {
-                Some(found) if fate.is_read() => found.end = run.end,
+                Some(found) if fate.is_read() && found.end - found.start < JOINED => found.end = run.end,
                 Some(_) => break,
                 None if fate.is_read() => found = Some(run),
                 None => {}

@@ -27,6 +27,8 @@ pub struct VerifySummary {
     pub differing: Vec<Range<u64>>,
     /// Segments that are in no pack that can be read: of them nobody can say.
     pub unknown_segments: u64,
+    /// Their ranges of bytes, in order.
+    pub unknown: Vec<Range<u64>>,
     /// Bytes read from the disk.
     pub read_bytes: u64,
 }
@@ -66,13 +68,15 @@ pub fn verify(
         expected.sort_unstable_by_key(|(index, _)| *index);
         let window = Window { manifest, image, expected: &expected };
         for (index, verdict) in window.compare(first..end, options.jobs, &mut summary.read_bytes)? {
+            let start = geometry.offset(index);
+            let range = start..start + u64::from(geometry.length(index));
             match verdict {
                 Verdict::Same => {}
-                Verdict::Unknown => summary.unknown_segments += 1,
-                Verdict::Differs => {
-                    let start = geometry.offset(index);
-                    summary.add(start..start + u64::from(geometry.length(index)));
+                Verdict::Unknown => {
+                    summary.unknown_segments += 1;
+                    summary.unknown.push(range);
                 }
+                Verdict::Differs => summary.add(range),
             }
         }
         first = end;

@@ -71,7 +71,10 @@ fn differing(
     let Some(path) = &args.delta else {
         let options = VerifyOptions { jobs: args.jobs.number() };
         let found = verify(repository, manifest, image.as_ref(), &options, context.progress())?;
-        return Ok(found.differing);
+        // What nobody can say anything of is tried, and named as damaged.
+        let mut ranges = [found.differing, found.unknown].concat();
+        ranges.sort_unstable_by_key(|range| range.start);
+        return Ok(ranges);
     };
     let list = read_list(path, image.size())?;
     if !list.kind().is_of_changes() {

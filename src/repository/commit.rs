@@ -129,8 +129,10 @@ impl BackupDraft {
     /// Has the backups of its backupset behind the number `full`, or all, marked as suspect when it is committed. Returns
     /// their numbers.
     pub fn suspect_since(&mut self, full: Option<Incremental>, why: &str) -> Vec<Incremental> {
-        let numbers = self.set.backups.iter().map(|backup| backup.incremental);
+        // Those that were deleted can come back.
+        let numbers = self.set.backups.iter().chain(&self.set.deleted).map(|backup| backup.incremental);
         self.suspects = numbers.filter(|number| full.is_none_or(|full| *number > full)).collect();
+        self.suspects.sort_unstable();
         why.clone_into(&mut self.why);
         self.suspects.clone()
     }

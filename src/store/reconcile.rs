@@ -188,16 +188,14 @@ impl Survey {
         let holes = if self.trusted { reader.holes()? } else { Vec::new() };
         let mut there = Vec::with_capacity(living.len());
         for entry in living {
-            // Of a record that was punched out, the first block that it had for itself is a hole. One that shares all
-            // its blocks with others leaves none.
+            // Of a record that was punched out, the first block that it had for itself is a hole; one that shares all
+            // its blocks with others leaves none. A hole alone says nothing: a copy of the repository may have holes where
+            // there were zeros.
             let block = entry.offset.next_multiple_of(BLOCK);
-            let is_there = if self.trusted && block + BLOCK <= entry.offset + entry.span() {
-                let behind = holes.partition_point(|hole| hole.start <= block);
-                behind.checked_sub(1).and_then(|at| holes.get(at)).is_none_or(|hole| hole.end <= block)
-            } else {
-                has_record(&reader, &entry)?
-            };
-            if is_there {
+            let shows = self.trusted && block + BLOCK <= entry.offset + entry.span();
+            let behind = holes.partition_point(|hole| hole.start <= block);
+            let hole = behind.checked_sub(1).and_then(|at| holes.get(at)).filter(|hole| block < hole.end);
+            if (shows && hole.is_none()) || has_record(&reader, &entry)? {
                 there.push(entry);
             }
         }

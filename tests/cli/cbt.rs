@@ -91,6 +91,10 @@ fn a_list_that_misses_a_write_is_found_and_the_backups_since_the_last_full_read_
     let why = "the list of changes of backup 3 was wrong about segment 50";
     assert_eq!(world.json(&["show", "web@1"])["suspect"], why);
     assert!(world.run(&["list"]).exits(0).text().contains(&format!("web@2 is suspect: {why}")));
+    // One that was deleted is none the better for it.
+    world.run(&["delete", "web@2"]).exits(0);
+    world.run(&["undelete", "web@2"]).exits(0);
+    assert_eq!(world.json(&["show", "web@2"])["suspect"], why);
     // The full read is a new beginning: what comes later does not make the old ones any worse.
     backup(&world, &disk, b"[]", &["--cbt-base", "web@3"], 0);
     disk[0] ^= 1;
@@ -281,4 +285,29 @@ fn a_disk_is_rolled_back_by_writing_what_differs() {
     }
     world.run(&["restore", "web@0", "gone", "--force", "--in-place"]).exits(1).says("no such file");
     world.run(&["restore", "web@0", "-", "--force", "--in-place"]).exits(2).says("stdout");
+}
+
+#[test]
+fn a_disk_that_is_rolled_back_is_told_of_what_is_lost() {
+    let (world, mut disk) = world();
+    disk[3 * SEGMENT] ^= 1;
+    world.write("disk", &disk);
+    for pack in std::fs::read_dir(world.path("R/packs")).unwrap() {
+        std::fs::remove_file(pack.unwrap().path()).unwrap();
+    }
+    let ran = world.run(&["--json", "restore", "web@0", "disk", "--force", "--in-place"]).exits(3).json();
+    assert_eq!(ran["damaged"].as_array().unwrap().len(), 56);
+}
+
+#[test]
+fn backups_that_were_deleted_when_a_list_was_found_wrong_are_suspect_when_they_come_back() {
+    let (world, mut disk) = world();
+    backup(&world, &disk, b"[]", &["--cbt-base", "web@0"], 0);
+    backup(&world, &disk, b"[]", &["--cbt-base", "web@1"], 0);
+    world.run(&["delete", "web@1"]).exits(0);
+    disk[0] ^= 1;
+    let done = backup(&world, &disk, b"[]", &["--cbt-base", "web@2", "--cbt-audit", "100"], 3);
+    assert_eq!(done["cbt"]["suspects"], json!([1, 2]));
+    world.run(&["undelete", "web@1"]).exits(0);
+    assert!(world.json(&["show", "web@1"]).get("suspect").is_some());
 }

@@ -336,3 +336,31 @@ fn an_index_that_is_wrong_about_a_place_frees_nothing_that_lives() {
     }
     assert_eq!(world.json(&["check", "--read-data"])["index"], "agrees");
 }
+
+#[test]
+fn zeros_that_a_copy_of_the_repository_has_as_holes_are_not_taken_for_what_was_freed() {
+    let world = World::new();
+    world.init_small();
+    // Stored as it is, so that the zeros in it are zeros in the pack; the second record begins inside a block.
+    let mut disk = noise(1, 4 << 16);
+    for segment in 0..4 {
+        disk[(segment << 16) + 100..(segment << 16) + 40_000].fill(0);
+    }
+    world.write("web", &disk);
+    world.run(&["backup", "web", "--compression", "none"]).exits(0);
+    let packs = world.path("R/packs");
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-a", "--sparse=always", "R/packs", "sparse"]).current_dir(world.path("."));
+    assert!(copy.status().unwrap().success());
+    let before = packs_bytes(&world);
+    fs::remove_dir_all(&packs).unwrap();
+    fs::rename(world.path("sparse"), &packs).unwrap();
+    assert!(packs_bytes(&world) + 100_000 < before);
+    fs::remove_dir_all(world.path("R/index")).unwrap();
+    let backup = world.json(&["backup", "web"]);
+    assert_eq!(backup["backups"][0]["unchanged_segments"], 4);
+    world.run(&["gc"]).exits(0);
+    world.run(&["check", "--read-data"]).exits(0);
+    world.run(&["restore", "web@0", "out"]).exits(0);
+    assert!(world.read("out") == disk);
+}

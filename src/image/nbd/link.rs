@@ -9,11 +9,12 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 
 use crate::image::nbd::handshake::{self, Agreed};
-use crate::image::nbd::socket::Socket;
+use crate::image::nbd::socket::{SILENCE, Socket};
 use crate::image::nbd::wire::{
     ReadNumbers, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command, option, request, transmission,
 };
@@ -22,11 +23,17 @@ use crate::image::nbd::{NbdError, Server, tls};
 /// The longest read that every server takes, by the protocol.
 const MOST: u32 = 32 << 20;
 
+/// How long a server may take for what it writes.
+const SILENCE_OF_WRITES: Duration = Duration::from_mins(15);
+
+/// The most contexts that are asked for.
+const CONTEXTS_LIMIT: usize = 2;
+
 /// The most chunks of one reply.
 const CHUNKS_LIMIT: u32 = 1 << 16;
 
 /// How much is made zero by one request.
-const ZEROED_AT_ONCE: u32 = 1 << 30;
+const ZEROED_AT_ONCE: u32 = 32 << 20;
 
 /// The longest chunk that holds no data: an error's words, or the states of ranges.
 const CHUNK_LIMIT: u32 = 4 << 20;
@@ -46,6 +53,8 @@ struct Asked {
 #[derive(Debug)]
 struct Waiting {
     asked: Asked,
+    /// When it was sent.
+    since: Instant,
     data: Vec<u8>,
     /// What of the data has come.
     filled: Vec<Range<usize>>,
@@ -205,7 +214,8 @@ impl Link {
         match &mut *lock(&self.pending) {
             Ok(pending) => {
                 let (filled, states) = (Vec::new(), Vec::new());
-                let waiting = Waiting { asked, data, filled, states, chunks: 0, failed: None, done };
+                let since = Instant::now();
+                let waiting = Waiting { asked, since, data, filled, states, chunks: 0, failed: None, done };
                 pending.insert(cookie, waiting);
             }
             Err(why) => return Err(NbdError::Dropped { why: why.clone() }),
@@ -256,9 +266,12 @@ fn end(pending: &Pending, why: &str) {
 /// Reads replies until there can be no more of them, and returns why.
 fn read_replies(stream: &mut impl BufRead, structured: bool, pending: &Pending) -> NbdError {
     loop {
-        let nobody_waits = || lock(pending).as_ref().is_ok_and(HashMap::is_empty);
+        let nobody_waits_too_long = || {
+            let pending = lock(pending);
+            pending.as_ref().is_ok_and(|all| all.values().all(|waiting| !waiting.is_overdue()))
+        };
         match wait(stream) {
-            Err(error) if is_timeout(&error) && nobody_waits() => continue,
+            Err(error) if is_timeout(&error) && nobody_waits_too_long() => continue,
             Err(error) => return error.into(),
             Ok(()) => {}
         }
@@ -320,6 +333,12 @@ fn read_reply(stream: &mut impl Read, structured: bool, pending: &Pending) -> Re
 }
 
 impl Waiting {
+    /// Says whether the server has had its time. What is to be durable may wait for a disk that has much to write.
+    fn is_overdue(&self) -> bool {
+        let reads = matches!(self.asked.kind, command::READ | command::BLOCK_STATUS);
+        self.since.elapsed() > if reads { SILENCE } else { SILENCE_OF_WRITES }
+    }
+
     /// Reads data to a place of the buffer.
     fn fill(&mut self, stream: &mut impl Read, from: usize, length: usize) -> Result<(), NbdError> {
         let range = from..from.saturating_add(length);
@@ -360,6 +379,10 @@ impl Waiting {
                 room.ok_or_else(|| NbdError::protocol("it sends more than was asked for"))?.fill(0);
                 self.filled.push(range);
                 Ok(())
+            }
+            // A context has one list of states.
+            chunk::BLOCK_STATUS if self.states.len() >= CONTEXTS_LIMIT => {
+                Err(NbdError::protocol("it has more contexts than were asked for"))
             }
             chunk::BLOCK_STATUS if !is_read && length >= 12 && (length - 4).is_multiple_of(8) => {
                 let context = stream.u32()?;

@@ -10,7 +10,7 @@ use crate::image::nbd::uri::Place;
 /// How long a server may take to accept a link.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a server may be silent while something is asked of it.
+/// How long a server may be silent while something is read of it.
 pub(super) const SILENCE: Duration = Duration::from_mins(1);
 
 /// A socket that is read by one thread and written to by another.

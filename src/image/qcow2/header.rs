@@ -11,6 +11,8 @@ pub(in crate::image) const MAGIC: [u8; 4] = *b"QFI\xfb";
 const L1_LIMIT: u64 = 32 << 20;
 /// The most internal snapshots (QEMU's limit).
 const SNAPSHOTS_LIMIT: u32 = 65_536;
+/// How many of them an error names.
+const NAMES_SAID: usize = 32;
 /// The most bytes of a backing file's name, by the format.
 const NAME_LIMIT: u32 = 1023;
 
@@ -233,7 +235,10 @@ impl Header {
             if name_text == wanted {
                 by_name.get_or_insert(disk);
             }
-            known.push(format!("{name_text} ({id_text})"));
+            if known.len() < NAMES_SAID {
+                let cut = |text: &str| text.chars().take(100).collect::<String>();
+                known.push(format!("{} ({})", cut(&name_text), cut(&id_text)));
+            }
             at = at.saturating_add((40 + extra + id + name).next_multiple_of(8));
         }
         by_name.ok_or_else(|| ImageError::NoSnapshot {
