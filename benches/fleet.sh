@@ -3,7 +3,7 @@
 # benches/make_fleet.sh makes: a first backup, the same again re-read, the next day, a restore to a new file, peak memory,
 # and what six disks take. Prints medians as a table with the ratio of each row to the best peer and what it is to be.
 #
-# usage: benches/fleet.sh [FOLDER]      EKKO=path/to/ekko  ROUNDS=5  PEERS="borg restic rustic bupstash"  ONLY=rows|many
+# usage: benches/fleet.sh [FOLDER]      EKKO=path/to/ekko  ROUNDS=5  PEERS="borg restic rustic bupstash"  ONLY=rows|many|far
 #        FOLDER holds the fleet and what is stored; 20 GB are needed. It is kept, so that a second run is shorter.
 set -euo pipefail
 
@@ -22,7 +22,7 @@ work=$folder/work
 rm -rf "$work"
 mkdir -p "$work/home" "$work/source"
 cd "$work"
-trap 'rm -rf "$work"' EXIT
+trap 'far_end; rm -rf "$work"' EXIT
 
 peers=
 for peer in ${PEERS:-borg restic rustic bupstash}; do
@@ -142,6 +142,35 @@ many_round() {
     rm -rf ekko
 }
 
+# The same, of disks that are far away: NBD servers (nbdkit) whose every reply takes 20 ms.
+far_servers() {
+    mkdir -p far
+    for name in $(fleet_of); do
+        nbdkit --unix "$work/far/$name" --pidfile "$work/far/$name.pid" --readonly --filter=delay file "$folder/$name.raw" rdelay=20ms
+    done
+    for name in $(fleet_of); do
+        until [ -s "far/$name.pid" ]; do sleep 0.1; done
+    done
+}
+far_end() {
+    cat far/*.pid 2>/dev/null | xargs -r kill || true
+    rm -rf far
+}
+far_sources() { for name in "$@"; do printf '%s=nbd+unix:///?socket=%s\n' "${name/-/}" "$work/far/$name"; done; }
+ekko_far_together() { far_sources base web app db-1 db-2 db-3 | xargs "$EKKO" -q -r ekko backup; }
+ekko_far_in_turn() { far_sources base web app db-1 db-2 db-3 | xargs -n 1 "$EKKO" -q -r ekko backup; }
+export -f far_sources
+far_round() {
+    for way in far_together far_in_turn; do
+        warm
+        rm -rf ekko
+        ekko_init >/dev/null
+        measure ekko "$way-first" "ekko_$way" x
+        measure ekko "$way-again" "ekko_$way" x
+    done
+    rm -rf ekko
+}
+
 # Into the page cache, but for the holes.
 warm() {
     python3 - "$folder"/*.raw <<'PY'
@@ -172,6 +201,13 @@ case ${ONLY:-all} in all | rows)
 esac
 case ${ONLY:-all} in all | many)
     for _ in $(seq "$rounds"); do many_round; done
+esac
+case ${ONLY:-all} in all | far)
+    if command -v nbdkit >/dev/null; then
+        far_servers
+        for _ in $(seq "$rounds"); do far_round; done
+        far_end
+    fi
 esac
 
 "$EKKO" --version

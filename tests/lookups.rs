@@ -1,10 +1,14 @@
 //! What is looked up in a store that was opened again, before and after its filter was read from the index.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use ekko::codec::Codec;
+mod common;
+
+use ekko::backup::{BackupOptions, BackupStats, back_up};
+use ekko::codec::{Codec, CompressionSetting};
+use ekko::manifest::ImageName;
 use ekko::progress::Silent;
-use ekko::repository::{InitOptions, OpenOptions, Repository, RepositoryWriter};
-use ekko::segment::{Fingerprint, SegmentHash};
+use ekko::repository::{InitOptions, OpenOptions, Repository, RepositoryWriter, SharedWriter};
+use ekko::segment::{Fingerprint, SegmentHash, SegmentSize};
 use ekko::store::{Claim, SegmentStore, StoreJob};
 
 fn hash(number: u32) -> SegmentHash {
@@ -50,5 +54,42 @@ fn what_was_stored_before_is_found_whatever_the_filter_knows() {
     store.flush().unwrap();
     assert!((0..800).all(|number| !put(store, &job, number)));
     drop(job);
+    writer.close().unwrap();
+}
+
+/// A disk of `segments` different segments of 1 MiB, from the one with number `first` on.
+fn disk(first: u32, segments: u32) -> common::MemoryImage {
+    let mut bytes = Vec::new();
+    for number in first..first + segments {
+        let start = bytes.len();
+        bytes.resize(start + (1 << 20), 7);
+        bytes.get_mut(start..start + 4).unwrap().copy_from_slice(&number.to_le_bytes());
+    }
+    common::MemoryImage::new(&bytes, 4096)
+}
+
+#[test]
+fn what_another_disk_has_stored_is_found_by_its_blake3_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let init = InitOptions { segment_size: SegmentSize::new(1 << 20).unwrap(), ..InitOptions::default() };
+    Repository::init(&root, &init).unwrap();
+    let open = || SharedWriter::new(RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap());
+    let backup = |writer: &SharedWriter, name: &str, disk: &common::MemoryImage| -> BackupStats {
+        // One thread: which segments come before the tables are read is certain then.
+        let options = BackupOptions::new(CompressionSetting::default(), 1);
+        back_up(writer, &ImageName::new(name).unwrap(), disk, &options, &Silent).unwrap().stats
+    };
+    let writer = open();
+    assert_eq!(backup(&writer, "one", &disk(0, 40)).new_segments, 40);
+    let again = backup(&writer, "two", &disk(0, 40));
+    assert_eq!((again.deduplicated_segments, again.recalled_segments), (40, 40), "by the same process");
+    writer.close().unwrap();
+    let writer = open();
+    // The SHA-1 of 32 MiB is computed before it looks worth the while to read the packs' tables.
+    let third = backup(&writer, "three", &disk(0, 40));
+    assert_eq!((third.deduplicated_segments, third.recalled_segments), (40, 8), "by another process");
+    let fourth = backup(&writer, "four", &disk(20, 40));
+    assert_eq!((fourth.new_segments, fourth.deduplicated_segments, fourth.recalled_segments), (20, 20, 20));
     writer.close().unwrap();
 }

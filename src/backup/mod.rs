@@ -126,7 +126,7 @@ pub struct SourceFormat {
 pub struct BackupOptions {
     /// How new segments are compressed.
     pub compression: CompressionSetting,
-    /// How many threads read, hash and compress, at least one; two more than there are cores, and some read while the
+    /// How many threads read, hash and compress, at least one; with two more than there are cores some read while the
     /// others compute.
     pub jobs: usize,
     /// Words that it is found by.
@@ -162,6 +162,8 @@ pub struct BackupStats {
     pub deduplicated_segments: u64,
     /// Those of them that a backup had stored which was cut off.
     pub resumed_segments: u64,
+    /// Those of the deduplicated ones that were found by their BLAKE3 alone.
+    pub recalled_segments: u64,
     /// Segments that this backup stored.
     pub new_segments: u64,
     /// Segments that were only read to see whether the list of changes is right about them.

@@ -233,10 +233,14 @@ fn count(stats: &mut BackupStats, class: Class) {
     match class {
         Class::Zero => {}
         Class::Unchanged => stats.unchanged_segments += 1,
-        Class::Deduplicated => stats.deduplicated_segments += 1,
-        Class::Resumed => {
+        Class::Deduplicated { recalled } => {
+            stats.deduplicated_segments += 1;
+            stats.recalled_segments += u64::from(recalled);
+        }
+        Class::Resumed { recalled } => {
             stats.deduplicated_segments += 1;
             stats.resumed_segments += 1;
+            stats.recalled_segments += u64::from(recalled);
         }
         Class::New { plain_bytes, stored_bytes } => {
             stats.new_segments += 1;

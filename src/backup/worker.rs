@@ -15,8 +15,8 @@ use crate::store::{Claim, SegmentStore, StoreJob};
 pub(super) enum Class {
     Zero,
     Unchanged,
-    Deduplicated,
-    Resumed,
+    Deduplicated { recalled: bool },
+    Resumed { recalled: bool },
     New { plain_bytes: u64, stored_bytes: u64 },
 }
 
@@ -37,6 +37,15 @@ pub struct Put {
     pub stored_bytes: Option<u64>,
     /// Whether a backup that was not finished had stored it.
     pub resumed: bool,
+    /// Whether it was found without its SHA-1.
+    pub recalled: bool,
+}
+
+impl Put {
+    /// Makes that of a segment that was stored before.
+    pub fn found(key: SegmentKey) -> Self {
+        Self { key, stored_bytes: None, resumed: false, recalled: false }
+    }
 }
 
 impl<'a> SegmentWriter<'a> {
@@ -50,6 +59,16 @@ impl<'a> SegmentWriter<'a> {
         Ok(Self { store, job, progress, encoder: Encoder::new(compression)? })
     }
 
+    /// Stores a segment, unless it is stored already. Its SHA-1 is computed only if it is not remembered.
+    pub(super) fn put_unnamed(&mut self, plain: &[u8], fingerprint: Fingerprint) -> Result<Put, BackupError> {
+        let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        match self.store.recall(self.job, fingerprint, length)? {
+            Some(Claim::Known(key)) => Ok(Put { recalled: true, ..Put::found(key) }),
+            Some(Claim::Unfinished(key)) => Ok(Put { recalled: true, resumed: true, ..Put::found(key) }),
+            Some(Claim::New(_)) | None => self.put(plain, SegmentHash::of(plain), fingerprint),
+        }
+    }
+
     /// Stores a segment whose hashes are these, unless it is stored already.
     pub fn put(
         &mut self,
@@ -59,8 +78,8 @@ impl<'a> SegmentWriter<'a> {
     ) -> Result<Put, BackupError> {
         let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
         let new = match self.store.claim(self.job, hash, fingerprint, length)? {
-            Claim::Known(key) => return Ok(Put { key, stored_bytes: None, resumed: false }),
-            Claim::Unfinished(key) => return Ok(Put { key, stored_bytes: None, resumed: true }),
+            Claim::Known(key) => return Ok(Put::found(key)),
+            Claim::Unfinished(key) => return Ok(Put { resumed: true, ..Put::found(key) }),
             Claim::New(new) => new,
         };
         let key = new.key();
@@ -71,7 +90,7 @@ impl<'a> SegmentWriter<'a> {
         if key.twin != Twin(0) {
             self.progress.notice(Notice::TwinStored { hash: key.hash.to_string() });
         }
-        Ok(Put { key, stored_bytes, resumed: false })
+        Ok(Put { stored_bytes, ..Put::found(key) })
     }
 }
 
@@ -123,8 +142,8 @@ impl<'a> Worker<'a> {
 
     /// Finds out what one segment is, of which the parent says `before`.
     ///
-    /// BLAKE3 comes first, as it is the faster hash: it alone tells that a segment is its parent's. SHA-1 is
-    /// computed for the others, encoding happens for new ones.
+    /// BLAKE3 comes first, as it is the faster hash: it alone tells that a segment is its parent's, or one whose SHA-1
+    /// is remembered. That is computed for the others, encoding happens for new ones.
     fn segment(
         &mut self,
         index: SegmentIndex,
@@ -144,11 +163,10 @@ impl<'a> Worker<'a> {
                 return Ok((Class::Unchanged, Some(segment)));
             }
         }
-        let Put { key, stored_bytes, resumed } =
-            self.writer.put(plain, SegmentHash::of(plain), fingerprint)?;
+        let Put { key, stored_bytes, resumed, recalled } = self.writer.put_unnamed(plain, fingerprint)?;
         let class = match stored_bytes {
-            None if resumed => Class::Resumed,
-            None => Class::Deduplicated,
+            None if resumed => Class::Resumed { recalled },
+            None => Class::Deduplicated { recalled },
             Some(stored_bytes) => Class::New { plain_bytes: u64::from(length), stored_bytes },
         };
         let incremental = self.draft.info().incremental;
@@ -161,6 +179,6 @@ fn is_as_before(class: Class, before: Option<SegmentRef>) -> bool {
     match class {
         Class::Unchanged => true,
         Class::Zero => before.is_none(),
-        Class::Deduplicated | Class::Resumed | Class::New { .. } => false,
+        Class::Deduplicated { .. } | Class::Resumed { .. } | Class::New { .. } => false,
     }
 }

@@ -164,7 +164,7 @@ fn find_stored(
         let twins = if segment.key.twin == Twin(0) { found.len() } else { found.len().max(2) };
         match found.as_slice() {
             [(key, entry)] if twins == 1 && !entry.is_lost() && entry.plain_length == length => {
-                Ok(Put { key: *key, stored_bytes: None, resumed: false })
+                Ok(Put::found(*key))
             }
             _ if twins > 1 => Err(ExchangeError::Ambiguous { index, hash, twins }),
             _ => Err(ExchangeError::SegmentMissing { index, hash, file }),

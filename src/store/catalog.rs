@@ -109,6 +109,18 @@ impl Catalog {
         Ok(problems)
     }
 
+    /// Calls `each` with the segments in the tables of sealed packs, dead ones too, the newest packs first, until it
+    /// wants no more. What cannot be read is left out.
+    pub(super) fn recent(&self, mut each: impl FnMut(&ContentsEntry) -> bool) {
+        for number in self.numbers.iter().rev() {
+            let entries = self.pack(*number).and_then(|pack| pack.contents());
+            let mut segments = entries.iter().flatten().flatten().filter(|it| it.kind == RecordKind::Segment);
+            if !segments.all(&mut each) {
+                return;
+            }
+        }
+    }
+
     fn entries(
         &self,
         number: PackNumber,

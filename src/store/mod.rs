@@ -7,6 +7,7 @@
 
 mod batch;
 mod catalog;
+mod claim;
 mod entry;
 mod filter;
 mod gc;
@@ -15,6 +16,7 @@ mod index_error;
 mod index_files;
 mod index_meta;
 mod index_scan;
+mod names;
 pub mod pack;
 mod pending;
 mod rebuild;
@@ -26,6 +28,7 @@ mod writer;
 use std::path::PathBuf;
 
 pub use catalog::{Catalog, CatalogProblem, SegmentPlace};
+pub use claim::{Claim, NewSegment, StoreJob};
 pub use entry::{
     Candidate, Change, Counted, CountedState, FreedPlace, Garbage, PackEntry, SegmentEntry, Task,
 };
@@ -37,7 +40,7 @@ pub use pending::Horizon;
 pub use rebuild::{Counts, IndexPart, rebuild_index};
 pub use reclaim::Reclaimed;
 pub use reconcile::{Reconciled, reconcile_packs};
-pub use segments::{Claim, NewSegment, SegmentStore, StoreFolders, StoreJob};
+pub use segments::{SegmentStore, StoreFolders};
 pub use writer::Closed;
 
 use crate::codec::CodecError;

@@ -84,10 +84,71 @@ pub(super) enum Claimed {
     Full,
 }
 
+/// A segment that is stored already, or being stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) twin: Twin,
+    /// Whether it was stored by a backup that was not finished.
+    pub(super) unfinished: bool,
+}
+
+/// What came of looking for a segment.
+enum Look {
+    Found(Found),
+    /// It was not there, when so many moves had been made; these have its SHA-1 and are others, or lost.
+    Absent {
+        moves: u64,
+        stored: Vec<Indexed>,
+    },
+}
+
+/// Returns the twin number of a segment among those with its SHA-1.
+fn twin_of(known: &[(Twin, Identity)], identity: Identity) -> Option<Twin> {
+    known.iter().find(|(_, other)| *other == identity).map(|(twin, _)| *twin)
+}
+
 impl Pending {
     fn table(&self) -> MutexGuard<'_, Table> {
         // The table is whole between any two statements that hold the lock.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds a segment here or, by `indexed`, in the index.
+    pub(super) fn find<E>(
+        &self,
+        hash: SegmentHash,
+        identity: Identity,
+        indexed: impl Fn() -> Result<Vec<Indexed>, E>,
+    ) -> Result<Option<Found>, E> {
+        Ok(match self.look(hash, identity, &indexed)? {
+            Look::Found(found) => Some(found),
+            Look::Absent { .. } => None,
+        })
+    }
+
+    /// Looks for a segment until it is found, or until nothing moved between the look in here and that in the index.
+    fn look<E>(
+        &self,
+        hash: SegmentHash,
+        identity: Identity,
+        indexed: &impl Fn() -> Result<Vec<Indexed>, E>,
+    ) -> Result<Look, E> {
+        loop {
+            let moves = {
+                let table = self.table();
+                if let Some(twin) = table.segments.get(&hash).and_then(|known| twin_of(known, identity)) {
+                    return Ok(Look::Found(Found { twin, unfinished: false }));
+                }
+                table.moves
+            };
+            let stored = indexed()?;
+            let Some(found) = stored.iter().find(|it| !it.lost && it.identity == Some(identity)) else {
+                return Ok(Look::Absent { moves, stored });
+            };
+            if !found.at_zero || self.touch(SegmentKey { hash, twin: found.twin }, moves) {
+                return Ok(Look::Found(Found { twin: found.twin, unfinished: found.unfinished }));
+            }
+        }
     }
 
     /// Finds a segment here or, by `indexed`, in the index, or claims it for the caller.
@@ -97,31 +158,18 @@ impl Pending {
         identity: Identity,
         indexed: impl Fn() -> Result<Vec<Indexed>, E>,
     ) -> Result<Claimed, E> {
-        let same = |known: &[(Twin, Identity)]| {
-            known.iter().find(|(_, other)| *other == identity).map(|(twin, _)| *twin)
-        };
         loop {
-            let moves = {
-                let table = self.table();
-                if let Some(twin) = table.segments.get(&hash).and_then(|known| same(known)) {
-                    return Ok(Claimed::Known(twin));
-                }
-                table.moves
+            let (moves, stored) = match self.look(hash, identity, &indexed)? {
+                Look::Found(Found { twin, unfinished: true }) => return Ok(Claimed::Unfinished(twin)),
+                Look::Found(Found { twin, unfinished: false }) => return Ok(Claimed::Known(twin)),
+                Look::Absent { moves, stored } => (moves, stored),
             };
-            let stored = indexed()?;
-            if let Some(found) = stored.iter().find(|it| !it.lost && it.identity == Some(identity)) {
-                if !found.at_zero || self.touch(SegmentKey { hash, twin: found.twin }, moves) {
-                    let known = if found.unfinished { Claimed::Unfinished } else { Claimed::Known };
-                    return Ok(known(found.twin));
-                }
-                continue;
-            }
             let mut table = self.table();
             if table.moves != moves {
                 continue;
             }
             let known = table.segments.entry(hash).or_default();
-            if let Some(twin) = same(known) {
+            if let Some(twin) = twin_of(known, identity) {
                 return Ok(Claimed::Known(twin));
             }
             let free = |twin: &Twin| known.iter().all(|(other, _)| other != twin);

@@ -8,14 +8,15 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::codec::Codec;
-use crate::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize};
+use crate::segment::{SegmentKey, SegmentSize};
 use crate::storage::Storage;
-use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWork, IndexWriter};
+use crate::store::names::Names;
 use crate::store::pack::{DeadSegment, PackNumber, RecordBuffer, SegmentMeta};
-use crate::store::pending::{Claimed, Horizon, Identity, Indexed, Pending};
+use crate::store::pending::{Horizon, Pending};
 use crate::store::writer::{Closed, Command, Moved, StoreWriter};
+use crate::store::{NewSegment, StoreError};
 
 /// The room of one buffer, in bytes, and how many small ones share it at most.
 const ROOM: u64 = 4 << 20;
@@ -69,69 +70,14 @@ impl StoreState {
 /// the last flush; the writer begins one by itself every 64 MiB.
 #[derive(Debug)]
 pub struct SegmentStore {
-    state: Arc<StoreState>,
+    pub(super) state: Arc<StoreState>,
+    pub(super) names: Names,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) packs: PathBuf,
     index: Option<Index>,
     commands: Option<Sender<Command>>,
     free: Receiver<RecordBuffer>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What came of [`SegmentStore::claim`].
-#[derive(Debug)]
-pub enum Claim {
-    /// The segment is stored already, or is being stored by somebody else.
-    Known(SegmentKey),
-    /// The segment was stored by a backup that was not finished.
-    Unfinished(SegmentKey),
-    /// The caller is the one to store it.
-    New(NewSegment),
-}
-
-/// A segment that the caller has claimed and must append: others count on it. Dropped without being
-/// appended it stops the store, so that no backup is committed that names it.
-#[derive(Debug)]
-pub struct NewSegment {
-    key: SegmentKey,
-    identity: Identity,
-    state: Option<Arc<StoreState>>,
-}
-
-impl NewSegment {
-    /// Returns the key it will have.
-    pub fn key(&self) -> SegmentKey {
-        self.key
-    }
-}
-
-/// A job that looks segments up, while it is there.
-#[derive(Debug)]
-pub struct StoreJob {
-    number: u64,
-    began: Horizon,
-    state: Arc<StoreState>,
-}
-
-impl StoreJob {
-    /// Says whether what the index says of a segment cannot change while this job runs: a backup counts it, or it
-    /// was stored since the job began.
-    fn is_safe(&self, entry: &SegmentEntry) -> bool {
-        entry.refcount > 0 || (entry.zero_since == 0 && entry.place().pack >= self.began.pack)
-    }
-}
-
-impl Drop for StoreJob {
-    fn drop(&mut self) {
-        self.state.pending.end_job(self.number);
-    }
-}
-
-impl Drop for NewSegment {
-    fn drop(&mut self) {
-        if let Some(state) = self.state.take() {
-            let reason = format!("segment {} was claimed and never stored", self.key);
-            state.poison(Poison { reason, full: false, index: false });
-        }
-    }
 }
 
 impl SegmentStore {
@@ -157,15 +103,25 @@ impl SegmentStore {
             // The channel has room for all of them.
             let _ = recycle.send(RecordBuffer::new());
         }
-        let writer = StoreWriter::new(storage, folders, index, Arc::clone(&state), recycle)?;
+        let packs = folders.packs.clone();
+        let writer = StoreWriter::new(Arc::clone(&storage), folders, index, Arc::clone(&state), recycle)?;
         let thread = std::thread::Builder::new()
             .name("ekko-store".to_owned())
             .spawn(move || writer.run(&inbox))
             .map_err(|source| crate::storage::StorageError::new("start a thread for", "the store", source))?;
-        Ok(Self { state, index: Some(lookups), commands: Some(commands), free, thread: Some(thread) })
+        Ok(Self {
+            state,
+            names: Names::default(),
+            storage,
+            packs,
+            index: Some(lookups),
+            commands: Some(commands),
+            free,
+            thread: Some(thread),
+        })
     }
 
-    fn index(&self) -> Result<&Index, StoreError> {
+    pub(super) fn index(&self) -> Result<&Index, StoreError> {
         self.index.as_ref().ok_or_else(stopped)
     }
 
@@ -191,64 +147,6 @@ impl SegmentStore {
         }
     }
 
-    /// Returns the segments with this SHA-1 that are known, lost ones too: several if it has collisions. What was
-    /// appended since the last flush is not among them. None is freed while the caller's [job](Self::begin_job) runs.
-    pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
-        loop {
-            let moves = self.state.pending.moves();
-            let twins = self.index()?.twins(hash)?.into_iter();
-            let found: Vec<_> = twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect();
-            let mut at_zero = found.iter().filter(|(_, entry)| entry.refcount == 0);
-            if at_zero.all(|(key, _)| self.state.pending.touch(*key, moves)) {
-                return Ok(found);
-            }
-        }
-    }
-
-    /// Registers a job that looks segments up, before its first lookup. While it runs, no segment is freed that it
-    /// can have found.
-    pub fn begin_job(&self) -> StoreJob {
-        let (number, began) = self.state.pending.begin_job();
-        StoreJob { number, began, state: Arc::clone(&self.state) }
-    }
-
-    /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append. What was found
-    /// is not freed while `job` runs.
-    pub fn claim(
-        &self,
-        job: &StoreJob,
-        hash: SegmentHash,
-        fingerprint: Fingerprint,
-        plain_length: u32,
-    ) -> Result<Claim, StoreError> {
-        self.state.check()?;
-        let index = self.index()?;
-        let identity = Identity { fingerprint, plain_length };
-        let claimed = self.state.pending.claim(hash, identity, || {
-            let stored = index.twins(hash)?.into_iter().map(|(twin, entry)| Indexed {
-                twin,
-                identity: (!entry.is_lost() || entry.is_known())
-                    .then(|| Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length }),
-                lost: entry.is_lost(),
-                at_zero: !job.is_safe(&entry),
-                unfinished: entry.refcount == 0 && entry.zero_since == 0 && !job.is_safe(&entry),
-            });
-            Ok::<_, StoreError>(stored.collect())
-        })?;
-        match claimed {
-            Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
-            Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
-            Claimed::New(twin) => {
-                let key = SegmentKey { hash, twin };
-                Ok(Claim::New(NewSegment { key, identity, state: Some(Arc::clone(&self.state)) }))
-            }
-            Claimed::Full => {
-                let key = SegmentKey { hash, twin: crate::segment::Twin(u16::MAX) };
-                Err(StoreError::TooManyTwins { key })
-            }
-        }
-    }
-
     /// Waits for a free buffer to encode a segment into.
     pub fn buffer(&self) -> Result<RecordBuffer, StoreError> {
         self.free.recv().map_err(|_| self.state.check().err().unwrap_or_else(stopped))
@@ -263,13 +161,13 @@ impl SegmentStore {
         buffer: RecordBuffer,
     ) -> Result<(), StoreError> {
         let meta = SegmentMeta {
-            key: segment.key,
-            fingerprint: segment.identity.fingerprint,
-            plain_length: segment.identity.plain_length,
+            key: segment.key(),
+            fingerprint: segment.identity().fingerprint,
+            plain_length: segment.identity().plain_length,
             codec,
         };
         self.send(Command::Append { meta, buffer, from: None })?;
-        segment.state = None;
+        segment.stored();
         self.state.check()
     }
 

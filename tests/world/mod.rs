@@ -412,7 +412,13 @@ impl World {
         let shared = SharedWriter::new(self.writer.take().unwrap());
         let summary = back_up(&shared, &name(NAMES[image]), &source, &options(), &self.told).unwrap();
         self.writer = shared.into_inner();
-        let stats = BackupStats { stored_bytes: 0, read_bytes: 0, resumed_segments: 0, ..summary.stats };
+        let stats = BackupStats {
+            stored_bytes: 0,
+            read_bytes: 0,
+            resumed_segments: 0,
+            recalled_segments: 0,
+            ..summary.stats
+        };
         assert_eq!(stats, expected);
         assert_eq!(summary.stats.read_bytes, source.read.load(Ordering::Relaxed));
         assert_eq!(

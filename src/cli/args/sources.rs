@@ -21,7 +21,7 @@ pub(in crate::cli) struct BackupArgs {
     /// A word that these backups are found by; may be given several times
     #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
     pub(in crate::cli) tags: Vec<String>,
-    /// How many threads read, hash and compress, for all sources together [default: two more than there are cores]
+    /// How many threads read, hash and compress, for all sources together [default: one a core, and two for each source that is read at once]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
     /// How many sources are backed up at once; they share the threads evenly
@@ -102,8 +102,9 @@ pub(in crate::cli) struct CbtArgs {
 }
 
 impl BackupArgs {
-    /// Returns how many threads are to work: some wait for a disk while the others compute.
+    /// Returns how many threads are to work: two of each source that is read wait for it while the others compute.
     pub(in crate::cli) fn jobs(&self) -> usize {
-        self.jobs.map_or_else(|| cores() + 2, usize::from)
+        let read = usize::from(self.at_once).min(self.sources.len()).max(1);
+        self.jobs.map_or_else(|| cores() + 2 * read, usize::from)
     }
 }

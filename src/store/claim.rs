@@ -1,0 +1,167 @@
+//! Looking segments up for a job, and claiming those that are new.
+
+use std::sync::Arc;
+
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::store::catalog::Catalog;
+use crate::store::entry::SegmentEntry;
+use crate::store::pending::{Claimed, Found, Horizon, Identity, Indexed};
+use crate::store::segments::{Poison, StoreState};
+use crate::store::{SegmentStore, StoreError};
+
+/// What came of [`SegmentStore::claim`].
+#[derive(Debug)]
+pub enum Claim {
+    /// The segment is stored already, or is being stored by somebody else.
+    Known(SegmentKey),
+    /// The segment was stored by a backup that was not finished.
+    Unfinished(SegmentKey),
+    /// The caller is the one to store it.
+    New(NewSegment),
+}
+
+/// A segment that the caller has claimed and must append: others count on it. Dropped without being
+/// appended it stops the store, so that no backup is committed that names it.
+#[derive(Debug)]
+pub struct NewSegment {
+    key: SegmentKey,
+    identity: Identity,
+    state: Option<Arc<StoreState>>,
+}
+
+impl NewSegment {
+    /// Returns the key it will have.
+    pub fn key(&self) -> SegmentKey {
+        self.key
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The writer has it.
+    pub(super) fn stored(&mut self) {
+        self.state = None;
+    }
+}
+
+/// A job that looks segments up, while it is there.
+#[derive(Debug)]
+pub struct StoreJob {
+    number: u64,
+    began: Horizon,
+    state: Arc<StoreState>,
+}
+
+impl StoreJob {
+    /// Says whether what the index says of a segment cannot change while this job runs: a backup counts it, or it
+    /// was stored since the job began.
+    fn is_safe(&self, entry: &SegmentEntry) -> bool {
+        entry.refcount > 0 || (entry.zero_since == 0 && entry.place().pack >= self.began.pack)
+    }
+}
+
+impl Drop for StoreJob {
+    fn drop(&mut self) {
+        self.state.pending.end_job(self.number);
+    }
+}
+
+impl Drop for NewSegment {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            let reason = format!("segment {} was claimed and never stored", self.key);
+            state.poison(Poison { reason, full: false, index: false });
+        }
+    }
+}
+
+impl SegmentStore {
+    /// Returns the segments with this SHA-1 that are known, lost ones too: several if it has collisions. What was
+    /// appended since the last flush is not among them. None is freed while the caller's [job](Self::begin_job) runs.
+    pub fn find(&self, hash: SegmentHash) -> Result<Vec<(SegmentKey, SegmentEntry)>, StoreError> {
+        loop {
+            let moves = self.state.pending.moves();
+            let twins = self.index()?.twins(hash)?.into_iter();
+            let found: Vec<_> = twins.map(|(twin, entry)| (SegmentKey { hash, twin }, entry)).collect();
+            let mut at_zero = found.iter().filter(|(_, entry)| entry.refcount == 0);
+            if at_zero.all(|(key, _)| self.state.pending.touch(*key, moves)) {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Registers a job that looks segments up, before its first lookup. While it runs, no segment is freed that it
+    /// can have found.
+    pub fn begin_job(&self) -> StoreJob {
+        let (number, began) = self.state.pending.begin_job();
+        StoreJob { number, began, state: Arc::clone(&self.state) }
+    }
+
+    /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append. What was found
+    /// is not freed while `job` runs.
+    pub fn claim(
+        &self,
+        job: &StoreJob,
+        hash: SegmentHash,
+        fingerprint: Fingerprint,
+        plain_length: u32,
+    ) -> Result<Claim, StoreError> {
+        self.state.check()?;
+        let identity = Identity { fingerprint, plain_length };
+        let claimed = self.state.pending.claim(hash, identity, || self.indexed(job, hash))?;
+        if self.names.computed(fingerprint, hash, plain_length) {
+            self.remember_packs()?;
+        }
+        match claimed {
+            Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
+            Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
+            Claimed::New(twin) => {
+                let key = SegmentKey { hash, twin };
+                Ok(Claim::New(NewSegment { key, identity, state: Some(Arc::clone(&self.state)) }))
+            }
+            Claimed::Full => {
+                let key = SegmentKey { hash, twin: Twin(u16::MAX) };
+                Err(StoreError::TooManyTwins { key })
+            }
+        }
+    }
+
+    /// Finds a segment by its BLAKE3 and length alone, if it is stored and its SHA-1 is remembered; the caller need not
+    /// compute that then. What was found is not freed while `job` runs. Never claims.
+    pub fn recall(
+        &self,
+        job: &StoreJob,
+        fingerprint: Fingerprint,
+        plain_length: u32,
+    ) -> Result<Option<Claim>, StoreError> {
+        let Some(hash) = self.names.recall(&fingerprint) else { return Ok(None) };
+        self.state.check()?;
+        let identity = Identity { fingerprint, plain_length };
+        let found = self.state.pending.find(hash, identity, || self.indexed(job, hash))?;
+        Ok(found.map(|Found { twin, unfinished }| {
+            let known = if unfinished { Claim::Unfinished } else { Claim::Known };
+            known(SegmentKey { hash, twin })
+        }))
+    }
+
+    /// Returns what the index says of the segments with a SHA-1.
+    fn indexed(&self, job: &StoreJob, hash: SegmentHash) -> Result<Vec<Indexed>, StoreError> {
+        let stored = self.index()?.twins(hash)?.into_iter().map(|(twin, entry)| Indexed {
+            twin,
+            identity: (!entry.is_lost() || entry.is_known())
+                .then(|| Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length }),
+            lost: entry.is_lost(),
+            at_zero: !job.is_safe(&entry),
+            unfinished: entry.refcount == 0 && entry.zero_since == 0 && !job.is_safe(&entry),
+        });
+        Ok(stored.collect())
+    }
+
+    /// Remembers the names of the segments that were stored last, from the packs' tables.
+    fn remember_packs(&self) -> Result<(), StoreError> {
+        let catalog = Catalog::open(Arc::clone(&self.storage), &self.packs)?;
+        catalog.recent(|entry| self.names.remember_stored(entry.fingerprint, entry.key.hash));
+        Ok(())
+    }
+}
