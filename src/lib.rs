@@ -41,4 +41,8 @@ pub mod restore;
 
 pub mod exchange;
 
+pub mod api;
+
+pub mod service;
+
 pub mod cli;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms in order. `backup`, `restore` and `check` stand side by side, so none sees another.
-const ROOMS: [&[&str]; 13] = [
+const ROOMS: [&[&str]; 15] = [
     &["error"],
     &["progress"],
     &["pace"],
@@ -19,6 +19,8 @@ const ROOMS: [&[&str]; 13] = [
     &["repository"],
     &["backup", "restore", "check"],
     &["exchange"],
+    &["api"],
+    &["service"],
     &["cli"],
 ];
 

@@ -57,6 +57,38 @@ fn what_was_stored_before_is_found_whatever_the_filter_knows() {
     writer.close().unwrap();
 }
 
+#[test]
+fn who_commits_waits_for_what_another_has_claimed_and_is_still_encoding() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    Repository::init(&root, &InitOptions::default()).unwrap();
+    let writer = RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap();
+    let (store, job) = (writer.store(), writer.store().begin_job());
+    let claim = || store.claim(&job, hash(1), Fingerprint::of(&1_u32.to_le_bytes()), 1).unwrap();
+    let Claim::New(new) = claim() else { panic!("it is new") };
+    let Claim::Known(key) = claim() else { panic!("it is claimed") };
+    std::thread::scope(|scope| {
+        let commit = scope.spawn(|| {
+            store.flush().unwrap();
+            store.require_stored(key)
+        });
+        // The other has seen the claim by now, or sees it yet: either way it waits.
+        std::thread::yield_now();
+        let mut buffer = store.buffer().unwrap();
+        buffer.restart().push(1);
+        store.append(new, Codec::default(), buffer).unwrap();
+        commit.join().unwrap().unwrap();
+    });
+    let Claim::New(never) = store.claim(&job, hash(2), Fingerprint::of(b"2"), 1).unwrap() else {
+        panic!("it is new")
+    };
+    std::thread::scope(|scope| {
+        let commit = scope.spawn(|| store.flush());
+        drop(never);
+        assert!(commit.join().unwrap().is_err(), "nobody waits for ever for what is never stored");
+    });
+}
+
 /// A disk of `segments` different segments of 1 MiB, from the one with number `first` on.
 fn disk(first: u32, segments: u32) -> common::MemoryImage {
     let mut bytes = Vec::new();

@@ -51,13 +51,18 @@ impl Context {
         }
     }
 
-    pub(super) fn start_log(&self) {
-        let level = match (self.quiet, self.verbose) {
+    /// Returns how much is logged, `usual` if nothing was said.
+    pub(super) fn log_level(&self, usual: tracing::Level) -> tracing::Level {
+        match (self.quiet, self.verbose) {
             (true, _) => tracing::Level::ERROR,
-            (false, 0) => tracing::Level::WARN,
-            (false, 1) => tracing::Level::INFO,
+            (false, 0) => usual,
+            (false, 1) => tracing::Level::INFO.max(usual),
             (false, _) => tracing::Level::TRACE,
-        };
+        }
+    }
+
+    pub(super) fn start_log(&self) {
+        let level = self.log_level(tracing::Level::WARN);
         let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).without_time();
         // Only a second start could fail, and there is none.
         let _ = log.with_target(false).try_init();

@@ -10,6 +10,7 @@ use crate::image::ImageError;
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
+use crate::service::ServiceError;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -78,6 +79,12 @@ impl From<ImageError> for CliError {
 
 impl From<ExchangeError> for CliError {
     fn from(error: ExchangeError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<ServiceError> for CliError {
+    fn from(error: ServiceError) -> Self {
         Self::new(error.kind(), error.to_string())
     }
 }

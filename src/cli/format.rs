@@ -24,6 +24,11 @@ pub(super) fn bytes(number: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, unit.unwrap_or(&""))
 }
 
+/// Returns a time as a document has it, for a person.
+pub(super) fn time_text(timestamp: &str) -> String {
+    timestamp.parse().map_or_else(|_| timestamp.to_owned(), time)
+}
+
 /// Writes a moment in UTC, to the second.
 pub(super) fn time(timestamp: jiff::Timestamp) -> String {
     timestamp.strftime("%Y-%m-%d %H:%M:%SZ").to_string()

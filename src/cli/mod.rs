@@ -22,6 +22,7 @@ mod progress;
 mod protect;
 mod rebuild;
 mod restore;
+mod serve;
 mod show;
 mod stats;
 
@@ -69,7 +70,10 @@ pub fn main() -> ExitCode {
         }
     };
     let context = Context::new(&cli.global);
-    context.start_log();
+    match &cli.command {
+        Command::Serve(args) => serve::start_log(args, context.log_level(tracing::Level::INFO)),
+        _ => context.start_log(),
+    }
     match run(cli.command, &context) {
         Ok(outcome) => outcome.code(),
         // Whoever read our output has gone; that is no failure of ours.
@@ -99,6 +103,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Check(args) => check::check(&args, context),
         Command::Verify(args) => check::verify(&args, context),
         Command::Status(args) => check::status(&args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Stats => stats::run(context),
         Command::Benchmark(args) => benchmark::run(&args, context),
         Command::Rebuild => rebuild::run(context),

@@ -1,56 +1,23 @@
 //! `ekko stats`
 
-use serde::Serialize;
-
+use crate::api;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
-use crate::repository::RepositoryStats;
-
-#[derive(Serialize)]
-struct Document {
-    backups: u64,
-    backupsets: u64,
-    segments: u64,
-    referenced_bytes: u64,
-    unique_bytes: u64,
-    stored_bytes: u64,
-    garbage_bytes: u64,
-    disk_bytes: u64,
-}
 
 pub(super) fn run(context: &Context) -> Result<Outcome, CliError> {
-    let stats = context.open()?.statistics(context.progress())?;
-    let RepositoryStats {
-        backups,
-        backupsets,
-        segments,
-        referenced_bytes,
-        unique_bytes,
-        stored_bytes,
-        garbage_bytes,
-        disk_bytes,
-    } = stats;
-    let document = Document {
-        backups,
-        backupsets,
-        segments,
-        referenced_bytes,
-        unique_bytes,
-        stored_bytes,
-        garbage_bytes,
-        disk_bytes,
-    };
+    let document = api::statistics(&context.open()?, context.progress())?;
     context.print(&document, |out| {
+        let stored = format::bytes(document.stored_bytes);
         format::pairs(
             out,
             &[
-                ("backups", format!("{backups} in {backupsets} backupsets")),
-                ("referenced", format!("{} over all backups", format::bytes(referenced_bytes))),
-                ("unique", format!("{} once each", format::bytes(unique_bytes))),
-                ("stored", format!("{} encoded, in {segments} segments", format::bytes(stored_bytes))),
-                ("garbage", format!("{} of it in no backup", format::bytes(garbage_bytes))),
-                ("on disk", format::bytes(disk_bytes)),
+                ("backups", format!("{} in {} backupsets", document.backups, document.backupsets)),
+                ("referenced", format!("{} over all backups", format::bytes(document.referenced_bytes))),
+                ("unique", format!("{} once each", format::bytes(document.unique_bytes))),
+                ("stored", format!("{stored} encoded, in {} segments", document.segments)),
+                ("garbage", format!("{} of it in no backup", format::bytes(document.garbage_bytes))),
+                ("on disk", format::bytes(document.disk_bytes)),
             ],
         )
     })?;

@@ -41,6 +41,11 @@ impl Layout {
         self.root.join("lock")
     }
 
+    /// Returns the socket of the service that has the repository open.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("ekko.sock")
+    }
+
     /// Returns the file that is given up when the disk is full.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")

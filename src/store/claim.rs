@@ -41,7 +41,9 @@ impl NewSegment {
 
     /// The writer has it.
     pub(super) fn stored(&mut self) {
-        self.state = None;
+        if let Some(state) = self.state.take() {
+            state.pending.settle(self.key);
+        }
     }
 }
 
@@ -72,6 +74,8 @@ impl Drop for NewSegment {
         if let Some(state) = self.state.take() {
             let reason = format!("segment {} was claimed and never stored", self.key);
             state.poison(Poison { reason, full: false, index: false });
+            // Who waits for it is told after that.
+            state.pending.settle(self.key);
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Indexed {
 #[derive(Debug, Default)]
 struct Table {
     segments: HashMap<SegmentHash, Vec<(Twin, Identity)>>,
+    /// Those of them that were claimed and are not yet with the writer: about one for each thread.
+    claimed: HashSet<SegmentKey>,
     /// How often segments moved from here into the index, or out of the index.
     moves: u64,
     dying: HashSet<SegmentKey>,
@@ -65,6 +67,8 @@ pub(super) struct Pending {
     table: Mutex<Table>,
     /// Is told when what was dying is gone.
     gone: Condvar,
+    /// Is told when what was claimed is with the writer.
+    appended: Condvar,
     /// The index's generation.
     generation: AtomicU64,
     /// The pack that is appended to, or will be next.
@@ -186,7 +190,24 @@ impl Pending {
                 },
             };
             known.push((twin, identity));
+            table.claimed.insert(SegmentKey { hash, twin });
             return Ok(Claimed::New(twin));
+        }
+    }
+
+    /// A segment that was claimed is with the writer, or never will be.
+    pub(super) fn settle(&self, key: SegmentKey) {
+        self.table().claimed.remove(&key);
+        self.appended.notify_all();
+    }
+
+    /// Waits until what others have claimed so far is with the writer: somebody may have found it, and counts on it. They
+    /// encode meanwhile, and wait for nobody but the writer.
+    pub(super) fn wait_for_claimed(&self) {
+        let mut table = self.table();
+        let before = table.claimed.clone();
+        while !table.claimed.is_disjoint(&before) {
+            table = self.appended.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

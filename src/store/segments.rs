@@ -255,8 +255,10 @@ impl SegmentStore {
         Ok(self.index()?.segments(each)?)
     }
 
-    /// Makes everything appended so far durable in packs and puts it into the index.
+    /// Makes everything claimed so far durable in packs and puts it into the index. The caller has no claim of its own
+    /// that it has not appended.
     pub fn flush(&self) -> Result<(), StoreError> {
+        self.state.pending.wait_for_claimed();
         self.ask(Command::Flush)
     }
 

@@ -2,6 +2,7 @@
 
 mod changes;
 mod manifests;
+mod serve;
 mod sources;
 
 use std::num::NonZeroU64;
@@ -13,6 +14,7 @@ pub(in crate::cli) use changes::{
     DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
+pub(in crate::cli) use serve::ServeArgs;
 pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -167,6 +169,13 @@ pub(in crate::cli) enum Command {
     #[command(after_help = "This is done by itself whenever the index is missing, damaged or old.\n\n\
                             Example:\n  ekko -r /backup/store rebuild")]
     Rebuild,
+    /// Serve the repository to other hosts over HTTP
+    #[command(
+        after_help = "Commands on this machine that name the repository go through the service while it runs. It ends in order on \
+                            SIGTERM.\n\n\
+                            Example:\n  ekko -r /backup/store serve --listen 0.0.0.0:6800 --tls-certificate cert.pem --tls-key key.pem"
+    )]
+    Serve(ServeArgs),
     /// Look into manifests
     #[command(subcommand)]
     Manifest(ManifestCommand),

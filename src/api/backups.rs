@@ -1,0 +1,319 @@
+//! Documents about images and backups.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::api::View;
+use crate::manifest::Incremental;
+use crate::progress::{Notice, Progress};
+use crate::repository::{
+    BackupRecord, BackupSelector, Backupset, Repository, RepositoryError, RepositoryStats, Which,
+};
+
+/// The most rows of one answer.
+pub const MOST_LISTED: u32 = 1000;
+
+/// Which backups are listed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListFilter {
+    /// Only of this image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only with this tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Only behind this one: the `next_marker` of the answer before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marker: Option<String>,
+    /// At most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<u32>,
+}
+
+/// Backups, by name, beginning of the backupset and number.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BackupList {
+    /// The backups.
+    pub backups: Vec<BackupRow>,
+    /// What to give as `marker` for those behind, if there are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_marker: Option<String>,
+}
+
+/// What a list says of a backup.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BackupRow {
+    /// How it is named.
+    pub backup: String,
+    /// Its image.
+    pub name: String,
+    /// Its backupset.
+    pub backupset: String,
+    /// Its number.
+    pub incremental: u32,
+    /// When it was begun.
+    #[schema(format = DateTime)]
+    pub timestamp: String,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// How many segments the disk divides into.
+    pub segments: u32,
+    /// Why it may not be what the disk was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspect: Option<String>,
+}
+
+fn tell(problems: Vec<RepositoryError>, progress: &dyn Progress) {
+    for problem in problems {
+        progress.notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
+    }
+}
+
+/// What pages are cut by: unique, and in the order of the list.
+fn marker(set: &Backupset, backup: &BackupRecord) -> String {
+    format!("{}@{}", set.id, backup.incremental)
+}
+
+/// Returns where a marker stands: the place of its backupset, and the number of its backup, which may be gone by now.
+fn place(
+    repository: &Repository,
+    seen: &[Backupset],
+    marker: &str,
+) -> Result<(usize, Incremental), RepositoryError> {
+    let find = || {
+        let asked: BackupSelector = marker.parse().ok()?;
+        let Which::Number(number) = asked.which else { return None };
+        Some((seen.iter().position(|set| set.id.to_string() == asked.name)?, number))
+    };
+    let path = repository.layout().root().to_owned();
+    find().ok_or(RepositoryError::NoSuchBackup { path, what: marker.to_owned() })
+}
+
+/// Lists backups.
+///
+/// # Errors
+///
+/// If the folder of the manifests cannot be read. Backupsets that cannot be read are told of and left out.
+pub fn list(
+    repository: &Repository,
+    view: &View,
+    filter: &ListFilter,
+    progress: &dyn Progress,
+) -> Result<BackupList, RepositoryError> {
+    let (sets, problems) = repository.backupsets()?;
+    tell(problems, progress);
+    let seen = view.seen(sets);
+    let behind = filter.marker.as_deref().map(|marker| place(repository, &seen, marker)).transpose()?;
+    let mut rows = seen
+        .iter()
+        .enumerate()
+        .filter(|(_, set)| filter.name.as_ref().is_none_or(|name| view.shown(&set.name) == Some(name)))
+        .flat_map(|(at, set)| set.backups.iter().map(move |backup| (at, set, backup)))
+        .filter(|(at, _, backup)| behind.is_none_or(|behind| (*at, backup.incremental) > behind))
+        .filter(|(_, _, backup)| filter.tag.as_ref().is_none_or(|tag| backup.tags.contains(tag)))
+        .map(|(_, set, backup)| (set, backup));
+    let limit = filter.limit.map_or(usize::MAX, |limit| limit.clamp(1, MOST_LISTED) as usize);
+    let page: Vec<_> = rows.by_ref().take(limit).collect();
+    let more = rows.next().is_some();
+    let next_marker = page.last().filter(|_| more).map(|(set, backup)| marker(set, backup));
+    let row = |(set, backup): &(&Backupset, &BackupRecord)| BackupRow {
+        backup: view.backup_id(&seen, set, backup),
+        name: view.shown(&set.name).unwrap_or_default().to_owned(),
+        backupset: set.id.to_string(),
+        incremental: backup.incremental.0,
+        timestamp: backup.timestamp.to_string(),
+        size_of_disk: backup.size_of_disk,
+        segments: backup.segments,
+        suspect: backup.suspect.clone(),
+    };
+    Ok(BackupList { backups: page.iter().map(row).collect(), next_marker })
+}
+
+/// All that is known of a backup.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BackupDetails {
+    /// How it is named.
+    pub backup: String,
+    /// Its image.
+    pub name: String,
+    /// Its backupset.
+    pub backupset: String,
+    /// Its number.
+    pub incremental: u32,
+    /// When it was begun.
+    #[schema(format = DateTime)]
+    pub timestamp: String,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// The size of a segment in bytes.
+    pub segment_size: u32,
+    /// How many segments the disk divides into.
+    pub segments: u32,
+    /// How many of them are not zero.
+    pub present_segments: u32,
+    /// How many of them this backup was the first to have at their place.
+    pub stored_by_this_backup: u64,
+    /// Earlier backupsets of the disk.
+    pub bases: Vec<String>,
+    /// Words a person gave it.
+    pub tags: Vec<String>,
+    /// Whether it may not be deleted now.
+    pub protected: bool,
+    /// A person's note.
+    pub note: Option<String>,
+    /// Why it may not be what the disk was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspect: Option<String>,
+    /// What its manifest says beside.
+    pub attributes: BTreeMap<String, String>,
+    /// The manifest's file on the machine that has the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// The manifest's size in bytes.
+    pub manifest_bytes: u64,
+    /// The BLAKE3 of the manifest's body.
+    pub manifest_blake3: String,
+}
+
+/// Shows a backup.
+///
+/// # Errors
+///
+/// If there is none, or none that is seen, or if its manifest is damaged.
+pub fn show(
+    repository: &Repository,
+    view: &View,
+    asked: &BackupSelector,
+) -> Result<BackupDetails, RepositoryError> {
+    let (sets, _) = repository.backupsets()?;
+    let seen = view.seen(sets);
+    let (set, backup) = view.find(repository, &seen, asked)?;
+    let manifest = repository.manifest(set, backup)?;
+    manifest.verify()?;
+    let info = manifest.info();
+    let own = manifest
+        .segments()
+        .filter(|(_, segment)| segment.incremental == info.incremental && segment.base.0 == 0)
+        .count();
+    // A release to come may write what is no text.
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    Ok(BackupDetails {
+        backup: view.backup_id(&seen, set, backup),
+        // The manifest keeps the name that the disk had; it may have been renamed since.
+        name: view.shown(&set.name).unwrap_or_default().to_owned(),
+        backupset: info.backupset.to_string(),
+        incremental: info.incremental.0,
+        timestamp: info.timestamp.to_string(),
+        size_of_disk: info.geometry.size_of_disk(),
+        segment_size: info.geometry.segment_size().bytes(),
+        segments: info.geometry.segments(),
+        present_segments: manifest.present(),
+        stored_by_this_backup: own as u64,
+        bases: info.bases.iter().map(ToString::to_string).collect(),
+        tags: backup.tags.clone(),
+        protected: backup.protection.holds(jiff::Timestamp::now()),
+        note: backup.note.clone(),
+        suspect: backup.suspect.clone(),
+        attributes: info.attributes.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
+        // Where it lies concerns the owner alone.
+        manifest: view.project().is_none().then(|| manifest.path().display().to_string()),
+        manifest_bytes: manifest.file_size(),
+        manifest_blake3: manifest.fingerprint().to_string(),
+    })
+}
+
+/// Images, by name.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// The images.
+    pub images: Vec<ImageRow>,
+}
+
+/// What is said of an image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageRow {
+    /// Its name.
+    pub name: String,
+    /// How many backups there are of it.
+    pub backups: u64,
+    /// The newest of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest: Option<BackupRow>,
+}
+
+/// Lists images.
+///
+/// # Errors
+///
+/// As [`list`].
+pub fn images(
+    repository: &Repository,
+    view: &View,
+    progress: &dyn Progress,
+) -> Result<ImageList, RepositoryError> {
+    let mut images: Vec<ImageRow> = Vec::new();
+    for row in list(repository, view, &ListFilter::default(), progress)?.backups {
+        match images.last_mut().filter(|image| image.name == row.name) {
+            Some(image) => {
+                image.backups += 1;
+                image.latest = Some(row);
+            }
+            None => images.push(ImageRow { name: row.name.clone(), backups: 1, latest: Some(row) }),
+        }
+    }
+    Ok(ImageList { images })
+}
+
+/// What a repository holds and takes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Statistics {
+    /// Backups.
+    pub backups: u64,
+    /// Backupsets.
+    pub backupsets: u64,
+    /// Stored segments.
+    pub segments: u64,
+    /// Plain bytes of all backups.
+    pub referenced_bytes: u64,
+    /// The same, each segment once.
+    pub unique_bytes: u64,
+    /// Encoded bytes.
+    pub stored_bytes: u64,
+    /// Encoded bytes of segments that no backup names.
+    pub garbage_bytes: u64,
+    /// What the repository takes on its disk.
+    pub disk_bytes: u64,
+}
+
+/// Counts what a repository holds.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn statistics(repository: &Repository, progress: &dyn Progress) -> Result<Statistics, RepositoryError> {
+    let RepositoryStats {
+        backups,
+        backupsets,
+        segments,
+        referenced_bytes,
+        unique_bytes,
+        stored_bytes,
+        garbage_bytes,
+        disk_bytes,
+    } = repository.statistics(progress)?;
+    Ok(Statistics {
+        backups,
+        backupsets,
+        segments,
+        referenced_bytes,
+        unique_bytes,
+        stored_bytes,
+        garbage_bytes,
+        disk_bytes,
+    })
+}

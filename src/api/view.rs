@@ -1,0 +1,180 @@
+//! Whose eyes see what: images belong to projects, and a project sees its own alone.
+//!
+//! The project of an image is what stands before the first `:` in its name. An image without one belongs to the
+//! repository's owner, who sees everything under its full name; a project sees its images by what stands behind its own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{ImageName, InvalidName};
+use crate::repository::{BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError};
+
+/// What stands between the project and the rest of an image's name.
+const SEPARATOR: char = ':';
+
+/// The name of a project: 1 to 64 letters, digits, `-`, `_` and `.`, the first a letter or a digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Project(String);
+
+/// A text that names no project.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{}\" names no project: 1 to 64 letters, digits, \"-\", \"_\" and \".\" are possible", text.escape_debug())]
+pub struct InvalidProject {
+    text: String,
+}
+
+impl Project {
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Project {
+    type Error = InvalidProject;
+
+    fn try_from(text: String) -> Result<Self, InvalidProject> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if begins && text.len() <= 64 && text.bytes().all(fits) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidProject { text })
+        }
+    }
+}
+
+impl FromStr for Project {
+    type Err = InvalidProject;
+
+    fn from_str(text: &str) -> Result<Self, InvalidProject> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl From<Project> for String {
+    fn from(project: Project) -> Self {
+        project.0
+    }
+}
+
+impl fmt::Display for Project {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What somebody sees of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    project: Option<Project>,
+}
+
+impl View {
+    /// Everything, as the repository's owner sees it.
+    pub const fn everything() -> Self {
+        Self { project: None }
+    }
+
+    /// What belongs to a project.
+    pub const fn of(project: Project) -> Self {
+        Self { project: Some(project) }
+    }
+
+    /// Returns the project that it is confined to.
+    pub fn project(&self) -> Option<&Project> {
+        self.project.as_ref()
+    }
+
+    /// Returns how an image is called in this view; nothing if it is not seen.
+    pub fn shown<'a>(&self, name: &'a ImageName) -> Option<&'a str> {
+        let Some(project) = &self.project else { return Some(name.as_str()) };
+        let (owner, rest) = name.as_str().split_once(SEPARATOR)?;
+        (owner == project.as_str()).then_some(rest)
+    }
+
+    /// Returns the full name of an image that is called `shown` in this view.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot name an image.
+    pub fn full(&self, shown: &str) -> Result<ImageName, InvalidName> {
+        // By itself it is held to the same rules, wherever it goes.
+        let name = ImageName::new(shown)?;
+        match &self.project {
+            None => Ok(name),
+            Some(project) => ImageName::new(format!("{project}{SEPARATOR}{shown}")),
+        }
+    }
+
+    /// Leaves out the backupsets that are not seen.
+    pub fn seen(&self, sets: Vec<Backupset>) -> Vec<Backupset> {
+        sets.into_iter().filter(|set| self.shown(&set.name).is_some()).collect()
+    }
+
+    /// Finds a backup that was asked for by the name that its image has in this view, or by its backupset.
+    ///
+    /// # Errors
+    ///
+    /// The same if there is none and if it is not seen.
+    pub fn find<'a>(
+        &self,
+        repository: &Repository,
+        seen: &'a [Backupset],
+        asked: &BackupSelector,
+    ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
+        let by_name = self.full(&asked.name).ok().and_then(|name| {
+            let full = BackupSelector { name: name.as_str().to_owned(), which: asked.which };
+            repository.find(seen, &full).ok()
+        });
+        // A backupset's id is looked for among those that are seen alone, too.
+        by_name.map_or_else(|| repository.find(seen, asked), Ok)
+    }
+
+    /// Returns how a backup is called in this view.
+    pub fn backup_id(&self, seen: &[Backupset], set: &Backupset, backup: &BackupRecord) -> String {
+        let BackupId { name, incremental } = Repository::backup_id(seen, set, backup.incremental);
+        let shown = ImageName::new(name.as_str()).ok();
+        let shown = shown.as_ref().and_then(|name| self.shown(name)).unwrap_or(&name);
+        BackupId { name: shown.to_owned(), incremental }.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ImageName {
+        ImageName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_project_sees_its_own_images_and_no_others() {
+        let blue = View::of("blue".parse().unwrap());
+        assert_eq!(blue.shown(&name("blue:web/vda")), Some("web/vda"));
+        assert_eq!(blue.full("web/vda").unwrap(), name("blue:web/vda"));
+        assert_eq!(blue.full("red:web").unwrap(), name("blue:red:web"), "no way into another project");
+        for other in ["web", "blue", "blue/web", "blues:web", "Blue:web", "red:blue:web"] {
+            assert_eq!(blue.shown(&name(other)), None, "{other}");
+        }
+        assert_eq!(View::everything().shown(&name("blue:web")), Some("blue:web"));
+        assert_eq!(View::everything().full("blue:web").unwrap(), name("blue:web"));
+    }
+
+    #[test]
+    fn names_stay_within_their_rules() {
+        let blue = View::of("blue".parse().unwrap());
+        for text in ["", "-x", "../x", "/x", "a@1", "a=b", "a\nb", &"x".repeat(251)] {
+            assert!(blue.full(text).is_err(), "{text:?}");
+        }
+        for text in ["", "-x", ".x", "a:b", "a/b", "ä", "a b", &"x".repeat(65)] {
+            assert!(text.parse::<Project>().is_err(), "{text:?}");
+        }
+        for text in ["a", "A-b_c.d", "0", &"x".repeat(64)] {
+            assert!(text.parse::<Project>().is_ok(), "{text:?}");
+        }
+    }
+}

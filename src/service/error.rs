@@ -1,0 +1,58 @@
+//! A service that cannot be.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::error::ErrorKind;
+use crate::repository::RepositoryError;
+
+/// A service that could not start or end in order.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// Its threads could not be started.
+    #[error("cannot start the service: {source}")]
+    Start {
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An address that others reach, without encryption.
+    #[error("{address} can be reached from elsewhere: name a certificate, or say --insecure")]
+    Insecure {
+        /// The address.
+        address: String,
+    },
+    /// The settings cannot be used.
+    #[error("{}: {what}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// Something still uses the repository.
+    #[error("requests did not end in time; the next opening checks the index")]
+    StillInUse,
+}
+
+impl ServiceError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Start { .. } | Self::Listen { .. } | Self::StillInUse => ErrorKind::Io,
+            Self::Insecure { .. } | Self::Settings { .. } => ErrorKind::Invalid,
+            Self::Repository(error) => error.kind(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What requests bring, with refusals of our own shape.
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use crate::api::Refusal;
+use crate::service::Refused;
+
+/// The query of a request.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        let refuse = |error: QueryRejection| Refused::new(Refusal::Invalid, error.body_text());
+        query.map(|axum::extract::Query(query)| Self(query)).map_err(refuse)
+    }
+}
+
+/// The parameters in the path of a request.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        let refuse = |error: PathRejection| Refused::new(Refusal::Invalid, error.body_text());
+        path.map(|axum::extract::Path(path)| Self(path)).map_err(refuse)
+    }
+}
+
+/// A body of JSON, no longer than the limits allow.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+        let is_json = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == "application/json");
+        if !is_json {
+            return Err(Refused::new(Refusal::Invalid, "the body is to be application/json"));
+        }
+        let refuse = |error: BytesRejection| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Refused::new(Refusal::TooLarge, "the body is longer than is taken")
+            }
+            StatusCode::REQUEST_TIMEOUT => Refused::new(Refusal::Timeout, "the body did not come in time"),
+            _ => Refused::new(Refusal::Invalid, "the body did not come whole"),
+        };
+        let bytes = Bytes::from_request(request, state).await.map_err(refuse)?;
+        let wrong = |error: serde_json::Error| Refused::new(Refusal::Invalid, format!("the body: {error}"));
+        serde_json::from_slice(&bytes).map(Self).map_err(wrong)
+    }
+}

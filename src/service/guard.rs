@@ -1,0 +1,101 @@
+//! What happens to every request: it gets an id, a version is agreed on, it is found out who asks, it is logged, and refusals
+//! get their shape.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::api::{Refusal, version};
+use crate::service::{App, Caller, Refused};
+
+/// The header that tells a request's id, as OpenStack's services have it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
+
+/// Where a connection comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// The socket in the repository: whoever may open it owns the repository.
+    Owner,
+    /// A network.
+    Network(std::net::SocketAddr),
+}
+
+/// Wraps every request.
+pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let id = format!("req-{}", uuid::Uuid::new_v4());
+    let (method, path, begun) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    let asked = request.headers().get(version::HEADER).cloned();
+    let asked = asked.as_ref().map(|value| value.to_str().unwrap_or("?"));
+    let agreed = version::negotiate(asked);
+    let response = match &agreed {
+        Ok(_) => admit(&app, request, next).await,
+        Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
+    };
+    let mut response = with_shape(response, &id);
+    let headers = response.headers_mut();
+    let mut tell = |name: HeaderName, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    };
+    tell(REQUEST_ID, &id);
+    tell(HeaderName::from_static(version::HEADER), &agreed.unwrap_or(version::MAXIMUM).to_string());
+    tell(HeaderName::from_static(version::MINIMUM_HEADER), &version::MINIMUM.to_string());
+    tell(HeaderName::from_static(version::MAXIMUM_HEADER), &version::MAXIMUM.to_string());
+    headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
+    let status = response.status().as_u16();
+    let seconds = begun.elapsed().as_secs_f64();
+    tracing::info!(request_id = %id, %method, path, status, seconds, "request");
+    response
+}
+
+/// Finds out who asks, and lets the request go on.
+async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
+    if app.is_stopping() {
+        let refused = Refused::new(Refusal::Unavailable, "the service is stopping");
+        return refused.retry_after(5).into_response();
+    }
+    if let Some(Origin::Owner) = request.extensions().get::<Origin>() {
+        request.extensions_mut().insert(Caller::owner());
+    }
+    next.run(request).await
+}
+
+/// Gives refusals their shape, whoever made them.
+fn with_shape(response: Response, id: &str) -> Response {
+    let refused = response.extensions().get::<Refused>().cloned();
+    let status = response.status();
+    let refused = match refused {
+        Some(refused) => refused,
+        None if status.is_client_error() || status.is_server_error() => {
+            Refused::new(of_status(status), of_status(status).title())
+        }
+        None => return response,
+    };
+    if status.is_server_error() {
+        tracing::error!(request_id = %id, why = refused.for_the_log(), "a request failed");
+    } else {
+        tracing::debug!(request_id = %id, why = refused.for_the_log(), "a request was refused");
+    }
+    let mut shaped = refused.answer(id);
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    shaped
+}
+
+fn of_status(status: StatusCode) -> Refusal {
+    match status {
+        StatusCode::NOT_FOUND => Refusal::NotFound,
+        StatusCode::METHOD_NOT_ALLOWED => Refusal::MethodNotAllowed,
+        StatusCode::REQUEST_TIMEOUT => Refusal::Timeout,
+        StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge,
+        StatusCode::RANGE_NOT_SATISFIABLE => Refusal::RangeNotSatisfiable,
+        _ if status.is_client_error() => Refusal::Invalid,
+        _ => Refusal::Io,
+    }
+}

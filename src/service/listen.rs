@@ -1,0 +1,201 @@
+//! Listening: on addresses, encrypted or of this machine alone, and on a socket in the repository.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::service::guard::Origin;
+use crate::service::tls::Certificates;
+use crate::service::{App, ServiceError, routes};
+
+/// How often it is looked whether certificates have changed.
+const RENEWAL: Duration = Duration::from_secs(5);
+/// The longest request line and header, in bytes.
+const HEADER_BYTES: usize = 32 << 10;
+
+/// What every listener needs.
+#[derive(Clone)]
+struct Door {
+    app: Arc<App>,
+    router: Router,
+    /// One for each connection that may be open.
+    room: Arc<Semaphore>,
+    /// Becomes true when no new requests are taken.
+    stop: watch::Receiver<bool>,
+    /// Held by each connection: when all are gone, the other side sees it.
+    open: watch::Sender<()>,
+}
+
+/// Listens until the process is told to stop, and until the requests that were under way then have ended.
+pub(super) async fn run(app: &Arc<App>, ready: impl FnOnce(&[String])) -> Result<(), ServiceError> {
+    let settings = app.settings().clone();
+    let certificates = settings.tls.as_ref().map(Certificates::read).transpose()?.map(Arc::new);
+    let mut signals = Signals::new()?;
+    let (stop_in, stop) = watch::channel(false);
+    let (open, _) = watch::channel(());
+    let door = Door {
+        app: Arc::clone(app),
+        router: routes::router(app),
+        room: Arc::new(Semaphore::new(settings.limits.connections)),
+        stop,
+        open,
+    };
+    let mut told = Vec::new();
+    let mut listeners = Vec::new();
+    for address in &settings.listen {
+        if certificates.is_none() && !settings.insecure && !address.ip().is_loopback() {
+            return Err(ServiceError::Insecure { address: address.to_string() });
+        }
+        let failed = |source| ServiceError::Listen { address: address.to_string(), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        told.push(format!("{}://{bound}", if certificates.is_some() { "https" } else { "http" }));
+        listeners.push(tokio::spawn(accept_tcp(door.clone(), listener, certificates.clone())));
+    }
+    let socket = app.repository().layout().socket();
+    let listener = bind_socket(&socket)?;
+    told.push(format!("unix:{}", socket.display()));
+    listeners.push(tokio::spawn(accept_unix(door.clone(), listener)));
+    if let Some(certificates) = certificates {
+        listeners.push(tokio::spawn(renew(certificates)));
+    }
+    ready(&told);
+    signals.wait().await;
+    tracing::info!("stopping: requests under way are finished");
+    // Nothing is said to a socket that is not there: the next command opens the repository itself.
+    let _ = std::fs::remove_file(&socket);
+    app.stop();
+    let _ = stop_in.send(true);
+    listeners.iter().for_each(tokio::task::JoinHandle::abort);
+    let Door { open, router, .. } = door;
+    drop(router);
+    let _ = tokio::time::timeout(settings.limits.grace(), open.closed()).await;
+    Ok(())
+}
+
+/// The signals that end the service.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, ServiceError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let of = |kind| signal(kind).map_err(|source| ServiceError::Start { source });
+        Ok(Self { terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn bind_socket(path: &std::path::Path) -> Result<UnixListener, ServiceError> {
+    let failed = |source| ServiceError::Listen { address: format!("unix:{}", path.display()), source };
+    // Whoever holds the repository's lock is alone here: what lies there is left from a process that has ended.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // The repository's folder lets nobody in but its owner, who alone can reach it.
+    UnixListener::bind(path).map_err(failed)
+}
+
+async fn renew(certificates: Arc<Certificates>) {
+    loop {
+        tokio::time::sleep(RENEWAL).await;
+        let certificates = Arc::clone(&certificates);
+        let _ = tokio::task::spawn_blocking(move || certificates.renew()).await;
+    }
+}
+
+async fn accept_tcp(door: Door, listener: TcpListener, certificates: Option<Arc<Certificates>>) {
+    loop {
+        let Ok(permit) = Arc::clone(&door.room).acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                refused_by_the_system(&error).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let (door, certificates) = (door.clone(), certificates.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let Some(certificates) = certificates else {
+                return converse(&door, stream, Origin::Network(peer)).await;
+            };
+            let header = door.app.settings().limits.header();
+            let handshake = TlsAcceptor::from(certificates.current()).accept(stream);
+            match tokio::time::timeout(header, handshake).await {
+                Ok(Ok(stream)) => converse(&door, stream, Origin::Network(peer)).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "no encrypted link came about"),
+                Err(_) => tracing::debug!(%peer, "no encrypted link came about in time"),
+            }
+        });
+    }
+}
+
+async fn accept_unix(door: Door, listener: UnixListener) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                refused_by_the_system(&error).await;
+                continue;
+            }
+        };
+        let door = door.clone();
+        tokio::spawn(async move { converse(&door, stream, Origin::Owner).await });
+    }
+}
+
+/// The system has no descriptors left, or a client was gone before it was let in.
+async fn refused_by_the_system(error: &std::io::Error) {
+    tracing::debug!(%error, "a connection could not be accepted");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Speaks HTTP with one client until it goes, or until the service stops and the request under way has ended.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    door: &Door,
+    stream: S,
+    origin: Origin,
+) {
+    let _open = door.open.subscribe();
+    let mut stop = door.stop.clone();
+    let service = TowerToHyperService::new(door.router.clone().layer(Extension(origin)));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(door.app.settings().limits.header())
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}

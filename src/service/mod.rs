@@ -1,0 +1,53 @@
+//! The service: many hosts back up to one repository over HTTP.
+//!
+//! ```text
+//! listener -> TLS -> HTTP/1.1 -> who asks, which version -> route -> (a thread that may block) -> repository
+//! ```
+//!
+//! One process owns the repository. tokio lives here; whatever touches a disk runs on threads that may block, a bounded
+//! number at a time. Owns listeners, who may do what, limits, jobs and sessions; knows nothing of the command line. What is
+//! said is in [`crate::api`].
+
+mod app;
+mod caller;
+mod error;
+mod extract;
+mod guard;
+mod listen;
+mod refused;
+mod routes;
+mod settings;
+mod tls;
+
+use std::sync::Arc;
+
+pub use app::App;
+pub use caller::{Caller, Role};
+pub use error::ServiceError;
+pub use refused::Refused;
+pub use settings::{Limits, ServiceSettings, TlsSettings};
+
+use crate::repository::SharedWriter;
+
+/// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: no new requests, those
+/// under way are finished, the repository is closed.
+///
+/// # Errors
+///
+/// If it cannot listen, or if the repository cannot be closed in order.
+pub fn serve(
+    writer: SharedWriter,
+    settings: ServiceSettings,
+    ready: impl FnOnce(&[String]),
+) -> Result<(), ServiceError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(settings.limits.blocking_threads)
+        .build()
+        .map_err(|source| ServiceError::Start { source })?;
+    let app = Arc::new(App::new(writer, settings));
+    runtime.block_on(listen::run(&app, ready))?;
+    // What is left of requests that did not end in time ends here.
+    drop(runtime);
+    Arc::into_inner(app).ok_or(ServiceError::StillInUse)?.close()
+}

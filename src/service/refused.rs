@@ -1,0 +1,126 @@
+//! A request that is refused: one shape for all of them, and nothing in it that is not the client's to know.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::api::{Problem, Refusal};
+use crate::error::ErrorKind;
+use crate::manifest::{InvalidName, ManifestError};
+use crate::repository::RepositoryError;
+
+/// Why a request is refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    refusal: Refusal,
+    /// For the client.
+    detail: String,
+    /// For the log alone.
+    internal: Option<String>,
+    /// Seconds after which it may work.
+    retry_after: Option<u32>,
+}
+
+/// What is told of a failure whose details are the operator's.
+const INTERNAL: &str = "the server's log has more of it, under the request's id";
+
+impl Refused {
+    /// Refuses with a detail that the client may know.
+    pub fn new(refusal: Refusal, detail: impl Into<String>) -> Self {
+        Self { refusal, detail: detail.into(), internal: None, retry_after: None }
+    }
+
+    /// Refuses because something failed that is no business of the client's.
+    pub fn internal(refusal: Refusal, error: &dyn std::fmt::Display) -> Self {
+        Self { internal: Some(error.to_string()), ..Self::new(refusal, INTERNAL) }
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// Returns what kind of refusal it is.
+    pub fn refusal(&self) -> Refusal {
+        self.refusal
+    }
+
+    /// Returns what the log is told beside.
+    pub(super) fn for_the_log(&self) -> &str {
+        self.internal.as_deref().unwrap_or(&self.detail)
+    }
+
+    /// Returns the answer that a client gets.
+    pub(super) fn answer(&self, request_id: &str) -> Response {
+        let status = self.refusal.status();
+        let problem = Problem {
+            kind: self.refusal,
+            status,
+            title: self.refusal.title().to_owned(),
+            detail: self.detail.clone(),
+            request_id: request_id.to_owned(),
+        };
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response =
+            (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.refusal == Refusal::Unauthorized {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for Refused {
+    /// An empty answer that carries the refusal: who knows the request's id fills it in.
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.refusal.status());
+        let mut response = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<RepositoryError> for Refused {
+    fn from(error: RepositoryError) -> Self {
+        let kind = error.kind();
+        match &error {
+            RepositoryError::NoSuchBackup { what, .. } => {
+                Self::new(Refusal::NotFound, format!("there is no backup {what}"))
+            }
+            RepositoryError::BackupRunning { .. } => {
+                Self::new(Refusal::Busy, "a backup of this image is running already")
+            }
+            RepositoryError::Protected { .. } => {
+                Self::new(Refusal::Conflict, "the backup is protected: nothing was deleted")
+            }
+            RepositoryError::NameTaken { .. } => {
+                Self::new(Refusal::Conflict, "the name has backups already: nothing was renamed")
+            }
+            RepositoryError::Full { .. } => Self {
+                internal: Some(error.to_string()),
+                ..Self::new(Refusal::QuotaExceeded, "the server's disk is full")
+            },
+            // Everything else names paths, or is for the operator to mend.
+            _ => match kind {
+                ErrorKind::Busy => Self::internal(Refusal::Busy, &error).retry_after(5),
+                _ => Self::internal(Refusal::from(kind), &error),
+            },
+        }
+    }
+}
+
+impl From<ManifestError> for Refused {
+    fn from(error: ManifestError) -> Self {
+        Self::internal(Refusal::from(error.kind()), &error)
+    }
+}
+
+impl From<InvalidName> for Refused {
+    fn from(error: InvalidName) -> Self {
+        Self::new(Refusal::Invalid, error.to_string())
+    }
+}
