@@ -1,0 +1,6 @@
+//! The service, as its clients meet it: a process of its own, over HTTP.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "a test is no library")]
+
+mod harness;
+mod reading;
