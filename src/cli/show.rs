@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::args::ShowArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::machine::{Parts, parts};
 use crate::cli::{Outcome, format};
 use crate::repository::Repository;
 
@@ -29,6 +30,9 @@ struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     suspect: Option<String>,
     attributes: BTreeMap<String, String>,
+    /// What a machine's moment consists of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Parts>,
     manifest: String,
     manifest_bytes: u64,
     manifest_blake3: String,
@@ -68,6 +72,7 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
         note: backup.note.clone(),
         suspect: backup.suspect.clone(),
         attributes: info.attributes.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
+        parts: parts(&repository, &sets, &manifest, context)?,
         manifest: manifest.path().display().to_string(),
         manifest_bytes: manifest.file_size(),
         manifest_blake3: manifest.fingerprint().to_string(),
@@ -93,8 +98,9 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("manifest", format!("{} ({})", document.manifest, format::bytes(document.manifest_bytes))),
         ];
         pairs.extend(document.attributes.iter().map(|(key, value)| (key.as_str(), value.clone())));
+        pairs.extend(document.parts.iter().flat_map(Parts::pairs));
         pairs.retain(|(_, value)| !value.is_empty());
         format::pairs(out, &pairs)
     })?;
-    Ok(Outcome::Done)
+    Ok(context.outcome())
 }
