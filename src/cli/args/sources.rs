@@ -64,9 +64,10 @@ pub(in crate::cli) struct MachineArgs {
 /// How sources are opened.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ImageArgs {
-    /// The format of the sources: raw or qcow2 [default: by how each begins]. A guest can write the beginning of a qcow2
-    /// image into its raw disk, to have another file of this machine read as its backing file; so a backing or data file
-    /// is only followed where qcow2 was said
+    /// The format of the sources: raw or qcow2 [default: by how each begins]; vmdk, vhdx, vpc, vdi, qed or parallels, which
+    /// are read through qemu-nbd and only if they are said. A guest can write the beginning of a qcow2 image into its raw disk,
+    /// to have another file of this machine read as its backing file; so a backing or data file is only followed where
+    /// qcow2 was said
     #[arg(long, value_name = "FORMAT")]
     pub(in crate::cli) format: Option<Format>,
     /// Read an internal snapshot of a qcow2 image, by its id or name
