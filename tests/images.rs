@@ -139,11 +139,7 @@ fn qemu_img(folder: &Path, arguments: &[&str]) -> Option<bool> {
 /// Whether formats that are read through QEMU's server can be read here.
 fn has_qemu() -> bool {
     let has = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
-    let all = has("qemu-img") && has("qemu-nbd");
-    if !all {
-        eprintln!("qemu-img and qemu-nbd are not here: nothing was tested");
-    }
-    all
+    has("qemu-img") && has("qemu-nbd")
 }
 
 /// The formats that are read through QEMU's server, each in what it comes in.

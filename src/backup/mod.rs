@@ -82,7 +82,7 @@ pub enum BackupError {
         was: &'static str,
     },
     /// Somebody asked for it to be stopped.
-    #[error("it was stopped before it was done; it was not committed")]
+    #[error("stopped before it was done")]
     Stopped,
     /// A thread of the pipeline ended before its work did.
     #[error("a worker ended unexpectedly; the backup was not committed")]

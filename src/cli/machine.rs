@@ -27,6 +27,7 @@ pub(super) struct Parts {
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "they are the names in the document")]
 struct Disk {
     name: String,
     file: String,
@@ -142,7 +143,14 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         context.progress().line(&format!("problem: {problem}"));
     }
     let (set, backup) = repository.find(&sets, &args.backup)?;
+    let own = id(&sets, set, backup);
     let moment = Moment::read(&repository, &repository.manifest(set, backup)?, context.progress())?;
+    // Sets are read one after the other, and it may have come to exist meanwhile.
+    let sets = if moment.disks.iter().all(|disk| disk.find(&sets).is_ok()) {
+        sets
+    } else {
+        repository.backupsets()?.0
+    };
     let found: Vec<_> = moment.disks.iter().map(|disk| (disk, disk.find(&sets))).collect();
     let missing: Vec<_> = found.iter().filter_map(|(_, found)| found.as_ref().err().cloned()).collect();
     if !missing.is_empty() {
@@ -181,7 +189,7 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
     }
     write(&args.target.join(MACHINE_FILE), &moment.description(), args.force)?;
     let document = Document {
-        backup: id(&sets, set, backup),
+        backup: own,
         target: args.target.display().to_string(),
         disks,
         attached: moment.attached.iter().map(|attachment| attachment.name.to_string()).collect(),

@@ -16,13 +16,13 @@ pub enum Format {
     Raw,
     /// QEMU's own format.
     Qcow2,
-    /// VMware's, also over several files.
+    /// That of `VMware`, also over several files.
     Vmdk,
     /// Hyper-V's newer one.
     Vhdx,
     /// Hyper-V's and Virtual PC's older one (VHD).
     Vpc,
-    /// VirtualBox's.
+    /// That of `VirtualBox`.
     Vdi,
     /// An early successor of qcow2.
     Qed,

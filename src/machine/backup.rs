@@ -142,7 +142,7 @@ fn attempt(
     let moment = match store_moment(writer, moment, &description, &machine.options.moment, progress) {
         Ok(moment) => moment,
         Err(error) => {
-            disks.iter().for_each(|disk| writer.abandon(disk.draft.draft()));
+            abandon(writer, &disks);
             return Err(error);
         }
     };
@@ -217,25 +217,29 @@ fn read_all(
         }
     });
     let mut disks = Vec::with_capacity(sources.len());
-    let mut first: Option<MachineError> = None;
+    let mut first: Option<(&ImageName, BackupError)> = None;
     for (source, result) in sources.iter().zip(results) {
         match result.into_inner().unwrap_or(Err(BackupError::WorkerLost)) {
             Ok(disk) => disks.push(disk),
             // Most stop because another failed: that one says why.
-            Err(error) => {
-                let is_why = !matches!(error, BackupError::Stopped);
-                if first.is_none()
-                    || is_why
-                        && matches!(first, Some(MachineError::Disk { source: BackupError::Stopped, .. }))
-                {
-                    first = Some(MachineError::Disk { name: source.name.clone(), source: error });
-                }
+            Err(BackupError::Stopped) if first.is_some() => {}
+            Err(error) if matches!(first, None | Some((_, BackupError::Stopped))) => {
+                first = Some((&source.name, error));
             }
+            Err(_) => {}
         }
     }
     let Some(error) = first else { return Ok(disks) };
-    disks.iter().for_each(|disk| writer.abandon(disk.draft.draft()));
-    Err(error)
+    abandon(writer, &disks);
+    let (name, error) = error;
+    Err(MachineError::Disk { name: name.clone(), source: Box::new(error) })
+}
+
+/// Removes what is left of disks that will not be committed.
+fn abandon(writer: &RepositoryWriter, disks: &[DiskRead]) {
+    for disk in disks {
+        writer.abandon(disk.draft.draft());
+    }
 }
 
 /// Stores what lies beside the disks.

@@ -34,7 +34,7 @@ pub enum MachineError {
         /// The disk.
         name: ImageName,
         /// What went wrong.
-        source: BackupError,
+        source: Box<BackupError>,
     },
     /// What lies beside the disks could not be stored.
     #[error(transparent)]
@@ -108,7 +108,8 @@ impl MachineError {
     /// Returns what kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Disk { source, .. } | Self::Moment(source) => source.kind(),
+            Self::Disk { source, .. } => source.kind(),
+            Self::Moment(source) => source.kind(),
             Self::Repository(error) => error.kind(),
             Self::Restore(error) => error.kind(),
             Self::LetGo => ErrorKind::Io,
@@ -125,7 +126,8 @@ impl MachineError {
 impl JobError for MachineError {
     fn repository(&self) -> Option<&RepositoryError> {
         match self {
-            Self::Disk { source, .. } | Self::Moment(source) => source.repository(),
+            Self::Disk { source, .. } => source.repository(),
+            Self::Moment(source) => source.repository(),
             Self::Repository(error) => Some(error),
             _ => None,
         }

@@ -99,6 +99,7 @@ struct Description {
 }
 
 #[derive(Serialize, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "they are the names in the file")]
 struct Disk {
     name: String,
     file: String,

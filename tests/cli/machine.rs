@@ -118,11 +118,10 @@ fn a_source_that_fails_leaves_nothing_of_the_machine() {
         .exits(1)
         .says("web/vdb was not backed up");
     assert_eq!(backups(&world), [""; 0]);
-    // One that fails while it is read.
-    let short = "read /proc/self/mem";
+    // One whose tables make no sense.
     world.write("b.qcow2", b"QFI\xfb\0\0\0\x03 no image");
     world.run(&["backup", "--machine", "web", "web/vda=a", "web/vdb=b.qcow2"]).exits(1);
-    assert_eq!(backups(&world), [""; 0], "{short}");
+    assert_eq!(backups(&world), [""; 0]);
     world.run(&BACKUP).exits(0);
     assert_eq!(backups(&world), ["web@0", "web/vda@0", "web/vdb@0"]);
 }
@@ -257,7 +256,7 @@ fn a_signal_ends_a_backup_and_the_command_after_runs() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let begun = Instant::now();
         while !world.path("begun").exists() || backups_in_progress(&world) == 0 {
-            assert!(begun.elapsed() < Duration::from_secs(60));
+            assert!(begun.elapsed() < Duration::from_mins(1));
             assert_eq!(child.try_wait().unwrap(), None);
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -272,16 +271,9 @@ fn a_signal_ends_a_backup_and_the_command_after_runs() {
 
 /// How many manifests are being written.
 fn backups_in_progress(world: &World) -> usize {
-    let sets = fs::read_dir(world.path("R/manifests")).unwrap();
-    let unfinished = |folder: fs::DirEntry| {
-        let names = fs::read_dir(folder.path()).into_iter().flatten().flatten();
-        names
-            .filter(|it| {
-                it.file_name().to_str().is_some_and(|name| name.ends_with(".tmp") && name != "set.toml.tmp")
-            })
-            .count()
-    };
-    sets.map(|folder| unfinished(folder.unwrap())).sum()
+    let sets = fs::read_dir(world.path("R/manifests")).unwrap().map(|it| it.unwrap().path());
+    let is_manifest = |name: &&String| name.strip_suffix(".tmp").is_some_and(|it| it.parse::<u32>().is_ok());
+    sets.filter(|path| path.is_dir()).map(|folder| names(&folder).iter().filter(is_manifest).count()).sum()
 }
 
 #[test]
@@ -305,10 +297,10 @@ fn a_commit_that_was_cut_short_is_seen_by_readers_and_finished_by_the_next_comma
     let world = machine();
     world.run(&BACKUP).exits(0);
     let before: Vec<_> = sets(&world).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
-    // A folder that cannot be written keeps the sets from being replaced: what is there then is what a crash leaves.
+    // What a crash leaves is made of what was there before, what is there after, and the file between the two.
     world.write("a", &noise(5, SEGMENT));
     world.run(&BACKUP).exits(0);
-    let intent = intent_of(&world, &before);
+    let intent = intent_of(&before);
     for (bytes, path) in &before {
         fs::write(path, bytes).unwrap();
     }
@@ -345,15 +337,14 @@ fn sets(world: &World) -> Vec<std::path::PathBuf> {
 }
 
 /// Makes, by `docs/format.md`, the file that stood before the sets were replaced by what they are now.
-fn intent_of(world: &World, before: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<u8> {
-    let mut text = String::from("format = 1\n");
-    for (_, path) in before {
+fn intent_of(before: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<u8> {
+    let additions = before.iter().map(|(_, path)| {
         let set = fs::read_to_string(path).unwrap();
         let id = path.parent().unwrap().file_name().unwrap().to_str().unwrap();
         let record = set.rsplit_once("[[backup]]\n").unwrap().1.split("# BLAKE3").next().unwrap();
-        text.push_str(&format!("\n[[addition]]\nbackupset = \"{id}\"\n\n[addition.backup]\n{record}"));
-    }
+        format!("\n[[addition]]\nbackupset = \"{id}\"\n\n[addition.backup]\n{record}")
+    });
+    let text = format!("format = 1\n{}", additions.collect::<String>());
     let sum = blake3::hash(text.as_bytes()).to_hex();
-    assert!(world.path("R").exists());
     format!("{text}# BLAKE3 of all before this line: {sum}\n").into_bytes()
 }

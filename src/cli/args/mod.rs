@@ -241,6 +241,7 @@ impl Jobs {
 }
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(in crate::cli) struct RestoreArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
     pub(in crate::cli) backup: BackupSelector,

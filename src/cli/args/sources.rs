@@ -52,11 +52,12 @@ pub(in crate::cli) struct MachineArgs {
     /// A small file that belongs to the machine, read once --before has ended; may be given several times, at most 64 MiB in all
     #[arg(long, value_name = "FILE", requires = "machine")]
     pub(in crate::cli) attach: Vec<PathBuf>,
-    /// Run this by the shell before any source is opened; if it fails, nothing is backed up. EKKO_MACHINE is the machine's name
+    /// Run this by the shell before any source is opened; if it fails, nothing is backed up. `EKKO_MACHINE` is the machine's
+    /// name
     #[arg(long, value_name = "COMMAND")]
     pub(in crate::cli) before: Option<String>,
     /// Run this by the shell once the sources are read and closed, whatever happened, also after a signal (INT, TERM, HUP).
-    /// EKKO_RESULT is "done" or "failed", EKKO_MACHINE the machine's name
+    /// `EKKO_RESULT` is "done" or "failed", `EKKO_MACHINE` the machine's name
     #[arg(long, value_name = "COMMAND")]
     pub(in crate::cli) after: Option<String>,
 }

@@ -36,19 +36,12 @@ impl Drop for Hooks<'_> {
 }
 
 impl<'a> Hooks<'a> {
-    /// Takes the commands. If there are any, signals only ask to stop from now on.
-    pub(super) fn new(args: &'a MachineArgs, console: &'a Console) -> Result<Self, CliError> {
+    /// Takes the commands.
+    pub(super) fn new(args: &'a MachineArgs, console: &'a Console) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let begun = AtomicBool::new(true);
-        let hooks = Self { args, console, stop, after_ran: begun, after_failed: AtomicBool::new(false) };
-        if hooks.are_there() {
-            for signal in [SIGINT, SIGTERM, SIGHUP] {
-                signal_hook::flag::register(signal, Arc::clone(&hooks.stop)).map_err(|error| {
-                    CliError::new(ErrorKind::Io, format!("cannot be told of signals: {error}"))
-                })?;
-            }
-        }
-        Ok(hooks)
+        // Nothing is owed before the command before has begun.
+        let after_ran = AtomicBool::new(true);
+        Self { args, console, stop, after_ran, after_failed: AtomicBool::new(false) }
     }
 
     /// Says whether there are any.
@@ -61,8 +54,14 @@ impl<'a> Hooks<'a> {
         Arc::clone(&self.stop)
     }
 
-    /// Runs the command before. From now on the one after is owed.
+    /// Runs the command before. From now on the one after is owed, and signals only ask to stop.
     pub(super) fn before(&self) -> Result<(), CliError> {
+        for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|_| self.are_there()) {
+            let heard = signal_hook::flag::register(signal, Arc::clone(&self.stop));
+            heard.map_err(|error| {
+                CliError::new(ErrorKind::Io, format!("cannot be told of signals: {error}"))
+            })?;
+        }
         self.after_ran.store(false, Ordering::Release);
         let Some(command) = &self.args.before else { return Ok(()) };
         let ran = self.shell(command).and_then(|mut shell| shell.status());

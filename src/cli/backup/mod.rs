@@ -65,7 +65,7 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     machine::check_names(&args.machine, &sources)?;
-    let hooks = Hooks::new(&args.machine, context.progress())?;
+    let hooks = Hooks::new(&args.machine, context.progress());
     let done = back_up_sources(&sources, args, &hooks, context);
     // What was not let go yet is not open any longer.
     hooks.after(done.as_ref().is_ok_and(|done| done.document.failed.is_empty()));
@@ -136,13 +136,12 @@ fn open_and_back_up(
         }
         return Ok(Ran { document, was_wrong: false });
     }
-    let writer = match writer {
-        Some(writer) => writer,
-        None => {
-            let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
-            document.created_repository = created;
-            writer.insert(opened)
-        }
+    let writer = if let Some(writer) = writer {
+        writer
+    } else {
+        let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
+        document.created_repository = created;
+        writer.insert(opened)
     };
     let how = How { writer, args, hooks, pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)) };
     if let Some(name) = &args.machine.machine {
