@@ -3,7 +3,8 @@
 //! A disk is read as an [`image`], divided into [`segment`]s, each distinct segment is encoded by the
 //! [`codec`] chain and kept once in the [`store`], and a [`manifest`] says how to put one backup of
 //! one disk together again. A [`repository`] holds all of it on disk; [`backup`] and [`restore`] are
-//! the jobs that move the data, [`exchange`] those that move it from and to the original's formats.
+//! the jobs that move the data, [`exchange`] those that move it from and to the original's formats, [`machine`] those of
+//! several disks at one moment.
 //!
 //! ```text
 //! image -> segments -> (all zero? dropped) -> hash -> store -> manifest -> refcounts
@@ -40,6 +41,7 @@ pub mod check;
 pub mod restore;
 
 pub mod exchange;
+pub mod machine;
 
 pub mod api;
 

@@ -1,4 +1,4 @@
-//! Faults at every single operation of a script of backups, deletions and an import: a failed one, a full disk, a torn write, a power loss.
+//! Faults at every single operation of a script of backups, of machines as well, deletions and an import: a failed one, a full disk, a torn write, a power loss.
 //!
 //! The script's operations are counted first; then it runs once for each of them and each fault. After every run
 //! the repository opens by itself, every acknowledged backup restores bit for bit, everything that is listed
@@ -16,9 +16,12 @@ use std::time::Duration;
 use common::{
     MemoryImage, Noise, SEGMENT, Told, backup, copy_folder, name, open, options, restore, small_segments,
 };
-use ekko::backup::back_up;
+use ekko::backup::{BackupSummary, back_up};
 use ekko::check::{CheckIndex, CheckOptions, CheckSummary, ReadData, check_with_index};
 use ekko::exchange::{ExportOptions, ForeignFormat, ImportOptions, export_backup, import_backup};
+use ekko::machine::{
+    Attachment, FileName, MachineBackup, MachineOptions, MachineSource, Moment, back_up_machine,
+};
 use ekko::manifest::foreign::{self, ManifestFormat};
 use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
 use ekko::progress::Silent;
@@ -91,6 +94,59 @@ fn import(writer: &SharedWriter, told: &Told) -> Option<Acknowledged> {
     Some(Acknowledged { set, incremental, disk: OLD, deleted: Some(false) })
 }
 
+/// The disks of the machine of the script, by number, at its two moments.
+const MACHINE: [[(&str, usize); 2]; 2] = [[("m/a", 2), ("m/b", 3)], [("m/a", 3), ("m/b", 2)]];
+
+/// Backs the machine up: two disks, and a file beside them.
+fn back_up_both(
+    writer: &SharedWriter,
+    moment: [(&str, usize); 2],
+    disks: &[Vec<u8>],
+    told: &Told,
+) -> Vec<Acknowledged> {
+    let source = |(image, disk): (&str, usize)| MachineSource {
+        name: name(image),
+        image: Box::new(MemoryImage::new(&disks[disk], 4096)),
+        options: options(),
+    };
+    let attached = vec![Attachment { name: FileName::new("m.xml").unwrap(), bytes: b"<m/>".to_vec() }];
+    // One after the other, so that the operations have an order.
+    let how = MachineOptions { at_once: 1, moment: options() };
+    let machine = MachineBackup::new(name("m"), moment.map(source).into(), attached, how, &|| {}).unwrap();
+    let Ok(summary) = back_up_machine(writer, &machine, told) else { return Vec::new() };
+    let done = |(disk, (_, number)): (BackupSummary, _)| Acknowledged {
+        set: disk.backup.backupset,
+        incremental: disk.backup.incremental,
+        disk: number,
+        deleted: Some(false),
+    };
+    summary.disks.into_iter().zip(moment).map(done).collect()
+}
+
+/// Makes sure that of each moment of the machine all is there or nothing.
+fn check_machines(repository: &Repository, sets: &[Backupset], case: &str) {
+    let backups = |of: &str| -> usize {
+        sets.iter().filter(|set| set.name.as_str() == of).map(|set| set.backups.len()).sum()
+    };
+    let moments = backups("m");
+    assert_eq!((backups("m/a"), backups("m/b")), (moments, moments), "{case}: half a machine");
+    for set in sets.iter().filter(|set| set.name.as_str() == "m") {
+        for record in &set.backups {
+            let moment = Moment::read(repository, &repository.manifest(set, record).unwrap(), &Silent);
+            let moment = moment.unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!(
+                (moment.disks.len(), moment.attached[0].bytes.as_slice()),
+                (2, &b"<m/>"[..]),
+                "{case}"
+            );
+            for disk in &moment.disks {
+                let (_, found) = disk.find(sets).unwrap_or_else(|why| panic!("{case}: {why}"));
+                assert_eq!(found.timestamp, record.timestamp, "{case}");
+            }
+        }
+    }
+}
+
 /// Runs the script as a process would that goes on after a failed backup. Returns what was acknowledged.
 fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>], holes: bool) -> Vec<Acknowledged> {
     let mut acknowledged = Vec::new();
@@ -111,12 +167,14 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>], holes: boo
             }
         }
         if life == 1 {
+            acknowledged.extend(back_up_both(&writer, MACHINE[0], disks, &told));
             // The first backups go, and one of them comes back: what was said to be gone or there, is.
             change_backups(&writer, &mut acknowledged, holes, &told);
             // What is garbage then goes, and what is stored after it lies behind the dead records.
             let _ = collect(&writer, &told);
             acknowledged.extend(import(&writer, &told));
             let _ = collect(&writer, &told);
+            acknowledged.extend(back_up_both(&writer, MACHINE[1], disks, &told));
         }
         let _ = writer.close();
         if life == 0 && root.join("index").is_dir() {
@@ -193,7 +251,9 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
         assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
         assert!(bytes == disks[acknowledged.disk], "{case}: an acknowledged backup differs");
     }
-    for (set, record) in sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
+    check_machines(writer.repository(), &sets, case);
+    let of_disks = || sets.iter().filter(|set| set.name.as_str() != "m");
+    for (set, record) in of_disks().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
         let (bytes, summary) = restore(writer.repository(), set, record);
         assert!(summary.damaged.is_empty(), "{case}: {:?}", summary.damaged);
         assert!(disks.contains(&bytes), "{case}: what is listed is no disk that was backed up");
@@ -206,7 +266,8 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
     let summary = assert_consistent(&shared, case);
     assert_eq!(summary.garbage_segments, 0, "{case}: garbage stays");
     let writer = shared.into_inner().unwrap();
-    for (set, record) in sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
+    check_machines(writer.repository(), &sets, case);
+    for (set, record) in of_disks().flat_map(|set| set.backups.iter().map(move |record| (set, record))) {
         let (bytes, summary) = restore(writer.repository(), set, record);
         assert!(summary.damaged.is_empty() && disks.contains(&bytes), "{case}: after a collection");
     }
@@ -341,7 +402,7 @@ fn a_power_loss_after_the_last_operation_keeps_every_acknowledged_backup() {
     let fault = FaultStorage::new(folder.path(), plan).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
     let acknowledged = script(&storage, &root, &disks, true);
-    assert_eq!(acknowledged.len(), 5);
+    assert_eq!(acknowledged.len(), 9);
     fault.lose_power().unwrap();
     check(&root, &acknowledged, &disks, "power loss at the end");
 }

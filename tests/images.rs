@@ -1,10 +1,12 @@
-//! Images that QEMU's own tools made (`tests/data/images/make.sh`), read as they read them.
+//! Images that QEMU's own tools made (`tests/data/images/make.sh`), read as they read them; and, where those tools are, images in
+//! formats that are read through QEMU's server.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ekko::error::ErrorKind;
@@ -124,6 +126,139 @@ fn a_snapshot_that_is_not_there_is_said_with_those_that_are() {
             .to_string()
             .ends_with("none")
     );
+}
+
+/// Runs qemu-img in a folder. Says whether it did; nothing if there is none here.
+fn qemu_img(folder: &Path, arguments: &[&str]) -> Option<bool> {
+    let mut command = Command::new("qemu-img");
+    let ran =
+        command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    ran.ok().map(|status| status.success())
+}
+
+/// Whether formats that are read through QEMU's server can be read here.
+fn has_qemu() -> bool {
+    let has = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    has("qemu-img") && has("qemu-nbd")
+}
+
+/// The formats that are read through QEMU's server, each in what it comes in.
+const SERVED: [(Format, &str); 11] = [
+    (Format::Vmdk, "subformat=monolithicSparse"),
+    (Format::Vmdk, "subformat=monolithicFlat"),
+    (Format::Vmdk, "subformat=twoGbMaxExtentSparse"),
+    (Format::Vmdk, "subformat=streamOptimized"),
+    (Format::Vhdx, "subformat=dynamic"),
+    (Format::Vhdx, "subformat=fixed"),
+    (Format::Vpc, "subformat=dynamic,force_size=on"),
+    (Format::Vpc, "subformat=fixed,force_size=on"),
+    (Format::Vdi, "static=off"),
+    (Format::Qed, "cluster_size=65536"),
+    (Format::Parallels, "cluster_size=1048576"),
+];
+
+/// A raw disk of 16 MiB and some, of which a fifth is data.
+fn sparse_disk() -> Vec<u8> {
+    let mut seed = 3;
+    let mut disk = vec![0; (16 << 20) + 512 * 5];
+    for start in [0, 5 << 20, (9 << 20) + 4096, 16 << 20] {
+        let end = disk.len().min(start + (1 << 20) - 512);
+        disk[start..end].iter_mut().for_each(|byte| *byte = random(&mut seed).to_le_bytes()[0]);
+    }
+    disk
+}
+
+/// Opens an image that is said to have a format.
+fn open_as(path: &Path, format: Format) -> Result<OpenImage, ImageError> {
+    open_image(path, &ImageOptions { format: Some(format), ..ImageOptions::default() })
+}
+
+#[test]
+fn formats_that_qemu_serves_are_the_disks_that_qemu_reads_and_holes_are_not_read() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = sparse_disk();
+    fs::write(folder.path().join("disk.raw"), &disk).unwrap();
+    for (format, options) in SERVED {
+        // A colon before any slash would be a protocol to QEMU.
+        let name = format!("x:{}", format.name());
+        let made =
+            ["convert", "-f", "raw", "-O", format.name(), "-o", options, "disk.raw", &format!("./{name}")];
+        assert_eq!(qemu_img(folder.path(), &made), Some(true), "{format} {options}");
+        let path = folder.path().join(&name);
+        let opened = open_as(&path, format).unwrap();
+        assert_eq!((opened.format, opened.recognised), (format, false));
+        let (found, bytes) = read(opened.image.as_ref()).unwrap();
+        // Some round the size up to what they count in.
+        assert!(
+            found.starts_with(&disk) && found[disk.len()..].iter().all(|it| *it == 0),
+            "{format} {options}"
+        );
+        let back = ["convert", "-f", format.name(), "-O", "raw", &format!("./{name}"), "back.raw"];
+        assert_eq!(qemu_img(folder.path(), &back), Some(true));
+        assert!(found == fs::read(folder.path().join("back.raw")).unwrap(), "{format} {options}");
+        // Where the file is as large as the disk, what is a hole is for the filesystem to say; of VHDX QEMU does not tell.
+        let flat = options.contains("fixed") || options.contains("Flat") || format == Format::Vhdx;
+        assert!(flat || bytes <= 9 << 20, "{format} {options}: {bytes}");
+        // It is never recognised: without being said, it is a file like others.
+        assert_eq!(open_image(&path, &ImageOptions::default()).unwrap().format, Format::Raw);
+        drop(opened);
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap() != "disk.raw" {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_image_that_qemu_serves_is_an_error_or_the_disk_that_qemu_reads() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("disk.raw"), sparse_disk()).unwrap();
+    let (mut seed, mut errors) = (11, 0);
+    for (format, options) in SERVED.into_iter().filter(|(_, options)| !options.contains("ixed")) {
+        let made = ["convert", "-f", "raw", "-O", format.name(), "-o", options, "disk.raw", "image"];
+        assert_eq!(qemu_img(folder.path(), &made), Some(true), "{format} {options}");
+        let path = folder.path().join("image");
+        let whole = fs::read(&path).unwrap();
+        for trial in 0..20 {
+            let mut bytes = whole.clone();
+            let mut number = |below: usize| usize::try_from(random(&mut seed) >> 1).unwrap() % below;
+            match trial % 4 {
+                0 => bytes[number(whole.len().min(512))] ^= 1 << number(8),
+                1 => bytes[number(whole.len().min(256 << 10))] ^= 0xff,
+                2 => {
+                    let at = number(whole.len());
+                    let end = bytes.len().min(at + 512);
+                    bytes[at..end].fill(0xa5);
+                }
+                _ => bytes.truncate(number(whole.len())),
+            }
+            fs::write(&path, &bytes).unwrap();
+            let begun = Instant::now();
+            let found = open_as(&path, format).and_then(|opened| read(opened.image.as_ref()));
+            assert!(begun.elapsed() < Duration::from_mins(1), "{format} {options} {trial}");
+            match found {
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    errors += 1;
+                }
+                Ok((found, _)) => {
+                    let back = ["convert", "-f", format.name(), "-O", "raw", "image", "back.raw"];
+                    let same = qemu_img(folder.path(), &back) == Some(true)
+                        && found == fs::read(folder.path().join("back.raw")).unwrap();
+                    assert!(same, "{format} {options} {trial}: another disk than QEMU reads");
+                }
+            }
+        }
+    }
+    assert!(errors > 30, "{errors}");
 }
 
 /// Numbers that follow from a seed (splitmix64).

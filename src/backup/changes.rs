@@ -35,6 +35,9 @@ const IN_USE: &str = "in-use";
 /// The attribute of a manifest that says of which list it was made.
 const TRACKING: &str = "cbt";
 
+/// The attribute of a manifest that says what it is of, if it is not a disk.
+pub const KIND: &str = "kind";
+
 /// So many segments are audited at least.
 const AUDITED_AT_LEAST: u32 = 10;
 
@@ -135,10 +138,6 @@ struct Attribute {
     full: Option<u32>,
 }
 
-fn attribute<'a>(info: &'a ManifestInfo, key: &str) -> Option<&'a [u8]> {
-    info.attributes.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_slice())
-}
-
 /// What is to be read, and what is said of the list.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -153,6 +152,10 @@ pub(super) fn prepare(
     options: &BackupOptions,
 ) -> Result<Prepared, BackupError> {
     let geometry = draft.info().geometry;
+    for (key, value) in &options.attributes {
+        draft.set_attribute(key, value.clone());
+    }
+    check_kind(draft)?;
     check_format(draft, options)?;
     draft.set_attribute(FORMAT, options.format.format.name().into());
     if let Some(how) = &options.in_use {
@@ -179,7 +182,7 @@ pub(super) fn prepare(
         return Ok(Prepared { plan: Plan::full(geometry), tracking: Some(tracking) });
     }
     let before = parent.map(|parent| parent.manifest.info());
-    let last = before.and_then(|info| serde_json::from_slice::<Attribute>(attribute(info, TRACKING)?).ok());
+    let last = before.and_then(|info| serde_json::from_slice::<Attribute>(info.attribute(TRACKING)?).ok());
     let plan = Plan::of_list(&changes.list, geometry, before.map(|info| info.geometry.size_of_disk()));
     let plan = match parent {
         Some(parent) => plan.with(&lost_segments(writer, parent, &plan)?, |_| super::plan::Fate::Read),
@@ -210,8 +213,7 @@ pub(super) fn distrust(
     segment: SegmentIndex,
     tracking: &mut Option<Tracking>,
 ) -> Plan {
-    let made =
-        attribute(draft.info(), TRACKING).and_then(|text| serde_json::from_slice::<Attribute>(text).ok());
+    let made = draft.attribute(TRACKING).and_then(|text| serde_json::from_slice::<Attribute>(text).ok());
     let full = made.and_then(|attribute| attribute.full).map(Incremental);
     draft.remove_attribute(TRACKING);
     let why = format!(
@@ -226,11 +228,22 @@ pub(super) fn distrust(
     Plan::full(draft.info().geometry)
 }
 
+/// Refuses a disk under the name of something else, and the other way round.
+fn check_kind(draft: &BackupDraft) -> Result<(), BackupError> {
+    let Some(parent) = draft.parent() else { return Ok(()) };
+    let (before, now) = (parent.manifest.info().attribute(KIND), draft.attribute(KIND));
+    if before == now {
+        return Ok(());
+    }
+    let was = if before.is_none() { "a disk" } else { "a machine" };
+    Err(BackupError::OtherKind { name: draft.info().name.clone(), was })
+}
+
 /// Refuses an image whose content looks like another format than the parent had.
 fn check_format(draft: &BackupDraft, options: &BackupOptions) -> Result<(), BackupError> {
     let Some(parent) = draft.parent().filter(|_| options.format.recognised) else { return Ok(()) };
     // What says nothing was made when there was only one.
-    let before = attribute(parent.manifest.info(), FORMAT).unwrap_or(Format::Raw.name().as_bytes());
+    let before = parent.manifest.info().attribute(FORMAT).unwrap_or(Format::Raw.name().as_bytes());
     let now = options.format.format.name();
     if before == now.as_bytes() {
         return Ok(());

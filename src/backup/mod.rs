@@ -17,9 +17,10 @@ mod plan;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use changes::{FullRead, TrackedChanges, Tracking};
+pub use changes::{FullRead, KIND, TrackedChanges, Tracking};
 pub use worker::{Put, SegmentWriter};
 
 use crate::backup::changes::Prepared;
@@ -30,7 +31,7 @@ use crate::manifest::{ImageName, ManifestError, ManifestWriter};
 use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::repository::{
-    BackupDraft, CommittedBackup, JobError, RepositoryError, RepositoryWriter, SharedWriter,
+    BackupDraft, CommittedBackup, FinishedDraft, JobError, RepositoryError, RepositoryWriter, SharedWriter,
 };
 use crate::segment::SegmentIndex;
 use crate::store::StoreError;
@@ -72,6 +73,17 @@ pub enum BackupError {
         /// What the source looks like.
         now: String,
     },
+    /// The name is that of what is no disk, or the other way round.
+    #[error("{name} names {was} already: choose another name")]
+    OtherKind {
+        /// The name.
+        name: ImageName,
+        /// What it names, with its article.
+        was: &'static str,
+    },
+    /// Somebody asked for it to be stopped.
+    #[error("stopped before it was done")]
+    Stopped,
     /// A thread of the pipeline ended before its work did.
     #[error("a worker ended unexpectedly; the backup was not committed")]
     WorkerLost,
@@ -96,9 +108,11 @@ impl BackupError {
             Self::Image(error) => error.kind(),
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
-            Self::ListUnusable { .. } | Self::FormatChanged { .. } => ErrorKind::Invalid,
+            Self::ListUnusable { .. } | Self::FormatChanged { .. } | Self::OtherKind { .. } => {
+                ErrorKind::Invalid
+            }
             Self::ListWrong { .. } => ErrorKind::Corrupt,
-            Self::WorkerLost => ErrorKind::Io,
+            Self::Stopped | Self::WorkerLost => ErrorKind::Io,
         }
     }
 }
@@ -137,6 +151,10 @@ pub struct BackupOptions {
     pub in_use: Option<String>,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
     pub changes: Option<Arc<TrackedChanges>>,
+    /// What else its manifest says, by keys.
+    pub attributes: Vec<(&'static str, Vec<u8>)>,
+    /// Each of these stops it once it is set, if it has not been read in full by then.
+    pub stop: Vec<Arc<AtomicBool>>,
     /// What it shares with jobs that run beside it, instead of `jobs` of its own and no limit.
     pub pace: Option<Arc<Pace>>,
 }
@@ -145,7 +163,21 @@ impl BackupOptions {
     /// Reads all of a raw image with so many threads.
     pub fn new(compression: CompressionSetting, jobs: usize) -> Self {
         let format = SourceFormat { format: Format::Raw, recognised: false };
-        Self { compression, jobs, tags: Vec::new(), format, in_use: None, changes: None, pace: None }
+        Self {
+            compression,
+            jobs,
+            tags: Vec::new(),
+            format,
+            in_use: None,
+            changes: None,
+            attributes: Vec::new(),
+            stop: Vec::new(),
+            pace: None,
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.iter().any(|stop| stop.load(Ordering::Acquire))
     }
 }
 
@@ -233,22 +265,47 @@ fn attempt(
 ) -> Result<BackupSummary, BackupError> {
     let begun = Instant::now();
     writer.prepare_for_growth()?;
-    let mut draft = writer.begin_backup(name, image.size())?;
+    let draft = writer.begin_backup(name, image.size())?;
+    let DiskRead { draft, stats, tracking } = read_disk(writer, draft, image, options, progress)?;
+    let size_of_disk = draft.draft().info().geometry.size_of_disk();
+    // One comes of one.
+    let backup = writer.commit_all(vec![draft])?.pop().ok_or(BackupError::WorkerLost)?;
+    Ok(BackupSummary { backup, size_of_disk, stats, tracking, elapsed: begun.elapsed() })
+}
+
+/// A disk that was read and stored for a backup that is not committed.
+#[derive(Debug)]
+pub struct DiskRead {
+    /// The backup.
+    pub draft: FinishedDraft,
+    /// What was done.
+    pub stats: BackupStats,
+    /// What came of the list of changes, if there was one.
+    pub tracking: Option<Tracking>,
+}
+
+/// Reads a disk for a backup that has been begun: all but the commit. After a failure nothing is left of the draft.
+pub fn read_disk(
+    writer: &RepositoryWriter,
+    mut draft: BackupDraft,
+    image: &dyn Image,
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<DiskRead, BackupError> {
     draft.set_tags(&options.tags);
     let prepared = changes::prepare(writer, &mut draft, options);
-    progress.begin(name.as_str(), image.size());
+    progress.begin(draft.info().name.as_str(), image.size());
     let result = prepared.and_then(|plan| read(writer, &mut draft, image, plan, options, progress));
     progress.end();
-    let (manifest, stats, tracking) = match result {
-        Ok(done) => done,
+    match result {
+        Ok((manifest, stats, tracking)) => {
+            Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking })
+        }
         Err(error) => {
             writer.abandon(&draft);
-            return Err(error);
+            Err(error)
         }
-    };
-    let size_of_disk = draft.info().geometry.size_of_disk();
-    let backup = writer.commit(draft, manifest)?;
-    Ok(BackupSummary { backup, size_of_disk, stats, tracking, elapsed: begun.elapsed() })
+    }
 }
 
 /// Reads what is planned, or everything, if it turns out that the list of changes is wrong.

@@ -69,6 +69,7 @@ struct Shared<'a> {
     pace: &'a Pace,
     /// The number by which the threads ask for turns.
     job: usize,
+    options: &'a BackupOptions,
     failure: Failure,
 }
 
@@ -90,6 +91,7 @@ pub(super) fn run(
         pieces: Mutex::new(Pieces::new(image, geometry, plan)),
         pace: &pace,
         job: pace.join(),
+        options,
         failure: Failure::default(),
     };
     let threads = pace.jobs();
@@ -118,7 +120,7 @@ pub(super) fn run(
 }
 
 fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) -> Result<(), BackupError> {
-    let Shared { image, geometry, plan, pieces, pace, job, failure } = shared;
+    let Shared { image, geometry, plan, pieces, pace, job, options, failure } = shared;
     let mut turn = pace.turn(*job);
     let mut buffer = ReadBuffer::new(Pieces::most_bytes(*geometry));
     while !failure.stopped() {
@@ -129,7 +131,10 @@ fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) 
         };
         let Some(piece) = next else { break };
         let read_bytes = piece.data_bytes();
-        pace.spend(read_bytes, || failure.stopped());
+        pace.spend(read_bytes, || failure.stopped() || options.is_stopped());
+        if options.is_stopped() {
+            return Err(BackupError::Stopped);
+        }
         let start = geometry.offset(SegmentIndex(piece.segments.start));
         let last = SegmentIndex(piece.segments.end.saturating_sub(1));
         let end = geometry.offset(last) + u64::from(geometry.length(last));

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cli::args::{DeleteArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::machine::disks_of;
 use crate::cli::{Outcome, format, gc};
 use crate::error::ErrorKind;
 use crate::repository::{
@@ -58,13 +59,19 @@ pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, Cl
     let (sets, _) = writer.repository().backupsets()?;
     let mut rows: Vec<Row> = Vec::new();
     for selector in &args.backups {
-        let (set, backup) = writer.repository().find(&sets, selector)?;
-        if backup.protection.holds(jiff::Timestamp::now()) {
-            return Err(RepositoryError::Protected { backup: selector.to_string() }.into());
+        let found = writer.repository().find(&sets, selector)?;
+        let mut all = vec![found];
+        if args.machine {
+            all.extend(disks_of(writer.repository(), &sets, found, context)?);
         }
-        let row = Row::of(&sets, set, backup);
-        if rows.iter().all(|other| other.id != row.id) {
-            rows.push(row);
+        for (set, backup) in all {
+            let row = Row::of(&sets, set, backup);
+            if backup.protection.holds(jiff::Timestamp::now()) {
+                return Err(RepositoryError::Protected { backup: row.backup }.into());
+            }
+            if rows.iter().all(|other| other.id != row.id) {
+                rows.push(row);
+            }
         }
     }
     let freed_bytes = would_free(&writer, &rows)?;

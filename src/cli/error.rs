@@ -7,6 +7,7 @@ use crate::check::CheckError;
 use crate::error::ErrorKind;
 use crate::exchange::ExchangeError;
 use crate::image::ImageError;
+use crate::machine::MachineError;
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
@@ -73,6 +74,12 @@ impl From<CheckError> for CliError {
 
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<MachineError> for CliError {
+    fn from(error: MachineError) -> Self {
         Self::new(error.kind(), error.to_string())
     }
 }

@@ -17,6 +17,7 @@ mod format;
 mod gc;
 mod init;
 mod list;
+mod machine;
 mod manifest;
 mod progress;
 mod protect;
@@ -89,6 +90,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
     match command {
         Command::Init(args) => init::run(&args, context),
         Command::Backup(args) => backup::run(&args, context),
+        Command::Restore(args) if args.machine => machine::restore(&args, context),
         Command::Restore(args) => restore::run(&args, context),
         Command::List(args) => list::run(&args, context),
         Command::Show(args) => show::run(&args, context),

@@ -1,14 +1,31 @@
 //! `ekko show`
 
-use crate::api::{self, View};
+use serde::Serialize;
+
+use crate::api::{self, BackupDetails, View};
 use crate::cli::args::ShowArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::machine::{Parts, parts};
 use crate::cli::{Outcome, format};
+use crate::repository::{BackupSelector, Repository};
+
+/// A backup, and what it consists of if it is a machine's moment.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    details: BackupDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Parts>,
+}
 
 pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliError> {
-    let document = api::show(&context.open()?, &View::everything(), &args.backup)?;
-    context.print(&document, |out| {
+    let repository = context.open()?;
+    let details = api::show(&repository, &View::everything(), &args.backup)?;
+    let parts = parts_of(&repository, &args.backup, context)?;
+    let whole = Document { details, parts };
+    let Document { details: document, parts } = &whole;
+    context.print(&whole, |out| {
         let segments = format!(
             "{} of {}: {} present, {} changed by this backup",
             document.segments,
@@ -30,8 +47,19 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("manifest", format!("{manifest} ({})", format::bytes(document.manifest_bytes))),
         ];
         pairs.extend(document.attributes.iter().map(|(key, value)| (key.as_str(), value.clone())));
+        pairs.extend(parts.iter().flat_map(Parts::pairs));
         pairs.retain(|(_, value)| !value.is_empty());
         format::pairs(out, &pairs)
     })?;
-    Ok(Outcome::Done)
+    Ok(context.outcome())
+}
+
+fn parts_of(
+    repository: &Repository,
+    asked: &BackupSelector,
+    context: &Context,
+) -> Result<Option<Parts>, CliError> {
+    let (sets, _) = repository.backupsets()?;
+    let (set, backup) = repository.find(&sets, asked)?;
+    parts(repository, &sets, &repository.manifest(set, backup)?, context)
 }

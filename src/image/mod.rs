@@ -11,7 +11,7 @@ mod nbd;
 mod open;
 mod qcow2;
 mod raw;
-mod rbd;
+mod served;
 
 use std::fmt::Debug;
 use std::io;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::image::nbd::{NbdImage, is_nbd};
 use crate::image::qcow2::{MAGIC, Qcow2Image, Trust};
-use crate::image::rbd::{RbdImage, is_rbd};
+use crate::image::served::{ServedImage, is_rbd};
 use crate::image::{ChangeList, Image, ImageError, RawImage, Reading};
 
 /// How the bytes of a file are a disk.
@@ -16,14 +16,36 @@ pub enum Format {
     Raw,
     /// QEMU's own format.
     Qcow2,
+    /// That of `VMware`, also over several files.
+    Vmdk,
+    /// Hyper-V's newer one.
+    Vhdx,
+    /// Hyper-V's and Virtual PC's older one (VHD).
+    Vpc,
+    /// That of `VirtualBox`.
+    Vdi,
+    /// An early successor of qcow2.
+    Qed,
+    /// Parallels'.
+    Parallels,
 }
 
 impl Format {
+    /// All formats.
+    pub const ALL: [Self; 8] =
+        [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhdx, Self::Vpc, Self::Vdi, Self::Qed, Self::Parallels];
+
     /// Returns its name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+            Self::Vpc => "vpc",
+            Self::Vdi => "vdi",
+            Self::Qed => "qed",
+            Self::Parallels => "parallels",
         }
     }
 }
@@ -38,10 +60,10 @@ impl FromStr for Format {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Raw, Self::Qcow2]
-            .into_iter()
-            .find(|format| format.name() == text)
-            .ok_or_else(|| format!("{text:?} is no format: raw and qcow2 are possible"))
+        Self::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("{text:?} is no format: {names} are possible")
+        })
     }
 }
 
@@ -92,10 +114,14 @@ pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, Imag
         Format::Qcow2 => {
             Box::new(Qcow2Image::open(file, options.reading, trust, options.snapshot.as_deref())?)
         }
-        Format::Raw if options.snapshot.is_some() => {
-            return Err(ImageError::unsupported(path, "an internal snapshot of a raw image"));
+        _ if options.snapshot.is_some() => {
+            return Err(ImageError::unsupported(path, "an internal snapshot of what is no qcow2 image"));
         }
         Format::Raw => Box::new(file),
+        Format::Vmdk | Format::Vhdx | Format::Vpc | Format::Vdi | Format::Qed | Format::Parallels => {
+            drop(file);
+            Box::new(ServedImage::open_file(path, format, options.reading)?)
+        }
     };
     Ok(OpenImage { image, format, recognised: options.format.is_none(), changes: None })
 }
@@ -106,8 +132,8 @@ pub fn is_remote(path: &Path) -> bool {
 }
 
 fn open_remote(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageError> {
-    if options.format == Some(Format::Qcow2) || options.snapshot.is_some() {
-        return Err(ImageError::unsupported(path, "a qcow2 image in what is a disk already"));
+    if options.format.is_some_and(|format| format != Format::Raw) || options.snapshot.is_some() {
+        return Err(ImageError::unsupported(path, "an image of another format in what is a disk already"));
     }
     if is_rbd(path) {
         if options.bitmap.is_some() {
@@ -116,7 +142,7 @@ fn open_remote(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageEr
                 "a dirty bitmap of RBD, which has snapshots and \"rbd diff\",",
             ));
         }
-        let image = Box::new(RbdImage::open(path)?);
+        let image = Box::new(ServedImage::open_rbd(path, options.reading)?);
         return Ok(OpenImage { image, format: Format::Raw, recognised: false, changes: None });
     }
     let image = NbdImage::open(path, options.bitmap.as_deref(), options.certificates.as_deref())?;

@@ -38,7 +38,9 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// How the bytes come from the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reading {
-    /// Through the page cache: what is in it is used, and what is not is dropped again where the kernel can.
+    /// Through the page cache: what is in it is used, and what is not is dropped again where the kernel can. Block devices are
+    /// read past it all the same: a filesystem that is mounted on one, or who writes below it, does not tell it, and what an
+    /// earlier backup brought into it would be taken for what the disk holds.
     #[default]
     Cached,
     /// Past it (`O_DIRECT`), so that it is left as it is.
@@ -67,19 +69,23 @@ impl RawImage {
         let file = File::open(path).map_err(opening)?;
         refuse(file.metadata().map_err(opening)?.file_type())?;
         let size = size_of(&file).map_err(opening)?;
+        let is_device = file.metadata().map_err(opening)?.file_type().is_block_device();
+        let open_direct = || {
+            let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+            OpenOptions::new().read(true).custom_flags(flag).open(path)
+        };
         let direct = match reading {
+            Reading::Cached if is_device => open_direct().ok(),
             Reading::Cached => None,
             Reading::Direct => {
-                let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
-                Some(
-                    OpenOptions::new()
-                        .read(true)
-                        .custom_flags(flag)
-                        .open(path)
-                        .map_err(|source| ImageError::Direct { path: path.to_owned(), source })?,
-                )
+                let failed = |source| ImageError::Direct { path: path.to_owned(), source };
+                Some(open_direct().map_err(failed)?)
             }
         };
+        if is_device {
+            // For what cannot be read past the cache: its end, if that is not aligned, or all of it on some devices.
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
         // Advice alone: where it is not taken, reading is only slower, or pushes more out of the page cache.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let _ = fadvise(&file, 0, None, Advice::NoReuse);
@@ -93,7 +99,11 @@ impl RawImage {
             let whole = buffer.len() - buffer.len() % DIRECT;
             let aligned = buffer.as_ptr().align_offset(DIRECT) == 0 && offset.is_multiple_of(DIRECT as u64);
             if aligned && let Some(part) = buffer.get_mut(..whole).filter(|part| !part.is_empty()) {
-                return direct.read_at(part, offset);
+                match direct.read_at(part, offset) {
+                    // The device counts in larger blocks.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                    read => return read,
+                }
             }
         } else if self.uncached.load(Ordering::Relaxed) {
             match preadv2(&self.file, &mut [io::IoSliceMut::new(buffer)], offset, DONTCACHE) {

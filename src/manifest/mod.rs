@@ -56,6 +56,13 @@ pub struct ManifestInfo {
     pub attributes: Vec<(String, Vec<u8>)>,
 }
 
+impl ManifestInfo {
+    /// Returns what is said under `key`.
+    pub fn attribute(&self, key: &str) -> Option<&[u8]> {
+        self.attributes.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_slice())
+    }
+}
+
 /// A manifest that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, ImageName, Incremental};
 use crate::repository::settings::{FORMAT, check_format, read_text};
+use crate::repository::together::Together;
 use crate::repository::{Layout, Repository, RepositoryError};
 use crate::segment::Fingerprint;
 use crate::storage::{Storage, replace};
@@ -115,7 +116,7 @@ struct FileOrigin {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileBackup {
+pub(super) struct FileBackup {
     incremental: u32,
     manifest: String,
     timestamp: String,
@@ -134,7 +135,7 @@ struct FileBackup {
 }
 
 impl FileBackup {
-    fn of(backup: &BackupRecord) -> Self {
+    pub(super) fn of(backup: &BackupRecord) -> Self {
         Self {
             incremental: backup.incremental.0,
             manifest: backup.manifest.to_string(),
@@ -152,7 +153,7 @@ impl FileBackup {
         }
     }
 
-    fn read(self) -> Result<BackupRecord, String> {
+    pub(super) fn read(self) -> Result<BackupRecord, String> {
         let protection = match (self.protected, self.protected_until) {
             (true, _) => Protection::Always,
             (false, Some(end)) => Protection::Until(time(&end)?),
@@ -181,6 +182,25 @@ fn time(text: &str) -> Result<jiff::Timestamp, String> {
 
 const CHECKSUM: &str = "# BLAKE3 of all before this line: ";
 
+/// Adds the line by which it is seen that a text is what was written.
+pub(super) fn seal(text: &str) -> String {
+    let checksum = Fingerprint::of(text.as_bytes());
+    format!("{text}{CHECKSUM}{checksum}\n")
+}
+
+/// Reads a file of which the last line has the BLAKE3 of the others, and makes sure that it and the format fit.
+pub(super) fn read_sealed(storage: &dyn Storage, path: &Path) -> Result<String, RepositoryError> {
+    let text = read_text(storage, path)?;
+    let damaged =
+        |what: &str| RepositoryError::SettingsDamaged { path: path.to_owned(), what: what.to_owned() };
+    let (covered, checksum) = text.rsplit_once(CHECKSUM).ok_or_else(|| damaged("its last line is gone"))?;
+    if checksum.strip_suffix('\n') != Some(Fingerprint::of(covered.as_bytes()).to_string().as_str()) {
+        return Err(damaged("it does not fit the BLAKE3 in its last line"));
+    }
+    check_format(path, covered)?;
+    Ok(covered.to_owned())
+}
+
 impl Backupset {
     fn encode(&self) -> Result<String, toml::ser::Error> {
         let origin = self.origin.map(|origin| FileOrigin {
@@ -198,9 +218,7 @@ impl Backupset {
             backups: self.backups.iter().map(FileBackup::of).collect(),
             deleted: self.deleted.iter().map(FileBackup::of).collect(),
         };
-        let text = toml::to_string(&file)?;
-        let checksum = Fingerprint::of(text.as_bytes());
-        Ok(format!("{text}{CHECKSUM}{checksum}\n"))
+        Ok(seal(&toml::to_string(&file)?))
     }
 
     fn decode(text: &str) -> Result<Self, String> {
@@ -251,18 +269,13 @@ impl Backupset {
         id: BackupsetId,
     ) -> Result<Self, RepositoryError> {
         let path = layout.set_settings(id);
-        let text = read_text(storage, &path)?;
-        let damaged =
-            |what: &str| RepositoryError::SettingsDamaged { path: path.clone(), what: what.to_owned() };
-        let (covered, checksum) =
-            text.rsplit_once(CHECKSUM).ok_or_else(|| damaged("its last line is gone"))?;
-        if checksum.strip_suffix('\n') != Some(Fingerprint::of(covered.as_bytes()).to_string().as_str()) {
-            return Err(damaged("it does not fit the BLAKE3 in its last line"));
-        }
-        check_format(&path, covered)?;
+        let text = read_sealed(storage, &path)?;
         let set =
-            Self::decode(covered).map_err(|what| RepositoryError::Settings { path: path.clone(), what })?;
-        if set.id == id { Ok(set) } else { Err(damaged("it belongs to another backupset")) }
+            Self::decode(&text).map_err(|what| RepositoryError::Settings { path: path.clone(), what })?;
+        if set.id == id {
+            return Ok(set);
+        }
+        Err(RepositoryError::SettingsDamaged { path, what: "it belongs to another backupset".to_owned() })
     }
 
     /// Replaces the settings of the backupset; durable when this returns.
@@ -296,8 +309,23 @@ impl Repository {
                 Err(error) => problems.push(error),
             }
         }
+        // After the sets: what comes to exist meanwhile stands here or there.
+        match Together::read(self.storage.as_ref(), &self.layout) {
+            Ok(None) => {}
+            Ok(Some(together)) => together.apply(&mut sets, &self.layout, &mut problems),
+            Err(error) => problems.push(error),
+        }
         sets.sort_by(|a, b| (&a.name, a.created, a.id).cmp(&(&b.name, b.created, b.id)));
         Ok((sets, problems))
+    }
+
+    /// Reads one backupset.
+    pub(super) fn backupset(&self, id: BackupsetId) -> Result<Backupset, RepositoryError> {
+        let mut set = Backupset::read(self.storage.as_ref(), &self.layout, id)?;
+        if let Some(together) = Together::read(self.storage.as_ref(), &self.layout)? {
+            together.apply_to(&mut set);
+        }
+        Ok(set)
     }
 
     fn is_unborn(&self, id: BackupsetId) -> bool {

@@ -11,137 +11,26 @@
 //!
 //! A crash before 5 leaves garbage, which recovery removes (files) or the next backup re-uses (segments);
 //! after 5 recovery finishes 6 and 7.
+//!
+//! Several backups that exist together or not at all take each step for all of them, and one more before 5: a file that
+//! says what every `set.toml` is to say of them ([`Together`]). **From then on all of them exist**; when each `set.toml`
+//! says so, the file goes. A crash before it leaves none of them, after it recovery finishes 5.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{
     BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter,
 };
 use crate::repository::counting::{Counting, neighbour};
+use crate::repository::draft::{Parent, Running};
 use crate::repository::state::State;
+use crate::repository::together::{Addition, Together};
 use crate::repository::{
-    BackupId, BackupRecord, Backupset, Layout, Origin, Protection, Repository, RepositoryError,
-    RepositoryWriter,
+    BackupDraft, BackupId, BackupRecord, Backupset, FinishedDraft, Origin, Protection, Repository,
+    RepositoryError, RepositoryWriter,
 };
 use crate::segment::Geometry;
-use crate::storage::TEMPORARY;
-use crate::store::StoreJob;
-
-/// The backup that a new one is compared with.
-#[derive(Debug)]
-pub struct Parent {
-    /// Its manifest.
-    pub manifest: ManifestReader,
-    /// What each of its base indices is in the new manifest.
-    bases: Vec<BaseIndex>,
-}
-
-impl Parent {
-    /// Translates a base index of the parent's manifest into one of the new manifest's.
-    pub fn base(&self, base: BaseIndex) -> BaseIndex {
-        self.bases.get(usize::from(base.0)).copied().unwrap_or_default()
-    }
-}
-
-/// A backup that has been begun and is not committed.
-#[derive(Debug)]
-pub struct BackupDraft {
-    set: Backupset,
-    info: ManifestInfo,
-    temporary: PathBuf,
-    parent: Option<Parent>,
-    tags: Vec<String>,
-    /// Backups that have turned out to be suspect, and why.
-    suspects: Vec<Incremental>,
-    why: String,
-    /// Whether the backupset has no settings yet.
-    pub(super) newborn: bool,
-    running: Running,
-}
-
-/// What keeps others from making a backup of the same backupset, and from freeing what this one finds.
-#[derive(Debug)]
-pub(super) struct Running {
-    job: StoreJob,
-    growing: Arc<Mutex<HashSet<BackupsetId>>>,
-    set: Option<BackupsetId>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(set) = self.set {
-            self.growing.lock().unwrap_or_else(PoisonError::into_inner).remove(&set);
-        }
-    }
-}
-
-impl BackupDraft {
-    pub(super) fn new(
-        layout: &Layout,
-        set: Backupset,
-        info: ManifestInfo,
-        parent: Option<Parent>,
-        running: Running,
-    ) -> Self {
-        let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
-        Self {
-            set,
-            info,
-            temporary,
-            parent,
-            tags: Vec::new(),
-            suspects: Vec::new(),
-            why: String::new(),
-            newborn: false,
-            running,
-        }
-    }
-
-    /// Returns the backup that this one is compared with.
-    pub fn parent(&self) -> Option<&Parent> {
-        self.parent.as_ref()
-    }
-
-    /// Returns what keeps the segments that are found for it from being freed.
-    pub fn job(&self) -> &StoreJob {
-        &self.running.job
-    }
-
-    /// Gives the backup tags.
-    pub fn set_tags(&mut self, tags: &[String]) {
-        self.tags = tags.to_vec();
-    }
-
-    /// Has the manifest say `value` under `key`.
-    pub fn set_attribute(&mut self, key: &str, value: Vec<u8>) {
-        self.remove_attribute(key);
-        self.info.attributes.push((key.to_owned(), value));
-    }
-
-    /// Has the manifest say nothing under `key`.
-    pub fn remove_attribute(&mut self, key: &str) {
-        self.info.attributes.retain(|(other, _)| other != key);
-    }
-
-    /// Has the backups of its backupset behind the number `full`, or all, marked as suspect when it is committed. Returns
-    /// their numbers.
-    pub fn suspect_since(&mut self, full: Option<Incremental>, why: &str) -> Vec<Incremental> {
-        // Those that were deleted can come back.
-        let numbers = self.set.backups.iter().chain(&self.set.deleted).map(|backup| backup.incremental);
-        self.suspects = numbers.filter(|number| full.is_none_or(|full| *number > full)).collect();
-        self.suspects.sort_unstable();
-        why.clone_into(&mut self.why);
-        self.suspects.clone()
-    }
-
-    /// Returns what its manifest will say about the whole.
-    pub fn info(&self) -> &ManifestInfo {
-        &self.info
-    }
-}
 
 /// A backup that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +46,17 @@ pub struct CommittedBackup {
     /// Whether the index broke after the backup came to exist: the caller replaces it, which counts the
     /// backup, before the backup is acknowledged.
     pub replace_index: bool,
+}
+
+/// A backup that lacks nothing but to be said of in its backupset.
+#[derive(Debug)]
+struct Ready {
+    draft: BackupDraft,
+    /// The backupset as it will be.
+    set: Backupset,
+    /// The backup before it.
+    before: Option<ManifestReader>,
+    addition: Addition,
 }
 
 impl RepositoryWriter {
@@ -309,91 +209,137 @@ impl RepositoryWriter {
         }
     }
 
+    /// Completes the manifest of a draft and makes it durable, still under its temporary name.
+    pub fn finish_draft(
+        &self,
+        draft: BackupDraft,
+        manifest: ManifestWriter,
+    ) -> Result<FinishedDraft, RepositoryError> {
+        self.check()?;
+        let finished = manifest.finish().map_err(RepositoryError::from);
+        let finished = finished.inspect_err(|error| self.poisoned_by(error))?;
+        Ok(FinishedDraft { draft, finished })
+    }
+
     /// Commits a backup whose manifest is complete. When this returns, the backup is durable.
     pub fn commit(
         &self,
         draft: BackupDraft,
         manifest: ManifestWriter,
     ) -> Result<CommittedBackup, RepositoryError> {
+        let finished = self.finish_draft(draft, manifest)?;
+        let mut committed = self.commit_all(vec![finished])?;
+        // One comes of one.
+        committed
+            .pop()
+            .ok_or_else(|| RepositoryError::Poisoned { reason: "nothing was committed".to_owned() })
+    }
+
+    /// Commits several backups, of as many disks: after a failure or a crash there are all of them or none. When this
+    /// returns, all are durable; they are returned in their order.
+    ///
+    /// # Errors
+    /// As of one; imports of new backupsets are committed one by one.
+    pub fn commit_all(&self, drafts: Vec<FinishedDraft>) -> Result<Vec<CommittedBackup>, RepositoryError> {
         // Held over I/O: commits are few, each changes `set.toml` and generation, and their order is the point.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        self.try_commit(draft, manifest).inspect_err(|error| {
+        // The folder of a new backupset of an import stands for nothing before its settings are there.
+        if let [one, _, ..] = drafts.as_slice()
+            && let Some(import) = drafts.iter().find(|it| it.draft.newborn)
+        {
+            let what = format!("it is to be committed with {}, and imports go alone", one.draft.info.name);
+            let ManifestInfo { backupset, incremental, ref name, .. } = import.draft.info;
+            return Err(RepositoryError::CannotImport { backupset, incremental, name: name.clone(), what });
+        }
+        self.try_commit(drafts).inspect_err(|error| {
             if !error.distrusts_index() {
                 self.poisoned_by(error);
             }
         })
     }
 
-    fn try_commit(
-        &self,
-        draft: BackupDraft,
-        manifest: ManifestWriter,
-    ) -> Result<CommittedBackup, RepositoryError> {
-        let (repository, storage) = (&self.repository, self.repository.storage.as_ref());
-        // What this backup found is not freed before it is counted.
-        let BackupDraft { mut set, info, temporary, tags, suspects, why, newborn, running: _running, .. } =
-            draft;
-        if !newborn {
-            // Others may have been deleted, protected or renamed since it was begun.
-            set = Backupset::read(storage, &repository.layout, set.id)?;
-        }
+    fn try_commit(&self, drafts: Vec<FinishedDraft>) -> Result<Vec<CommittedBackup>, RepositoryError> {
+        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         self.store.flush()?;
-        let finished = manifest.finish()?;
+        let ready = drafts.into_iter().map(|draft| self.ready(draft)).collect::<Result<Vec<_>, _>>()?;
+        for Ready { draft, .. } in &ready {
+            storage.rename_new(&draft.temporary, &layout.manifest(draft.set.id, draft.info.incremental))?;
+            storage.sync_folder(&layout.set(draft.set.id))?;
+        }
+        let together = ready.len() > 1;
+        if together {
+            Together::new(ready.iter().map(|one| one.addition.clone()).collect()).write(storage, layout)?;
+        }
+        for Ready { draft, set, .. } in &ready {
+            set.write(storage, layout)?;
+            if draft.newborn {
+                storage.unlink(&layout.newborn(set.id))?;
+            }
+        }
+        if together {
+            Together::remove(storage, layout)?;
+        }
+        let counted = ready.iter().try_for_each(|one| self.count_new(one));
+        let replace_index = match counted.and_then(|()| self.raise_generation()) {
+            Ok(()) => false,
+            Err(error) if error.distrusts_index() => true,
+            Err(error) => return Err(error),
+        };
+        let committed = |Ready { draft, set, .. }: Ready| CommittedBackup {
+            id: BackupId { name: set.name.as_str().to_owned(), incremental: draft.info.incremental },
+            backupset: set.id,
+            incremental: draft.info.incremental,
+            timestamp: draft.info.timestamp,
+            replace_index,
+        };
+        Ok(ready.into_iter().map(committed).collect())
+    }
+
+    /// Makes sure that every segment that a backup gains is stored, and works out what its backupset will say.
+    fn ready(&self, FinishedDraft { draft, finished }: FinishedDraft) -> Result<Ready, RepositoryError> {
+        let repository = &self.repository;
+        let mut set = if draft.newborn {
+            draft.set.clone()
+        } else {
+            // Others may have been deleted, protected or renamed since it was begun.
+            Backupset::read(repository.storage.as_ref(), &repository.layout, draft.set.id)?
+        };
         let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
-        {
-            let written = ManifestReader::open(&temporary)?;
-            let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
-            for window in neighbours.windows_of(COUNTED_WINDOW) {
-                for (key, _) in neighbours.gains(window) {
-                    self.store.require_stored(key)?;
-                }
+        let written = ManifestReader::open(&draft.temporary)?;
+        let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
+        for window in neighbours.windows_of(COUNTED_WINDOW) {
+            for (key, _) in neighbours.gains(window) {
+                self.store.require_stored(key)?;
             }
         }
-        let path = repository.layout.manifest(set.id, info.incremental);
-        storage.rename_new(&temporary, &path)?;
-        storage.sync_folder(&repository.layout.set(set.id))?;
-        for record in set.backups.iter_mut().chain(&mut set.deleted) {
-            if suspects.contains(&record.incremental) {
-                record.suspect = Some(why.clone());
-            }
-        }
-        set.backups.push(BackupRecord {
+        let info = &draft.info;
+        let record = BackupRecord {
             incremental: info.incremental,
             manifest: finished.fingerprint,
             timestamp: info.timestamp,
             size_of_disk: info.geometry.size_of_disk(),
             segments: info.geometry.segments(),
-            tags,
+            tags: draft.tags.clone(),
             protection: Protection::None,
             note: None,
             suspect: None,
-        });
-        set.next_incremental = info
-            .incremental
-            .0
-            .checked_add(1)
-            .ok_or_else(|| RepositoryError::NoIncremental { backupset: set.id.to_string() })?;
-        set.write(storage, &repository.layout)?;
-        if newborn {
-            storage.unlink(&repository.layout.newborn(set.id))?;
+        };
+        let (suspects, why) = (draft.suspects.clone(), draft.why.clone());
+        let addition = Addition { backupset: set.id, record, suspects, why };
+        if !addition.apply(&mut set) {
+            return Err(RepositoryError::NoIncremental { backupset: set.id.to_string() });
         }
+        Ok(Ready { draft, set, before, addition })
+    }
+
+    fn count_new(&self, Ready { draft, set, before, .. }: &Ready) -> Result<(), RepositoryError> {
+        let path = self.repository.layout.manifest(set.id, draft.info.incremental);
         let committed = ManifestReader::open(&path)?;
         let neighbours = Neighbours { before: before.as_ref(), this: &committed, after: None };
         let counting = Counting { backupset: set.id, neighbours };
-        let counted = counting.add(None, |changes| self.store.apply(changes)).map_err(RepositoryError::from);
-        let replace_index = match counted.and_then(|_| self.raise_generation()) {
-            Ok(()) => false,
-            Err(error) if error.distrusts_index() => true,
-            Err(error) => return Err(error),
-        };
-        Ok(CommittedBackup {
-            id: BackupId { name: set.name.as_str().to_owned(), incremental: info.incremental },
-            backupset: set.id,
-            incremental: info.incremental,
-            timestamp: info.timestamp,
-            replace_index,
-        })
+        counting.add(None, |changes| self.store.apply(changes))?;
+        Ok(())
     }
 
     /// Raises the generation, first in the index, then in `state`: an index from before this moment is not

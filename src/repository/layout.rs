@@ -86,6 +86,11 @@ impl Layout {
         self.root.join("manifests")
     }
 
+    /// Returns the file that says which backups of several backupsets have come to exist together.
+    pub fn together(&self) -> PathBuf {
+        self.sets().join("together.toml")
+    }
+
     /// Returns the folder of one backupset.
     pub fn set(&self, id: BackupsetId) -> PathBuf {
         self.sets().join(id.to_string())

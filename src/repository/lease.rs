@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::manifest::{BackupsetId, Incremental};
-use crate::repository::{Backupset, Deletion, Layout, Repository, RepositoryError};
+use crate::repository::{Deletion, Layout, Repository, RepositoryError};
 use crate::storage::StorageError;
 
 /// A lease, while it is there.
@@ -45,7 +45,7 @@ impl Repository {
                 Lease { held: None }
             }
         };
-        let found = Backupset::read(self.storage.as_ref(), &self.layout, set)?;
+        let found = self.backupset(set)?;
         // Not one that is deleted already: it may be about to be collected.
         if found.backups.iter().any(|record| record.incremental == incremental) {
             return Ok(lease);

@@ -10,6 +10,7 @@ mod backupset;
 mod commit;
 mod counting;
 mod delete;
+mod draft;
 mod gc;
 mod import;
 mod job;
@@ -25,13 +26,15 @@ mod select;
 mod settings;
 mod state;
 mod statistics;
+mod together;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backupset::{BackupRecord, Backupset, Origin, Protection};
-pub use commit::{BackupDraft, CommittedBackup, Parent};
+pub use commit::CommittedBackup;
 pub use delete::{Changed, Deletion};
+pub use draft::{BackupDraft, FinishedDraft, Parent};
 pub use gc::{GcOptions, GcSummary};
 pub use job::{JobError, SharedWriter};
 pub use layout::Layout;

@@ -11,6 +11,7 @@ use crate::repository::backupset::is_newborn;
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
 use crate::repository::state::State;
+use crate::repository::together;
 use crate::repository::{Backupset, Layout, Repository, RepositoryError};
 use crate::segment::SegmentKey;
 use crate::storage::TEMPORARY;
@@ -34,16 +35,20 @@ pub(super) fn unknown_state(blank: State) -> State {
     State { generation: u64::try_from(now).unwrap_or(0), clean: None, ..blank }
 }
 
-/// Removes temporary files, and manifests that were named before their backup was in `set.toml`: it was
-/// never acknowledged. A number is never given twice, so such a manifest has the next one.
+/// Finishes backups that came to exist together, then removes temporary files, and manifests that were named before their
+/// backup was in `set.toml`: it was never acknowledged. A number is never given twice, so such a manifest has the next one.
 pub(super) fn undo_unfinished(
     repository: &Repository,
     progress: &dyn Progress,
 ) -> Result<(), RepositoryError> {
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
-    for name in storage.list(&layout.packs())?.iter().map(|name| layout.packs().join(name)) {
-        if name.extension().is_some_and(|extension| extension == TEMPORARY) {
-            storage.unlink(&name)?;
+    // Before any manifest goes: it may be that of a backup that exists.
+    let known = together::finish(repository, progress)?;
+    for folder in [layout.packs(), layout.sets()] {
+        for path in storage.list(&folder)?.iter().map(|name| folder.join(name)) {
+            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                storage.unlink(&path)?;
+            }
         }
     }
     let (sets, _) = repository.backupsets()?;
@@ -66,10 +71,11 @@ pub(super) fn undo_unfinished(
         for name in names {
             let path = folder.join(&name);
             let number = name.parse::<u32>().ok();
-            let unfinished =
-                number.is_some_and(|number| set.is_some_and(|set| number >= set.next_incremental));
+            let is_new = |number: u32| set.is_some_and(|set| number >= set.next_incremental);
+            let unfinished = known && number.is_some_and(is_new);
             // Its backup was deleted and collected.
-            let collected = number.is_some_and(|number| set.is_some_and(|set| !set.knows(number)));
+            let collected =
+                number.is_some_and(|number| set.is_some_and(|set| !set.knows(number)) && !is_new(number));
             if unfinished || collected || path.extension().is_some_and(|extension| extension == TEMPORARY) {
                 storage.unlink(&path)?;
                 changed = true;

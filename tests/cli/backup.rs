@@ -349,5 +349,8 @@ fn sources_that_are_not_there_are_named_as_they_were_given_and_leave_nothing() {
         .run(&["backup", "x=disk", "--bitmap", "b0"])
         .exits(1)
         .says("a dirty bitmap of what is no NBD export");
-    world.run(&["backup", "x=disk", "--snapshot", "s"]).exits(1).says("an internal snapshot of a raw image");
+    world
+        .run(&["backup", "x=disk", "--snapshot", "s"])
+        .exits(1)
+        .says("an internal snapshot of what is no qcow2 image");
 }

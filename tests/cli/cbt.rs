@@ -123,6 +123,30 @@ fn whatever_a_list_misses_is_found_in_so_many_backups() {
 }
 
 #[test]
+fn in_a_hundred_backups_at_the_default_share_every_segment_is_read_again() {
+    const SEGMENTS: usize = 1200;
+    let world = World::new();
+    world.init_small();
+    let disk: Vec<u8> =
+        (0..SEGMENTS).flat_map(|at| vec![u8::try_from(at % 251).unwrap() + 1; SEGMENT]).collect();
+    world.write("web", &disk);
+    world.write("list", b"[]");
+    world.run(&["backup", "web"]).exits(0);
+    let (mut audited, mut read) = (0, 0);
+    for number in 0..100 {
+        let base = format!("web@{number}");
+        let done = world.json(&["backup", "web", "--cbt", "list", "--cbt-base", &base])["backups"][0].clone();
+        audited += done["cbt"]["audited_segments"].as_u64().unwrap();
+        read += done["read_bytes"].as_u64().unwrap();
+        // They are those that follow on the ones before.
+        let made = world.json(&["show", "web"])["attributes"]["cbt"].as_str().unwrap().to_owned();
+        let made: Value = serde_json::from_str(&made).unwrap();
+        assert_eq!(made["cursor"], u64::try_from((number + 1) * SEGMENTS / 100 % SEGMENTS).unwrap());
+    }
+    assert_eq!((audited, read), (SEGMENTS as u64, disk.len() as u64), "each once, and nothing else");
+}
+
+#[test]
 fn zeros_that_are_none_are_found_as_well() {
     let (world, mut disk) = world();
     disk[3 * SEGMENT] ^= 1;

@@ -9,6 +9,7 @@ mod exchange;
 mod gc;
 mod harness;
 mod index;
+mod machine;
 mod manifest;
 mod reading;
 mod restore;

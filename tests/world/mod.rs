@@ -16,11 +16,12 @@ use std::time::Duration;
 use crate::common::{
     MemoryImage, Noise, SEGMENT, Told, copy_folder, files_below, name, open, options, restore, small_segments,
 };
-use ekko::backup::{BackupStats, back_up};
+use ekko::backup::{BackupError, BackupStats, back_up, read_disk};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::manifest::{BackupsetId, Incremental};
 use ekko::repository::{
-    Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+    CommittedBackup, Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryError,
+    RepositoryWriter, SharedWriter,
 };
 use ekko::segment::{Fingerprint, SegmentHash};
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
@@ -101,7 +102,7 @@ impl World {
         let image = usize::from(image) % NAMES.len();
         let place = usize::from(place) % SEGMENTS;
         let mut noise = Noise::new(u64::from(seed) + 1);
-        match what % 24 {
+        match what % 25 {
             0..=4 => self.change(image, place, &mut noise),
             5..=8 => self.backup(image, if seed % 2 == 0 { 4096 } else { SEGMENT }),
             9 => self.reopen(),
@@ -126,6 +127,7 @@ impl World {
             19 | 20 => self.collect(),
             21 => self.rebuild(),
             22 => self.lose_power(usize::from(seed), &mut noise),
+            23 => self.back_up_together(),
             _ => self.check_all(),
         }
     }
@@ -279,11 +281,11 @@ impl World {
         let opened =
             RepositoryWriter::open_with(&storage, &self.root(), &OpenOptions::default(), &Told::default());
         // What was under way when the power failed may have happened.
-        let (mut coming, mut going) = (None, None);
+        let (mut coming, mut going) = (Vec::new(), None);
         let mut shared = opened.ok().map(SharedWriter::new);
         while let Some(writer) = &shared {
             let image = noise.below(NAMES.len());
-            let works = match noise.below(4) {
+            let works = match noise.below(5) {
                 0 | 1 => {
                     self.change(image, noise.below(SEGMENTS), noise);
                     let source = MemoryImage::new(&self.disks[image], 4096);
@@ -293,11 +295,24 @@ impl World {
                         let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
                         self.backups.push(Backup { image, set, incremental, disk });
                     } else {
-                        coming = Some((image, disk));
+                        coming.push((image, disk));
                     }
                     made.is_ok()
                 }
-                2 if !self.backups.is_empty() => {
+                2 => {
+                    self.change(image, noise.below(SEGMENTS), noise);
+                    let all: Vec<_> = self.disks.iter().cloned().enumerate().collect();
+                    let job = |writer: &RepositoryWriter| commit_together(writer, &all);
+                    let made = writer.run_job(&Told::default(), |_| false, job).ok();
+                    let works = made.is_some();
+                    for ((image, disk), made) in all.iter().cloned().zip(made.unwrap_or_default()) {
+                        let (set, incremental) = (made.backupset, made.incremental);
+                        self.backups.push(Backup { image, set, incremental, disk });
+                    }
+                    coming = if works { Vec::new() } else { all };
+                    works
+                }
+                3 if !self.backups.is_empty() => {
                     let position = noise.below(self.backups.len());
                     let Backup { set, incremental, .. } = self.backups[position];
                     let deletion = Deletion { backupset: set, incremental };
@@ -327,11 +342,11 @@ impl World {
         self.told.clear();
         self.old_index = None;
         self.open();
-        self.look_again(coming.as_ref(), going);
+        self.look_again(&coming, going);
     }
 
     /// Brings the model into step with what a power loss left: what was acknowledged is there.
-    fn look_again(&mut self, coming: Option<&(usize, Vec<u8>)>, going: Option<Backup>) {
+    fn look_again(&mut self, coming: &[(usize, Vec<u8>)], going: Option<Backup>) {
         let repository = self.writer.as_ref().unwrap().repository().clone();
         let (sets, problems) = repository.backupsets().unwrap();
         assert!(problems.is_empty(), "{problems:?}");
@@ -353,16 +368,20 @@ impl World {
                 self.deleted.push(backup);
             }
         }
+        let mut came = 0;
         for set in &sets {
             for record in &set.backups {
                 if !self.backups.iter().any(|it| (it.set, it.incremental) == (set.id, record.incremental)) {
-                    let (image, disk) = coming.cloned().unwrap();
+                    let of = |(image, _): &&(usize, Vec<u8>)| set.name.as_str() == NAMES[*image];
+                    let (image, disk) = coming.iter().find(of).cloned().unwrap();
                     let incremental = record.incremental;
+                    came += 1;
                     self.backups.push(Backup { image, set: set.id, incremental, disk });
                 }
             }
             self.made.insert(set.id, set.next_incremental);
         }
+        assert!(came == 0 || came == coming.len(), "{came} of {} that come together", coming.len());
         let mut deleted = std::mem::take(&mut self.deleted);
         deleted.retain(|backup| listed(backup.set, backup.incremental, true));
         self.deleted = deleted;
@@ -427,12 +446,27 @@ impl World {
             "holes are never read, and data is read once"
         );
         self.stored.extend(segments(&self.disks[image]).flatten().map(Fingerprint::of));
-        let (set, incremental) = (summary.backup.backupset, summary.backup.incremental);
+        self.was_made(image, &summary.backup);
+    }
+
+    fn was_made(&mut self, image: usize, made: &CommittedBackup) {
+        let (set, incremental) = (made.backupset, made.incremental);
         self.current[image] = Some(set);
         let made = self.made.entry(set).or_default();
         assert_eq!(incremental.0, *made, "numbers are given in order, and never twice");
         *made += 1;
         self.backups.push(Backup { image, set, incremental, disk: self.disks[image].clone() });
+    }
+
+    /// Backs all disks up, and has their backups exist at once.
+    fn back_up_together(&mut self) {
+        let disks: Vec<_> = self.disks.iter().cloned().enumerate().collect();
+        let made = commit_together(self.writer.as_ref().unwrap(), &disks).unwrap();
+        for ((image, disk), made) in disks.iter().zip(&made) {
+            assert!(!made.replace_index);
+            self.stored.extend(segments(disk).flatten().map(Fingerprint::of));
+            self.was_made(*image, made);
+        }
     }
 
     fn open(&mut self) {
@@ -576,6 +610,20 @@ impl World {
         index.close().unwrap();
         found
     }
+}
+
+/// Backs disks up, of images by their numbers, and has the backups exist at once.
+fn commit_together(
+    writer: &RepositoryWriter,
+    disks: &[(usize, Vec<u8>)],
+) -> Result<Vec<CommittedBackup>, BackupError> {
+    let mut drafts = Vec::new();
+    for (image, disk) in disks {
+        let draft = writer.begin_backup(&name(NAMES[*image]), disk.len() as u64)?;
+        let read = read_disk(writer, draft, &MemoryImage::new(disk, 4096), &options(), &Told::default())?;
+        drafts.push(read.draft);
+    }
+    Ok(writer.commit_all(drafts)?)
 }
 
 fn set_id(backup: &Backup) -> BackupsetId {

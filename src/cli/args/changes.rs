@@ -13,6 +13,9 @@ pub(in crate::cli) struct DeleteArgs {
     /// The backups: NAME@NUMBER, NAME@latest or NAME
     #[arg(required = true, value_name = "BACKUP")]
     pub(in crate::cli) backups: Vec<BackupSelector>,
+    /// The backups are moments of machines: delete the backups of their disks as well
+    #[arg(long)]
+    pub(in crate::cli) machine: bool,
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,

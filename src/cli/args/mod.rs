@@ -15,7 +15,7 @@ pub(in crate::cli) use changes::{
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
 pub(in crate::cli) use serve::ServeArgs;
-pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, TlsArgs};
+pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, MachineArgs, TlsArgs};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -72,7 +72,9 @@ pub(in crate::cli) enum Command {
     #[command(
         after_help = "The repository is made if its folder does not exist. The second backup of a name is \
                             incremental 1 of the same backupset; only segments that no backup holds are stored.\n\n\
-                            Example:\n  ekko -r /backup/store backup web=/dev/vg/web db=/srv/vm/db.raw"
+                            Example:\n  ekko -r /backup/store backup web=/dev/vg/web db=/srv/vm/db.raw\n  \
+                            ekko -r /backup/store backup --machine web web/vda=/dev/vg/a-snap web/vdb=/dev/vg/b-snap \\\n    \
+                            --attach domain.xml --before 'freeze && snapshot && thaw' --after 'drop-snapshots'"
     )]
     Backup(BackupArgs),
     /// Restore a backup to a file, a block device or stdout
@@ -80,7 +82,8 @@ pub(in crate::cli) enum Command {
         after_help = "A target that exists is only overwritten with --force. A damaged segment does not stop \
                             the restore: it is named, its range is left zero, and the exit code is 3.\n\n\
                             Example:\n  ekko -r /backup/store restore web@3 /srv/vm/web.raw\n  \
-                            ekko -r /backup/store restore web - | zstd > web.raw.zst"
+                            ekko -r /backup/store restore web - | zstd > web.raw.zst\n  \
+                            ekko -r /backup/store restore --machine web@latest /srv/vm/web"
     )]
     Restore(RestoreArgs),
     /// List backups
@@ -247,11 +250,16 @@ impl Jobs {
 }
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(in crate::cli) struct RestoreArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
     pub(in crate::cli) backup: BackupSelector,
     /// A file, a block device at least as large as the disk, or - for stdout
     pub(in crate::cli) target: PathBuf,
+    /// Restore all of a machine at the moment that the backup is: a file for each disk, and what lay beside them, into the
+    /// folder that the target names
+    #[arg(long, conflicts_with_all = ["over", "in_place", "delta", "offset", "length"])]
+    pub(in crate::cli) machine: bool,
     /// Overwrite a target that exists
     #[arg(long)]
     pub(in crate::cli) force: bool,

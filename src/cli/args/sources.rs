@@ -8,6 +8,7 @@ use clap::Args;
 use crate::cli::args::{cores, percent, rate, tag};
 use crate::codec::CompressionSetting;
 use crate::image::{Format, ImageOptions, Reading};
+use crate::manifest::ImageName;
 use crate::repository::BackupSelector;
 
 #[derive(Args, Debug)]
@@ -34,17 +35,40 @@ pub(in crate::cli) struct BackupArgs {
     #[arg(long)]
     pub(in crate::cli) direct: bool,
     #[command(flatten)]
+    pub(in crate::cli) machine: MachineArgs,
+    #[command(flatten)]
     pub(in crate::cli) image: ImageArgs,
     #[command(flatten)]
     pub(in crate::cli) cbt: CbtArgs,
 }
 
+/// Several disks at one moment, and what is done so that they stand still.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct MachineArgs {
+    /// The sources are the disks of this machine, named NAME/DISK: they are backed up at one moment, which is the backup
+    /// NAME@N, and committed together or not at all
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) machine: Option<ImageName>,
+    /// A small file that belongs to the machine, read once --before has ended; may be given several times, at most 64 MiB in all
+    #[arg(long, value_name = "FILE", requires = "machine")]
+    pub(in crate::cli) attach: Vec<PathBuf>,
+    /// Run this by the shell before any source is opened; if it fails, nothing is backed up. `EKKO_MACHINE` is the machine's
+    /// name
+    #[arg(long, value_name = "COMMAND")]
+    pub(in crate::cli) before: Option<String>,
+    /// Run this by the shell once the sources are read and closed, whatever happened, also after a signal (INT, TERM, HUP).
+    /// `EKKO_RESULT` is "done" or "failed", `EKKO_MACHINE` the machine's name
+    #[arg(long, value_name = "COMMAND")]
+    pub(in crate::cli) after: Option<String>,
+}
+
 /// How sources are opened.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ImageArgs {
-    /// The format of the sources: raw or qcow2 [default: by how each begins]. A guest can write the beginning of a qcow2
-    /// image into its raw disk, to have another file of this machine read as its backing file; so a backing or data file
-    /// is only followed where qcow2 was said
+    /// The format of the sources: raw or qcow2 [default: by how each begins]; vmdk, vhdx, vpc, vdi, qed or parallels, which
+    /// are read through qemu-nbd and only if they are said. A guest can write the beginning of a qcow2 image into its raw disk,
+    /// to have another file of this machine read as its backing file; so a backing or data file is only followed where
+    /// qcow2 was said
     #[arg(long, value_name = "FORMAT")]
     pub(in crate::cli) format: Option<Format>,
     /// Read an internal snapshot of a qcow2 image, by its id or name
@@ -82,10 +106,11 @@ pub(in crate::cli) struct CbtArgs {
     /// `thin_delta`, or Ekko's own "diff --json"; for a first backup "qemu-img map --output=json" or "nbdinfo --map --json"
     #[arg(long, value_name = "FILE", conflicts_with = "bitmap")]
     pub(in crate::cli) cbt: Option<PathBuf>,
-    /// Read only what this dirty bitmap of an NBD server says has changed, of one source
+    /// Read only what this dirty bitmap of an NBD server says has changed, of one source or of all disks of a machine
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) bitmap: Option<String>,
-    /// Since which backup the changes are, e.g. web@3; it must be the newest of its backupset
+    /// Since which backup the changes are, e.g. web@3; it must be the newest of its backupset. A machine's moment stands for
+    /// the backups of its disks
     #[arg(long, value_name = "BACKUP", requires = "changes")]
     pub(in crate::cli) cbt_base: Option<BackupSelector>,
     /// What the tracking is called, to be written down: the name of a bitmap or a snapshot [default: the name

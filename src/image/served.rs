@@ -1,8 +1,10 @@
-//! RBD images of a Ceph cluster, through a `qemu-nbd` of our own.
+//! RBD images of a Ceph cluster, and files in formats that QEMU reads and Ekko does not, through a `qemu-nbd` of our own.
 //!
 //! librbd is what QEMU reads RBD with, and where it is there is QEMU as a rule; its server is a process of its own, so what
-//! goes wrong in librbd does not go wrong in a backup. The server is asked over a socket in a temporary folder that nobody
-//! else can open, and ends with the image.
+//! goes wrong in librbd, or in a reader of a format, does not go wrong in a backup. The server is asked over a socket in a
+//! temporary folder that nobody else can open, and ends with the image.
+//!
+//! It is told the format and never recognises one: some name other files of the host.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,12 +13,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::image::nbd::{NbdError, NbdImage};
-use crate::image::{Extent, Image, ImageError};
+use crate::image::{Extent, Format, Image, ImageError, Reading};
 
 /// What begins the name of an image: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE...]`, as QEMU has it.
 const SCHEME: &str = "rbd:";
 
-/// How long a server may take until it listens: it looks for the cluster first.
+/// How long a server may take until it listens: it may look for a cluster first.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Says whether a path names an RBD image.
@@ -40,12 +42,20 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(path: &Path) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ekko-rbd-").tempdir()?;
+    /// Starts a server for what QEMU names `image`.
+    fn start(image: &Path, format: Format, reading: Reading) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ekko-nbd-").tempdir()?;
+        let cache = match reading {
+            Reading::Direct => "none",
+            Reading::Cached => "writeback",
+        };
         let child = Command::new("qemu-nbd")
-            .args(["--read-only", "--format=raw", "--persistent", "--socket"])
+            .args(["--read-only", "--persistent"])
+            .args([format!("--format={format}"), format!("--cache={cache}")])
+            .arg("--socket")
             .arg(folder.path().join("socket"))
-            .arg(path)
+            .arg("--")
+            .arg(image)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(folder.path().join("log"))?)
@@ -87,7 +97,7 @@ impl Server {
             }
             if begun.elapsed() > PATIENCE {
                 return Err(NbdError::Refused {
-                    what: "qemu-nbd does not come up: is the cluster there?".to_owned(),
+                    what: "qemu-nbd does not come up: is what it is to read there?".to_owned(),
                 });
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -96,23 +106,42 @@ impl Server {
     }
 }
 
-/// An RBD image, as a disk.
+/// What a server of our own gives, as a disk.
 #[derive(Debug)]
-pub(super) struct RbdImage {
+pub(super) struct ServedImage {
     path: PathBuf,
     export: NbdImage,
     /// Ends after the link to it.
     _server: Server,
 }
 
-impl RbdImage {
+impl ServedImage {
+    /// Opens an RBD image.
+    pub(super) fn open_rbd(path: &Path, reading: Reading) -> Result<Self, ImageError> {
+        Self::open(path, path, Format::Raw, reading, "RBD (Debian: qemu-utils, qemu-block-extra)")
+    }
+
+    /// Opens a file in a format that QEMU reads.
+    pub(super) fn open_file(path: &Path, format: Format, reading: Reading) -> Result<Self, ImageError> {
+        // QEMU takes what stands before a colon for a protocol, unless a slash comes first.
+        let image =
+            std::path::absolute(path).map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
+        Self::open(path, &image, format, reading, &format!("{format} (Debian: qemu-utils)"))
+    }
+
     /// Starts a server for an image and connects to it.
-    pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
+    fn open(
+        path: &Path,
+        image: &Path,
+        format: Format,
+        reading: Reading,
+        what: &str,
+    ) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
-        let mut server = Server::start(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => failed(NbdError::Lacks {
-                what: "qemu-nbd, which reads RBD (Debian: qemu-utils, qemu-block-extra)".to_owned(),
-            }),
+        let mut server = Server::start(image, format, reading).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                failed(NbdError::Lacks { what: format!("qemu-nbd, which reads {what}") })
+            }
             _ => failed(error.into()),
         })?;
         server.wait().map_err(failed)?;
@@ -122,7 +151,7 @@ impl RbdImage {
     }
 }
 
-impl Image for RbdImage {
+impl Image for ServedImage {
     fn path(&self) -> &Path {
         &self.path
     }

@@ -1,0 +1,118 @@
+//! Commands that a person has run before and after a backup: they freeze and thaw what is backed up, or make and drop what it
+//! is read from.
+//!
+//! The one after runs once, whatever happens before: it undoes what the other has done. So signals that would end this
+//! process only ask it to stop; then the sources are closed, the command runs, and the process ends by itself.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::cli::args::MachineArgs;
+use crate::cli::error::CliError;
+use crate::cli::progress::Console;
+use crate::error::ErrorKind;
+
+/// The commands of one backup. Dropped before the one after has run, it runs.
+#[derive(Debug)]
+pub(super) struct Hooks<'a> {
+    args: &'a MachineArgs,
+    console: &'a Console,
+    /// Whether a signal came.
+    stop: Arc<AtomicBool>,
+    after_ran: AtomicBool,
+    after_failed: AtomicBool,
+}
+
+impl Drop for Hooks<'_> {
+    fn drop(&mut self) {
+        self.after(false);
+    }
+}
+
+impl<'a> Hooks<'a> {
+    /// Takes the commands.
+    pub(super) fn new(args: &'a MachineArgs, console: &'a Console) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        // Nothing is owed before the command before has begun.
+        let after_ran = AtomicBool::new(true);
+        Self { args, console, stop, after_ran, after_failed: AtomicBool::new(false) }
+    }
+
+    /// Says whether there are any.
+    pub(super) fn are_there(&self) -> bool {
+        self.args.before.is_some() || self.args.after.is_some()
+    }
+
+    /// Returns what a signal sets.
+    pub(super) fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Runs the command before. From now on the one after is owed, and signals only ask to stop.
+    pub(super) fn before(&self) -> Result<(), CliError> {
+        for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|_| self.are_there()) {
+            let heard = signal_hook::flag::register(signal, Arc::clone(&self.stop));
+            heard.map_err(|error| {
+                CliError::new(ErrorKind::Io, format!("cannot be told of signals: {error}"))
+            })?;
+        }
+        self.after_ran.store(false, Ordering::Release);
+        let Some(command) = &self.args.before else { return Ok(()) };
+        let ran = self.shell(command).and_then(|mut shell| shell.status());
+        let failed = |how: &dyn std::fmt::Display| {
+            let message = format!("nothing was backed up: --before ({command}) failed: {how}");
+            Err(CliError::new(ErrorKind::Io, message))
+        };
+        match ran {
+            Ok(status) if !status.success() => failed(&status),
+            Err(error) => failed(&error),
+            Ok(_) if self.stop.load(Ordering::Acquire) => failed(&"a signal came while it ran"),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Runs the command after, unless it has run or none is owed.
+    pub(super) fn after(&self, done: bool) {
+        if self.after_ran.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(command) = &self.args.after else { return };
+        let ran = self.shell(command).and_then(|mut shell| {
+            shell.env("EKKO_RESULT", if done { "done" } else { "failed" });
+            // What ends this process, or is meant to, is not to end what it owes.
+            shell.process_group(0).status()
+        });
+        let how = match ran {
+            Ok(status) if status.success() => return,
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.after_failed.store(true, Ordering::Release);
+        self.console
+            .line(&format!("problem: --after ({command}) failed: {how}; undo by hand what it undoes"));
+    }
+
+    /// Says whether the command after failed.
+    pub(super) fn failed(&self) -> bool {
+        self.after_failed.load(Ordering::Acquire)
+    }
+
+    fn shell(&self, command: &str) -> io::Result<Command> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).stdin(Stdio::null());
+        // Our stdout is for our results alone.
+        shell.stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?));
+        shell.env_remove("EKKO_RESULT");
+        match &self.args.machine {
+            Some(name) => shell.env("EKKO_MACHINE", name.as_str()),
+            None => shell.env_remove("EKKO_MACHINE"),
+        };
+        Ok(shell)
+    }
+}

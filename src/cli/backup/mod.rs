@@ -1,0 +1,292 @@
+//! `ekko backup`
+
+mod hooks;
+mod lists;
+mod machine;
+mod report;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+pub(super) use lists::read_list;
+
+use crate::backup::{
+    BackupError, BackupOptions, BackupSummary, SourceFormat, TrackedChanges, Tracking, back_up,
+};
+use crate::cli::Outcome;
+use crate::cli::args::BackupArgs;
+use crate::cli::backup::hooks::Hooks;
+use crate::cli::backup::report::{Document, done, failed};
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::progress::Console;
+use crate::error::ErrorKind;
+use crate::image::{ImageError, ImageOptions, OpenImage, Reading, is_remote, open_image, source_use};
+use crate::manifest::ImageName;
+use crate::pace::Pace;
+use crate::progress::{Notice, Progress};
+use crate::repository::{InitOptions, Repository, RepositoryError, SharedWriter};
+
+/// A source, and what came of opening it.
+type Opened<'a> = (&'a Source, Result<OpenImage, ImageError>);
+
+/// A source and the name it is backed up under.
+struct Source {
+    name: ImageName,
+    path: PathBuf,
+}
+
+/// Reads `[NAME=]SOURCE`. A path that begins with `/`, `./` or `../` has no name before it, so that paths
+/// with `=` in them can be said.
+fn source(text: &str) -> Result<Source, CliError> {
+    let is_path = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
+    if is_remote(Path::new(text)) {
+        let message = format!("what is no path needs a name of its own: NAME={text}");
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    let invalid = |error: &dyn std::fmt::Display| CliError::new(ErrorKind::Invalid, error.to_string());
+    if let Some((name, path)) = text.split_once('=').filter(|_| !is_path) {
+        let name = ImageName::new(name).map_err(|error| invalid(&error))?;
+        return Ok(Source { name, path: PathBuf::from(path) });
+    }
+    let file_name = Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = ImageName::new(file_name)
+        .map_err(|error| invalid(&format!("{error}; give it one with NAME={text}")))?;
+    Ok(Source { name, path: PathBuf::from(text) })
+}
+
+pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliError> {
+    let sources = args.sources.iter().map(|text| source(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut names = HashSet::new();
+    if let Some(twice) = sources.iter().find(|source| !names.insert(&source.name)) {
+        let message = format!("the name {} is given twice: each source needs its own", twice.name);
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    machine::check_names(&args.machine, &sources)?;
+    let hooks = Hooks::new(&args.machine, context.progress());
+    let done = back_up_sources(&sources, args, &hooks, context);
+    // What was not let go yet is not open any longer.
+    hooks.after(done.as_ref().is_ok_and(|done| done.document.failed.is_empty()));
+    let Ran { document, was_wrong } = done?;
+    report::print(&document, context)?;
+    Ok(match (document.failed.is_empty(), document.backups.is_empty()) {
+        (true, _) if context.progress().saw_problems() || was_wrong || hooks.failed() => Outcome::Problems,
+        (true, _) => Outcome::Done,
+        (false, false) => Outcome::Problems,
+        (false, true) => Outcome::Failed,
+    })
+}
+
+/// What was done.
+struct Ran {
+    document: Document,
+    /// Whether a list of changes was wrong.
+    was_wrong: bool,
+}
+
+/// Runs the command before, opens the sources and backs them up; when this returns they are closed.
+fn back_up_sources(
+    sources: &[Source],
+    args: &BackupArgs,
+    hooks: &Hooks<'_>,
+    context: &Context,
+) -> Result<Ran, CliError> {
+    // What the commands keep still is not kept waiting for a repository.
+    let is_there = hooks.are_there() && Repository::open(context.repository_path()?).is_ok();
+    let mut writer = is_there.then(|| context.open_shared(args.jobs())).transpose()?;
+    let ran = open_and_back_up(sources, &mut writer, args, hooks, context);
+    if let Some(writer) = writer
+        && let Err(error) = writer.close()
+    {
+        // Every backup is durable; the next opening checks the index. If a failure is the reason, it has been told already.
+        tracing::info!(%error, "the repository was not closed in order");
+    }
+    ran
+}
+
+fn open_and_back_up(
+    sources: &[Source],
+    writer: &mut Option<SharedWriter>,
+    args: &BackupArgs,
+    hooks: &Hooks<'_>,
+    context: &Context,
+) -> Result<Ran, CliError> {
+    hooks.before()?;
+    let attached = machine::read_attached(&args.machine)?;
+    // Opened before the repository is touched: none is made for a run that could not back anything up.
+    let reading = if args.direct { Reading::Direct } else { Reading::Cached };
+    let options = ImageOptions { bitmap: args.cbt.bitmap.clone(), ..args.image.options(reading) };
+    let opened: Vec<Opened<'_>> =
+        sources.iter().map(|source| (source, open_image(&source.path, &options))).collect();
+    let changes = changes(&opened, args, context)?;
+    let mut document =
+        Document { created_repository: false, machine: None, backups: Vec::new(), failed: Vec::new() };
+    let enough = if args.machine.machine.is_some() {
+        opened.iter().all(|(_, image)| image.is_ok())
+    } else {
+        opened.iter().any(|(_, image)| image.is_ok())
+    };
+    if !enough {
+        for (source, image) in opened {
+            if let Err(error) = image {
+                document.failed.push(failed(source, &error, context));
+            }
+        }
+        return Ok(Ran { document, was_wrong: false });
+    }
+    let writer = if let Some(writer) = writer {
+        writer
+    } else {
+        let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
+        document.created_repository = created;
+        writer.insert(opened)
+    };
+    let how = How { writer, args, hooks, pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)) };
+    if let Some(name) = &args.machine.machine {
+        return machine::back_up(name, opened, &changes, attached, &how, document, context);
+    }
+    let results = back_up_all(&how, &opened, &changes, context.progress());
+    let mut was_wrong = false;
+    for ((source, image), result) in opened.into_iter().zip(results) {
+        match (image, result) {
+            (Err(error), _) => document.failed.push(failed(source, &error, context)),
+            (Ok(_), None) => {}
+            (Ok(image), Some(Ok(summary))) => {
+                was_wrong |= summary.tracking.as_ref().is_some_and(Tracking::was_wrong);
+                document.backups.push(done(source, image.format, &summary));
+            }
+            (Ok(_), Some(Err(error))) => document.failed.push(failed(source, &error, context)),
+        }
+    }
+    Ok(Ran { document, was_wrong })
+}
+
+/// Returns what is said of the changes of each source, in their order: nothing, or something of each that could be opened.
+fn changes(
+    opened: &[Opened<'_>],
+    args: &BackupArgs,
+    context: &Context,
+) -> Result<Vec<Option<Arc<TrackedChanges>>>, CliError> {
+    // A bitmap has one name on all disks of a machine, whose moments say since when it counts.
+    let of_several = args.cbt.bitmap.is_some() && args.machine.machine.is_some();
+    if args.cbt.cbt.is_none() && args.cbt.bitmap.is_none() {
+        return Ok(vec![None; opened.len()]);
+    }
+    if opened.len() > 1 && !of_several {
+        let message =
+            "--cbt and --bitmap are of one disk: name one source, or --bitmap the disks of one --machine";
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    let of = |(source, image): &Opened<'_>| match image {
+        Ok(image) => Ok(Some(Arc::new(lists::changes(&source.name, image, &args.cbt, context)?))),
+        Err(_) => Ok(None),
+    };
+    opened.iter().map(of).collect()
+}
+
+/// How all sources are backed up.
+struct How<'a> {
+    writer: &'a SharedWriter,
+    args: &'a BackupArgs,
+    hooks: &'a Hooks<'a>,
+    pace: Arc<Pace>,
+}
+
+impl How<'_> {
+    /// Returns how a source is backed up, and warns of who else uses it.
+    fn options(
+        &self,
+        source: &Source,
+        image: &OpenImage,
+        changes: Option<Arc<TrackedChanges>>,
+        progress: &Console,
+    ) -> BackupOptions {
+        let in_use = source_use(&source.path);
+        if let Some(how) = in_use.clone() {
+            progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
+        }
+        let format = SourceFormat { format: image.format, recognised: image.recognised };
+        BackupOptions { format, in_use, changes, stop: vec![self.hooks.stop()], ..self.plain_options() }
+    }
+
+    /// Returns how what is no source is backed up.
+    fn plain_options(&self) -> BackupOptions {
+        let compression = self.args.compression.unwrap_or_else(|| self.writer.repository().compression());
+        BackupOptions {
+            tags: self.args.tags.clone(),
+            pace: Some(Arc::clone(&self.pace)),
+            ..BackupOptions::new(compression, self.args.jobs())
+        }
+    }
+}
+
+/// Backs all sources up that could be opened, several at once. Returns what came of each, in their order.
+fn back_up_all(
+    how: &How<'_>,
+    opened: &[Opened<'_>],
+    changes: &[Option<Arc<TrackedChanges>>],
+    progress: &Console,
+) -> Vec<Option<Result<BackupSummary, BackupError>>> {
+    let results: Vec<_> = opened.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..usize::from(how.args.at_once).min(opened.len()) {
+            scope.spawn(|| {
+                while let Some((((source, image), changes), result)) =
+                    opened.iter().zip(changes).zip(&results).nth(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let Ok(image) = image else { continue };
+                    let options = how.options(source, image, changes.clone(), progress);
+                    // Each is taken by one thread, so nothing is there yet.
+                    let _ = result.set(back_up(
+                        how.writer,
+                        &source.name,
+                        image.image.as_ref(),
+                        &options,
+                        progress,
+                    ));
+                }
+            });
+        }
+    });
+    results.into_iter().map(OnceLock::into_inner).collect()
+}
+
+/// Opens the repository for writing, or makes it first if its folder does not exist. Says whether it did.
+pub(super) fn open_or_create(
+    init: &InitOptions,
+    jobs: usize,
+    context: &Context,
+) -> Result<(bool, SharedWriter), CliError> {
+    let path = context.repository_path()?;
+    let created = match Repository::open(path) {
+        Ok(_) => false,
+        Err(RepositoryError::NotFound { .. }) => {
+            Repository::init(path, init)?;
+            context.progress().line(&format!("made the repository {}", path.display()));
+            true
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((created, context.open_shared(jobs)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_are_told_apart() {
+        let read = |text| source(text).ok().map(|it| (it.name.to_string(), it.path.display().to_string()));
+        let pair = |name: &str, path: &str| Some((name.to_owned(), path.to_owned()));
+        assert_eq!(read("web=/dev/vg/web"), pair("web", "/dev/vg/web"));
+        assert_eq!(read("web/vda=a=b"), pair("web/vda", "a=b"));
+        assert_eq!(read("/srv/a=b/disk.raw"), pair("disk.raw", "/srv/a=b/disk.raw"));
+        assert_eq!(read("./x=y"), None, "its file name has a = in it, so it needs a name");
+        assert_eq!(read("disk.raw"), pair("disk.raw", "disk.raw"));
+        assert_eq!(read("a@b=disk"), None);
+        assert_eq!(read("/"), None);
+    }
+}

@@ -1,0 +1,135 @@
+//! Machines: several disks that are backed up at one moment, with small files beside them.
+//!
+//! The moment of a machine is a small backup of its own, of the machine's name: its "disk" is an archive with the files and
+//! with `machine.json`, which says which backups of which disks belong to the moment. So it is listed, counted, checked,
+//! forgotten and collected as every other backup is. It is committed together with the backups of the disks.
+//!
+//! Owns the archive, and how several disks are read for one moment and found again; knows nothing of how one disk is read or
+//! restored.
+
+mod backup;
+mod moment;
+mod names;
+
+use crate::backup::BackupError;
+use crate::error::ErrorKind;
+use crate::manifest::{ImageName, ManifestError};
+use crate::repository::{JobError, RepositoryError};
+use crate::restore::RestoreError;
+
+pub use backup::{MachineBackup, MachineOptions, MachineSource, MachineSummary, back_up_machine};
+pub use moment::{ATTACHED_LIMIT, MachineDisk, Moment, is_moment};
+pub use names::{Attachment, FileName, InvalidFileName, MACHINE_FILE, disk_file, machine_files};
+
+/// The attribute of the manifest of a machine's moment and of its disks' backups.
+const MACHINE: &str = "machine";
+
+/// A machine that was not backed up, or of which a moment cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// A disk failed, and with it the machine.
+    #[error("{name}: {source}; nothing of the machine was committed")]
+    Disk {
+        /// The disk.
+        name: ImageName,
+        /// What went wrong.
+        source: Box<BackupError>,
+    },
+    /// What lies beside the disks could not be stored.
+    #[error(transparent)]
+    Moment(#[from] BackupError),
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// A moment could not be read.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The disks were read and let go, and then the index failed.
+    #[error("the index failed after the disks had been read and let go: back the machine up again")]
+    LetGo,
+    /// A file or a disk cannot have its name.
+    #[error(transparent)]
+    Name(#[from] InvalidFileName),
+    /// Two files of a machine have one name.
+    #[error("two files of the machine would be named {name}: rename one")]
+    NameTwice {
+        /// The name.
+        name: FileName,
+    },
+    /// The disk's name does not say that it is the machine's.
+    #[error("{name} is to be a disk of {machine}: name it {machine}/DISK")]
+    OtherMachine {
+        /// The disk.
+        name: ImageName,
+        /// The machine.
+        machine: ImageName,
+    },
+    /// What is to lie beside the disks is too large.
+    #[error(
+        "the attached files have {bytes} bytes, and {} is the most that a machine may have beside its disks",
+        moment::ATTACHED_LIMIT
+    )]
+    TooLarge {
+        /// How large they are.
+        bytes: u64,
+    },
+    /// The backup is of a disk.
+    #[error("{backup} is no moment of a machine, but the backup of a disk: leave --machine out")]
+    NotAMachine {
+        /// The backup.
+        backup: String,
+    },
+    /// What a moment says makes no sense.
+    #[error("{backup} cannot be understood as a moment of a machine: {what}")]
+    Invalid {
+        /// The moment.
+        backup: String,
+        /// What does not fit.
+        what: String,
+    },
+    /// The archive is damaged.
+    #[error("what lies beside the disks of {backup} is damaged: {what}")]
+    Damaged {
+        /// The moment.
+        backup: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl From<ManifestError> for MachineError {
+    fn from(error: ManifestError) -> Self {
+        Self::Repository(error.into())
+    }
+}
+
+impl MachineError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Disk { source, .. } => source.kind(),
+            Self::Moment(source) => source.kind(),
+            Self::Repository(error) => error.kind(),
+            Self::Restore(error) => error.kind(),
+            Self::LetGo => ErrorKind::Io,
+            Self::Name(_)
+            | Self::NameTwice { .. }
+            | Self::OtherMachine { .. }
+            | Self::TooLarge { .. }
+            | Self::NotAMachine { .. } => ErrorKind::Invalid,
+            Self::Invalid { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,
+        }
+    }
+}
+
+impl JobError for MachineError {
+    fn repository(&self) -> Option<&RepositoryError> {
+        match self {
+            Self::Disk { source, .. } => source.repository(),
+            Self::Moment(source) => source.repository(),
+            Self::Repository(error) => Some(error),
+            _ => None,
+        }
+    }
+}
