@@ -11,6 +11,7 @@
 
 pub mod benchmark;
 mod changes;
+mod order;
 mod pieces;
 mod pipeline;
 mod plan;
@@ -21,9 +22,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use changes::{FullRead, KIND, TrackedChanges, Tracking};
-pub use worker::{Put, SegmentWriter};
+pub use pipeline::{InOrder, Outcome, SegmentWorker};
+pub use worker::{Class, Put, SegmentWriter};
 
 use crate::backup::changes::Prepared;
+use crate::backup::order::Order;
+use crate::backup::pipeline::Ran;
+use crate::backup::plan::Plan;
+use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Format, Image, ImageError};
@@ -33,7 +39,7 @@ use crate::progress::Progress;
 use crate::repository::{
     BackupDraft, CommittedBackup, FinishedDraft, JobError, RepositoryError, RepositoryWriter, SharedWriter,
 };
-use crate::segment::SegmentIndex;
+use crate::segment::{Geometry, SegmentIndex};
 use crate::store::StoreError;
 
 /// A backup that was not made.
@@ -81,6 +87,14 @@ pub enum BackupError {
         /// What it names, with its article.
         was: &'static str,
     },
+    /// The service that it is made for failed, or refused.
+    #[error("{source}")]
+    Elsewhere {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Somebody asked for it to be stopped.
     #[error("stopped before it was done")]
     Stopped,
@@ -108,6 +122,7 @@ impl BackupError {
             Self::Image(error) => error.kind(),
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
+            Self::Elsewhere { kind, .. } => *kind,
             Self::ListUnusable { .. } | Self::FormatChanged { .. } | Self::OtherKind { .. } => {
                 ErrorKind::Invalid
             }
@@ -174,6 +189,11 @@ impl BackupOptions {
             stop: Vec::new(),
             pace: None,
         }
+    }
+
+    /// Returns what it shares with jobs that run beside it, or what it has for itself.
+    pub fn pace(&self) -> Arc<Pace> {
+        self.pace.clone().unwrap_or_else(|| Arc::new(Pace::new(self.jobs, None)))
     }
 
     fn is_stopped(&self) -> bool {
@@ -319,16 +339,50 @@ fn read(
 ) -> Result<(ManifestWriter, BackupStats, Option<Tracking>), BackupError> {
     let Prepared { plan, mut tracking } = prepared;
     let mut manifest = writer.create_manifest(draft)?;
-    let mut ran = pipeline::run(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+    let mut ran = run_plan(writer, draft, &mut manifest, (image, &plan), options, progress)?;
     if let Some(segment) = ran.wrong {
         drop(manifest);
         let before = ran.stats;
         let plan = changes::distrust(draft, segment, &mut tracking);
         manifest = writer.create_manifest(draft)?;
-        ran = pipeline::run(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+        ran = run_plan(writer, draft, &mut manifest, (image, &plan), options, progress)?;
         ran.stats.add_what_was_stored(&before);
     }
     let stats = ran.stats;
     image.verify_unchanged()?;
     Ok((manifest, stats, tracking))
+}
+
+fn run_plan(
+    writer: &RepositoryWriter,
+    draft: &BackupDraft,
+    manifest: &mut ManifestWriter,
+    (image, plan): (&dyn Image, &Plan),
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<Ran, BackupError> {
+    let workers = (0..options.pace().jobs())
+        .map(|_| Worker::new(writer.store(), (draft, plan), options, progress))
+        .collect::<Result<_, _>>()?;
+    let mut order = Order::new(draft, plan, manifest);
+    pipeline::run((image, draft.info().geometry, plan), workers, &mut order, options, progress)
+}
+
+/// Reads all of an image that is backed up elsewhere, and has `workers` process it, a thread each.
+///
+/// # Errors
+///
+/// If the image, a worker or `order` fails.
+pub fn read_for<W: SegmentWorker>(
+    image: &dyn Image,
+    geometry: Geometry,
+    workers: Vec<W>,
+    order: &mut dyn InOrder<W::Segment>,
+    options: &BackupOptions,
+    progress: &dyn Progress,
+) -> Result<BackupStats, BackupError> {
+    let plan = Plan::full(geometry);
+    let ran = pipeline::run((image, geometry, &plan), workers, order, options, progress)?;
+    image.verify_unchanged()?;
+    Ok(ran.stats)
 }

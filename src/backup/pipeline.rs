@@ -3,36 +3,73 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::backup::pieces::Pieces;
-use crate::backup::plan::{Fate, Plan};
-use crate::backup::worker::{Class, Worker};
+use crate::backup::plan::Plan;
+use crate::backup::worker::Class;
 use crate::backup::{BackupError, BackupOptions, BackupStats};
 use crate::image::{Image, ReadBuffer};
-use crate::manifest::{ManifestWriter, SegmentRef};
 use crate::pace::Pace;
 use crate::progress::Progress;
-use crate::repository::{BackupDraft, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex};
 
 /// What became of a segment.
-pub(super) struct Outcome {
-    pub(super) index: SegmentIndex,
-    pub(super) class: Class,
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<S> {
+    /// Its place.
+    pub index: SegmentIndex,
+    /// What it turned out to be.
+    pub class: Class,
     /// What the manifest says of it; nothing if it is zero.
-    pub(super) segment: Option<SegmentRef>,
+    pub segment: Option<S>,
+}
+
+/// Finds out what segments are and has the new ones stored: here, or elsewhere. One for each thread.
+pub trait SegmentWorker: Send {
+    /// What the manifest is to say of a segment.
+    type Segment: Send;
+
+    /// Finds out what the segments are whose bytes these are, from `first` on, and adds what became of each to `outcomes`:
+    /// of those before it, too, if one fails.
+    ///
+    /// # Errors
+    ///
+    /// The backup ends then.
+    fn process(
+        &mut self,
+        first: SegmentIndex,
+        bytes: &[u8],
+        outcomes: &mut Vec<Outcome<Self::Segment>>,
+    ) -> Result<(), BackupError>;
+}
+
+/// Takes what became of segments in the order of the disk; what is left out was not read.
+pub trait InOrder<S> {
+    /// Takes the next one.
+    ///
+    /// # Errors
+    ///
+    /// The backup ends then.
+    fn push(&mut self, outcome: Outcome<S>) -> Result<(), BackupError>;
+
+    /// Is told that no more come. Returns how many segments that were not read are the parent's.
+    ///
+    /// # Errors
+    ///
+    /// The backup ends then.
+    fn finish(&mut self) -> Result<u64, BackupError>;
 }
 
 /// What became of a piece.
-struct Done {
+struct Done<S> {
     sequence: u64,
     /// Where it ends, in bytes of the disk.
     end: u64,
     read_bytes: u64,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Outcome<S>>,
 }
 
 /// The first failure of any thread, and that the others are to stop.
@@ -73,17 +110,15 @@ struct Shared<'a> {
     failure: Failure,
 }
 
-/// Reads of the image what is planned, stores what is new and writes the manifest's segments.
-pub(super) fn run(
-    writer: &RepositoryWriter,
-    draft: &BackupDraft,
-    manifest: &mut ManifestWriter,
-    (image, plan): (&dyn Image, &Plan),
+/// Reads of the image what is planned, has `workers` process it, a thread each, and gives `order` what became of it.
+pub(super) fn run<W: SegmentWorker>(
+    (image, geometry, plan): (&dyn Image, Geometry, &Plan),
+    workers: Vec<W>,
+    order: &mut dyn InOrder<W::Segment>,
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<Ran, BackupError> {
-    let geometry = draft.info().geometry;
-    let pace = options.pace.clone().unwrap_or_else(|| Arc::new(Pace::new(options.jobs, None)));
+    let pace = options.pace();
     let shared = Shared {
         image,
         geometry,
@@ -94,11 +129,7 @@ pub(super) fn run(
         options,
         failure: Failure::default(),
     };
-    let threads = pace.jobs();
-    let workers = (0..threads)
-        .map(|_| Worker::new(writer.store(), draft, options, progress))
-        .collect::<Result<Vec<_>, _>>()?;
-    let (done_in, done) = bounded(threads * 4);
+    let (done_in, done) = bounded(workers.len() * 4);
     let stats = std::thread::scope(|scope| {
         for worker in workers {
             let (shared, done) = (&shared, done_in.clone());
@@ -109,8 +140,7 @@ pub(super) fn run(
             });
         }
         drop(done_in);
-        let order = Order { draft, plan, manifest, next: 0, stats: BackupStats::default() };
-        collect(&done, order, &shared.failure, progress)
+        collect(&done, order, &shared, progress)
     });
     match shared.failure.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(BackupError::ListWrong { segment }) => Ok(Ran { stats: stats?, wrong: Some(segment) }),
@@ -119,8 +149,12 @@ pub(super) fn run(
     }
 }
 
-fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) -> Result<(), BackupError> {
-    let Shared { image, geometry, plan, pieces, pace, job, options, failure } = shared;
+fn run_worker<W: SegmentWorker>(
+    mut worker: W,
+    shared: &Shared<'_>,
+    done: &Sender<Done<W::Segment>>,
+) -> Result<(), BackupError> {
+    let Shared { image, geometry, pieces, pace, job, options, failure, .. } = shared;
     let mut turn = pace.turn(*job);
     let mut buffer = ReadBuffer::new(Pieces::most_bytes(*geometry));
     while !failure.stopped() {
@@ -141,7 +175,7 @@ fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) 
         let bytes = buffer.of(usize::try_from(end - start).unwrap_or(usize::MAX));
         piece.read(*image, start, bytes)?;
         let mut outcomes = Vec::with_capacity(piece.segments.len());
-        let result = worker.process(piece.segments.start, bytes, plan, &mut outcomes);
+        let result = worker.process(SegmentIndex(piece.segments.start), bytes, &mut outcomes);
         // The collector goes on until the last thread has ended. What was stored counts, whatever comes then.
         let _ = done.send(Done { sequence: piece.sequence, end, read_bytes, outcomes });
         result?;
@@ -150,24 +184,25 @@ fn run_worker(mut worker: Worker<'_>, shared: &Shared<'_>, done: &Sender<Done>) 
     Ok(())
 }
 
-/// Puts the outcomes in order, counts them and writes the manifest's segments.
-fn collect(
-    done: &Receiver<Done>,
-    mut order: Order<'_>,
-    failure: &Failure,
+/// Puts the outcomes in order and counts them.
+fn collect<S>(
+    done: &Receiver<Done<S>>,
+    order: &mut dyn InOrder<S>,
+    shared: &Shared<'_>,
     progress: &dyn Progress,
 ) -> Result<BackupStats, BackupError> {
-    let geometry = order.draft.info().geometry;
+    let Shared { geometry, plan, failure, .. } = shared;
+    let mut stats = BackupStats::default();
     // What came before its turn: about as much as is processed while one piece is.
     let mut early = BTreeMap::new();
     let (mut next, mut told) = (0, 0);
     for one in done {
-        order.stats.read_bytes += one.read_bytes;
-        one.outcomes.iter().for_each(|outcome| count(&mut order.stats, outcome.class));
+        stats.read_bytes += one.read_bytes;
+        one.outcomes.iter().for_each(|outcome| count(&mut stats, outcome.class));
         early.insert(one.sequence, one);
         while let Some(Done { end, outcomes, .. }) = early.remove(&next) {
             next += 1;
-            if let Err(error) = outcomes.iter().try_for_each(|outcome| order.push(outcome)) {
+            if let Err(error) = outcomes.into_iter().try_for_each(|outcome| order.push(outcome)) {
                 failure.set(error);
             }
             progress.advance(end - told);
@@ -175,63 +210,18 @@ fn collect(
         }
     }
     let complete = early.is_empty();
-    if !failure.stopped()
-        && let Err(error) = order.keep_up_to(geometry.segments())
-    {
-        failure.set(error);
+    if !failure.stopped() {
+        match order.finish() {
+            Ok(kept) => stats.unchanged_segments += kept,
+            Err(error) => failure.set(error),
+        }
     }
     progress.advance(geometry.size_of_disk().saturating_sub(told));
-    let mut stats = order.stats;
     stats.segments = u64::from(geometry.segments());
-    stats.audited_segments = order.plan.audits();
+    stats.audited_segments = plan.audits();
     let others = stats.unchanged_segments + stats.deduplicated_segments + stats.new_segments;
     stats.zero_segments = stats.segments - others;
     if complete || failure.stopped() { Ok(stats) } else { Err(BackupError::WorkerLost) }
-}
-
-/// The manifest, filled in the order of the disk.
-struct Order<'a> {
-    draft: &'a BackupDraft,
-    plan: &'a Plan,
-    manifest: &'a mut ManifestWriter,
-    /// The first segment of which nothing has been said.
-    next: u32,
-    stats: BackupStats,
-}
-
-impl Order<'_> {
-    fn push(&mut self, outcome: &Outcome) -> Result<(), BackupError> {
-        let Outcome { index, segment, .. } = *outcome;
-        self.keep_up_to(index.0)?;
-        self.next = index.0 + 1;
-        if let Some(segment) = &segment {
-            self.manifest.push(index, segment)?;
-        }
-        Ok(())
-    }
-
-    /// Takes over from the parent what was not read before `end`; the rest there is zero.
-    fn keep_up_to(&mut self, end: u32) -> Result<(), BackupError> {
-        let next = std::mem::replace(&mut self.next, end);
-        let Some(parent) = self.draft.parent().filter(|_| next < end) else { return Ok(()) };
-        for (run, fate) in self.plan.runs(next..end) {
-            if !matches!(fate, Fate::Keep | Fate::Audit { zero: false }) {
-                continue;
-            }
-            let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
-            for index in run.map(SegmentIndex) {
-                let Some(segment) = cursor.at(index) else { continue };
-                if fate != Fate::Keep {
-                    // The image has a hole where the parent has a segment.
-                    return Err(BackupError::ListWrong { segment: index });
-                }
-                let segment = SegmentRef { base: parent.base(segment.base), ..segment };
-                self.stats.unchanged_segments += 1;
-                self.manifest.push(index, &segment)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn count(stats: &mut BackupStats, class: Class) {

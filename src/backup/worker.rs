@@ -1,6 +1,6 @@
 //! What is done with one segment.
 
-use crate::backup::pipeline::Outcome;
+use crate::backup::pipeline::{Outcome, SegmentWorker};
 use crate::backup::plan::{Fate, Plan};
 use crate::backup::{BackupError, BackupOptions};
 use crate::codec::{CompressionSetting, Encoder};
@@ -11,13 +11,29 @@ use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin, i
 use crate::store::{Claim, SegmentStore, StoreJob};
 
 /// What a segment turned out to be.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Class {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// All zeros, and not stored.
     Zero,
+    /// The parent's at the same place.
     Unchanged,
-    Deduplicated { recalled: bool },
-    Resumed { recalled: bool },
-    New { plain_bytes: u64, stored_bytes: u64 },
+    /// Stored already.
+    Deduplicated {
+        /// Whether it was found by its BLAKE3 alone.
+        recalled: bool,
+    },
+    /// Stored by a backup that was not finished.
+    Resumed {
+        /// Whether it was found by its BLAKE3 alone.
+        recalled: bool,
+    },
+    /// Stored now.
+    New {
+        /// Its length.
+        plain_bytes: u64,
+        /// The length of what is stored of it.
+        stored_bytes: u64,
+    },
 }
 
 /// Stores segments that are not stored yet. One for each thread.
@@ -98,36 +114,25 @@ impl<'a> SegmentWriter<'a> {
 pub(super) struct Worker<'a> {
     store: &'a SegmentStore,
     draft: &'a BackupDraft,
+    plan: &'a Plan,
     writer: SegmentWriter<'a>,
 }
 
-impl<'a> Worker<'a> {
-    pub(super) fn new(
-        store: &'a SegmentStore,
-        draft: &'a BackupDraft,
-        options: &BackupOptions,
-        progress: &'a dyn Progress,
-    ) -> Result<Self, BackupError> {
-        let writer = SegmentWriter::new(store, draft.job(), options.compression, progress)?;
-        Ok(Self { store, draft, writer })
-    }
+impl SegmentWorker for Worker<'_> {
+    type Segment = SegmentRef;
 
-    /// Finds out what the segments are whose bytes these are, from `first` on, stores those that are new, and adds what
-    /// became of each to `outcomes`.
-    ///
     /// What the plan says of those that are read to be compared is not taken for true: a difference ends the job.
-    pub(super) fn process(
+    fn process(
         &mut self,
-        first: u32,
+        first: SegmentIndex,
         bytes: &[u8],
-        plan: &Plan,
-        outcomes: &mut Vec<Outcome>,
+        outcomes: &mut Vec<Outcome<SegmentRef>>,
     ) -> Result<(), BackupError> {
         let size = usize::try_from(self.draft.info().geometry.segment_size().bytes()).unwrap_or(usize::MAX);
-        let mut parent = self.draft.parent().map(|parent| parent.manifest.cursor(SegmentIndex(first)));
-        for (index, plain) in (first..).map(SegmentIndex).zip(bytes.chunks(size)) {
+        let mut parent = self.draft.parent().map(|parent| parent.manifest.cursor(first));
+        for (index, plain) in (first.0..).map(SegmentIndex).zip(bytes.chunks(size)) {
             let before = parent.as_mut().and_then(|cursor| cursor.at(index));
-            let fate = plan.fate(index.0);
+            let fate = self.plan.fate(index.0);
             if fate == (Fate::Audit { zero: true }) && !is_zero(plain) {
                 return Err(BackupError::ListWrong { segment: index });
             }
@@ -138,6 +143,18 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
+    }
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(
+        store: &'a SegmentStore,
+        (draft, plan): (&'a BackupDraft, &'a Plan),
+        options: &BackupOptions,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, BackupError> {
+        let writer = SegmentWriter::new(store, draft.job(), options.compression, progress)?;
+        Ok(Self { store, draft, plan, writer })
     }
 
     /// Finds out what one segment is, of which the parent says `before`.
