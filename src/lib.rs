@@ -45,6 +45,7 @@ pub mod machine;
 
 pub mod api;
 
+pub mod remote;
 pub mod service;
 
 pub mod cli;

@@ -20,7 +20,7 @@ const ROOMS: [&[&str]; 15] = [
     &["backup", "restore", "check"],
     &["exchange", "machine"],
     &["api"],
-    &["service"],
+    &["remote", "service"],
     &["cli"],
 ];
 

@@ -5,7 +5,9 @@
 //! the command line both speak this.
 
 mod backups;
+pub mod frames;
 mod problem;
+mod sessions;
 pub mod version;
 mod view;
 
@@ -14,4 +16,5 @@ pub use backups::{
     list, show, statistics,
 };
 pub use problem::{Problem, Refusal};
+pub use sessions::{Committed, NewSession, SessionState};
 pub use view::{InvalidProject, Project, View};

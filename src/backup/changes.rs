@@ -152,15 +152,7 @@ pub(super) fn prepare(
     options: &BackupOptions,
 ) -> Result<Prepared, BackupError> {
     let geometry = draft.info().geometry;
-    for (key, value) in &options.attributes {
-        draft.set_attribute(key, value.clone());
-    }
-    check_kind(draft)?;
-    check_format(draft, options)?;
-    draft.set_attribute(FORMAT, options.format.format.name().into());
-    if let Some(how) = &options.in_use {
-        draft.set_attribute(IN_USE, how.clone().into_bytes());
-    }
+    describe(draft, options)?;
     let Some(changes) = &options.changes else {
         return Ok(Prepared { plan: Plan::full(geometry), tracking: None });
     };
@@ -226,6 +218,24 @@ pub(super) fn distrust(
         tracking.suspects = suspects;
     }
     Plan::full(draft.info().geometry)
+}
+
+/// Has the manifest say what is known of the source, if that fits what it was before.
+///
+/// # Errors
+///
+/// If the source looks like something else than the backup before.
+pub fn describe(draft: &mut BackupDraft, options: &BackupOptions) -> Result<(), BackupError> {
+    for (key, value) in &options.attributes {
+        draft.set_attribute(key, value.clone());
+    }
+    check_kind(draft)?;
+    check_format(draft, options)?;
+    draft.set_attribute(FORMAT, options.format.format.name().into());
+    if let Some(how) = &options.in_use {
+        draft.set_attribute(IN_USE, how.clone().into_bytes());
+    }
+    Ok(())
 }
 
 /// Refuses a disk under the name of something else, and the other way round.

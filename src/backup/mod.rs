@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use changes::{FullRead, KIND, TrackedChanges, Tracking};
+pub use changes::{FullRead, KIND, TrackedChanges, Tracking, describe};
 pub use pipeline::{InOrder, Outcome, SegmentWorker};
 pub use worker::{Class, Put, SegmentWriter};
 

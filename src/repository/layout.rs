@@ -46,6 +46,11 @@ impl Layout {
         self.root.join("ekko.sock")
     }
 
+    /// Returns the folder that says what was sent in sessions that did not end.
+    pub fn sessions(&self) -> PathBuf {
+        self.root.join("sessions")
+    }
+
     /// Returns the file that is given up when the disk is full.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")

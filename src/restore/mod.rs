@@ -77,6 +77,14 @@ pub enum RestoreError {
         /// The disk's size in bytes.
         size: u64,
     },
+    /// The service that has the backup failed, or refused.
+    #[error("{source}")]
+    Elsewhere {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// What the segments were given to refused one.
     #[error("{what}")]
     Sink {
@@ -113,6 +121,7 @@ impl RestoreError {
         match self {
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
+            Self::Elsewhere { kind, .. } => *kind,
             Self::TargetExists { .. }
             | Self::NotATarget { .. }
             | Self::TargetTooSmall { .. }
@@ -166,6 +175,35 @@ pub struct DamagedSegment {
     pub range: Range<u64>,
     /// Why, in words.
     pub error: String,
+}
+
+/// Where the segments of a backup come from: a repository here, or a service elsewhere.
+pub trait SegmentSupply: Sync {
+    /// Fetches the present segments of a backup and gives them to `sink`, in whatever order. Returns what could not be had,
+    /// in the order of the places. Begins no part of the progress; the caller does.
+    ///
+    /// # Errors
+    ///
+    /// If nothing more can be had, or `sink` refuses.
+    fn fetch_all(
+        &self,
+        manifest: &ManifestReader,
+        sink: &dyn SegmentSink,
+        pace: &Pace,
+        progress: &dyn Progress,
+    ) -> Result<Vec<DamagedSegment>, RestoreError>;
+}
+
+impl SegmentSupply for Repository {
+    fn fetch_all(
+        &self,
+        manifest: &ManifestReader,
+        sink: &dyn SegmentSink,
+        pace: &Pace,
+        progress: &dyn Progress,
+    ) -> Result<Vec<DamagedSegment>, RestoreError> {
+        fetch_segments(self, manifest, sink, pace, progress)
+    }
 }
 
 /// Where segments go, in whatever order they are fetched. Called from several threads.
@@ -235,19 +273,34 @@ pub fn restore_to_path(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
+    if options.range.is_some() {
+        return range_to_path(repository, manifest, target, options, progress);
+    }
+    restore_from(repository, manifest, target, options, progress)
+}
+
+/// The same of a whole disk, wherever its segments come from.
+///
+/// # Errors
+///
+/// As [`restore_to_path`], and if the supply fails.
+pub fn restore_from(
+    supply: &dyn SegmentSupply,
+    manifest: &ManifestReader,
+    target: &Path,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
     let mut summary =
         RestoreSummary { segments: u64::from(geometry.segments()), ..RestoreSummary::default() };
-    if options.range.is_some() {
-        return range_to_path(repository, manifest, target, options, progress);
-    }
     let target = target::Target::open(target, geometry.size_of_disk(), geometry, options)?;
     let part = Part::begin(progress, "restore", geometry.size_of_disk());
     let result = target
         .zero_gaps(manifest, 0..geometry.segments(), progress)
-        .and_then(|()| fetch_segments(repository, manifest, &target, &options.pace(), progress));
+        .and_then(|()| supply.fetch_all(manifest, &target, &options.pace(), progress));
     drop(part);
     summary.written_bytes = target.written_bytes();
     target.finish(result.is_ok(), options.sync)?;

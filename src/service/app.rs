@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api::Refusal;
 use crate::repository::{Repository, SharedWriter};
+use crate::service::sessions::Sessions;
 use crate::service::{Refused, ServiceError, ServiceSettings};
 
 /// The service's state.
@@ -12,12 +13,15 @@ use crate::service::{Refused, ServiceError, ServiceSettings};
 pub struct App {
     writer: SharedWriter,
     settings: ServiceSettings,
+    sessions: Sessions,
     stopping: AtomicBool,
 }
 
 impl App {
     pub(super) fn new(writer: SharedWriter, settings: ServiceSettings) -> Self {
-        Self { writer, settings, stopping: AtomicBool::new(false) }
+        let sessions = Sessions::new(writer.repository().layout().sessions());
+        sessions.tidy();
+        Self { writer, settings, sessions, stopping: AtomicBool::new(false) }
     }
 
     /// Returns the repository, for reading.
@@ -33,6 +37,11 @@ impl App {
     /// Returns the settings.
     pub fn settings(&self) -> &ServiceSettings {
         &self.settings
+    }
+
+    /// Returns the backups that are being sent.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Says whether it is about to end: nothing new is begun then.

@@ -14,8 +14,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::service::guard::Origin;
 use crate::service::tls::Certificates;
-use crate::service::{App, ServiceError, routes};
+use crate::service::{App, ServiceError, routes, sessions};
 
+/// How often it is looked whether sessions have gone silent.
+const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether certificates have changed.
 const RENEWAL: Duration = Duration::from_secs(5);
 /// The longest request line and header, in bytes.
@@ -67,6 +69,7 @@ pub(super) async fn run(app: &Arc<App>, ready: impl FnOnce(&[String])) -> Result
     if let Some(certificates) = certificates {
         listeners.push(tokio::spawn(renew(certificates)));
     }
+    listeners.push(tokio::spawn(look_after_sessions(Arc::clone(app))));
     ready(&told);
     signals.wait().await;
     tracing::info!("stopping: requests under way are finished");
@@ -111,6 +114,15 @@ fn bind_socket(path: &std::path::Path) -> Result<UnixListener, ServiceError> {
     }
     // The repository's folder lets nobody in but its owner, who alone can reach it.
     UnixListener::bind(path).map_err(failed)
+}
+
+/// Gives sessions up that have gone silent.
+async fn look_after_sessions(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let app = Arc::clone(&app);
+        let _ = tokio::task::spawn_blocking(move || sessions::give_up_silent(&app, false)).await;
+    }
 }
 
 async fn renew(certificates: Arc<Certificates>) {

@@ -16,6 +16,7 @@ mod guard;
 mod listen;
 mod refused;
 mod routes;
+mod sessions;
 mod settings;
 mod tls;
 
@@ -47,6 +48,8 @@ pub fn serve(
         .map_err(|source| ServiceError::Start { source })?;
     let app = Arc::new(App::new(writer, settings));
     runtime.block_on(listen::run(&app, ready))?;
+    // They can be gone on from when the service is there again.
+    sessions::give_up_silent(&app, true);
     // What is left of requests that did not end in time ends here.
     drop(runtime);
     Arc::into_inner(app).ok_or(ServiceError::StillInUse)?.close()

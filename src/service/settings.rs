@@ -60,6 +60,12 @@ pub struct Limits {
     pub body_seconds: u64,
     /// The longest body of a request that is no segments, in bytes.
     pub body_bytes: usize,
+    /// Backups that are sent at a time.
+    pub sessions: usize,
+    /// Backups that one caller sends at a time.
+    pub sessions_each: usize,
+    /// Seconds of silence after which a backup that is being sent is given up.
+    pub silence_seconds: u64,
     /// Seconds that requests under way have to end when the service stops.
     pub grace_seconds: u64,
 }
@@ -72,6 +78,9 @@ impl Default for Limits {
             header_seconds: 10,
             body_seconds: 30,
             body_bytes: 1 << 20,
+            sessions: 128,
+            sessions_each: 32,
+            silence_seconds: 600,
             grace_seconds: 30,
         }
     }

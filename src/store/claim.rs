@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::store::catalog::Catalog;
 use crate::store::entry::SegmentEntry;
+use crate::store::pack::RecordPlace;
 use crate::store::pending::{Claimed, Found, Horizon, Identity, Indexed};
 use crate::store::segments::{Poison, StoreState};
 use crate::store::{SegmentStore, StoreError};
@@ -139,7 +140,21 @@ impl SegmentStore {
         fingerprint: Fingerprint,
         plain_length: u32,
     ) -> Result<Option<Claim>, StoreError> {
-        let Some(hash) = self.names.recall(&fingerprint) else { return Ok(None) };
+        match self.names.recall(&fingerprint) {
+            Some(hash) => self.look(job, hash, fingerprint, plain_length),
+            None => Ok(None),
+        }
+    }
+
+    /// Finds the segment with this SHA-1, BLAKE3 and length, if it is stored or being stored. What was found is not freed
+    /// while `job` runs. Never claims.
+    pub fn look(
+        &self,
+        job: &StoreJob,
+        hash: SegmentHash,
+        fingerprint: Fingerprint,
+        plain_length: u32,
+    ) -> Result<Option<Claim>, StoreError> {
         self.state.check()?;
         let identity = Identity { fingerprint, plain_length };
         let found = self.state.pending.find(hash, identity, || self.indexed(job, hash))?;
@@ -147,6 +162,44 @@ impl SegmentStore {
             let known = if unfinished { Claim::Unfinished } else { Claim::Known };
             known(SegmentKey { hash, twin })
         }))
+    }
+
+    /// Says whether a job was begun with this store, and not with one that it has replaced.
+    pub fn began(&self, job: &StoreJob) -> bool {
+        Arc::ptr_eq(&self.state, &job.state)
+    }
+
+    /// Reads the stored bytes of a segment into `bytes`, and returns what the index says of it. Packs are opened through
+    /// `catalog`. The bytes are not verified: whoever decodes them does that.
+    ///
+    /// # Errors
+    ///
+    /// If the segment is lost, or its pack cannot be read.
+    pub fn read_stored(
+        &self,
+        catalog: &Catalog,
+        key: SegmentKey,
+        bytes: &mut Vec<u8>,
+    ) -> Result<SegmentEntry, StoreError> {
+        let read = |entry: &SegmentEntry, bytes: &mut Vec<u8>| -> Result<(), StoreError> {
+            let RecordPlace { pack, offset } = entry.place();
+            catalog.pack(pack)?.stored(key, offset, entry.stored_length, bytes)?;
+            Ok(())
+        };
+        let mut entry = self.require(key)?;
+        if entry.is_lost() {
+            return Err(StoreError::Lost { key });
+        }
+        if let Err(error) = read(&entry, bytes) {
+            // Garbage collection may have moved it since it was looked up.
+            let now = self.require(key)?;
+            if now.is_lost() || now.place() == entry.place() {
+                return Err(error);
+            }
+            entry = now;
+            read(&entry, bytes)?;
+        }
+        Ok(entry)
     }
 
     /// Returns what the index says of the segments with a SHA-1.

@@ -1,6 +1,8 @@
 //! What can be asked: a file for each kind of thing.
 
 mod backups;
+mod segments;
+mod sessions;
 mod versions;
 
 use std::sync::Arc;
@@ -48,4 +50,12 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(backups::list))
         .routes(routes!(backups::show))
         .routes(routes!(backups::statistics))
+        .routes(routes!(segments::segments))
+        .routes(routes!(sessions::begin, sessions::list))
+        .routes(routes!(sessions::show, sessions::give_up))
+        .routes(routes!(sessions::parent))
+        .routes(routes!(sessions::lacking))
+        .routes(routes!(sessions::segments))
+        .routes(routes!(sessions::entries))
+        .routes(routes!(sessions::commit))
 }

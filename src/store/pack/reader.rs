@@ -96,6 +96,35 @@ impl PackReader {
         }
     }
 
+    /// Reads the stored bytes of the segment `key` at `offset` into `stored`. They are not verified: whoever decodes them does
+    /// that.
+    pub(in crate::store) fn stored(
+        &self,
+        key: SegmentKey,
+        offset: u64,
+        stored_length: u32,
+        stored: &mut Vec<u8>,
+    ) -> Result<(), PackError> {
+        self.read_segment(key, offset, stored_length, stored)?;
+        stored.drain(..HEADER_LENGTH.min(stored.len()));
+        Ok(())
+    }
+
+    /// Reads the record of the segment `key` at `offset`.
+    fn read_segment(
+        &self,
+        key: SegmentKey,
+        offset: u64,
+        stored_length: u32,
+        stored: &mut Vec<u8>,
+    ) -> Result<RecordHeader, PackError> {
+        let header = self.read(offset, u64::from(stored_length), stored)?;
+        if header.kind != RecordKind::Segment || header.key != key {
+            return Err(self.damaged(offset, "it is not the segment that was looked for"));
+        }
+        Ok(header)
+    }
+
     /// Reads, decodes and verifies the segment `key` at `offset`.
     ///
     /// `stored` is working memory; `plain` receives the segment's bytes. When this returns, their BLAKE3
@@ -109,10 +138,7 @@ impl PackReader {
         stored: &mut Vec<u8>,
         plain: &mut Vec<u8>,
     ) -> Result<RecordHeader, PackError> {
-        let header = self.read(offset, u64::from(stored_length), stored)?;
-        if header.kind != RecordKind::Segment || header.key != key {
-            return Err(self.damaged(offset, "it is not the segment that was looked for"));
-        }
+        let header = self.read_segment(key, offset, stored_length, stored)?;
         let undecodable =
             |source| PackError::SegmentUndecodable { key, path: self.path().into(), offset, source };
         let codec = header.codec().map_err(undecodable)?;

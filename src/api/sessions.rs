@@ -1,0 +1,65 @@
+//! Documents about backups that are being sent.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A backup that a client is about to send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSession {
+    /// The image.
+    #[schema(min_length = 1, max_length = 190)]
+    pub name: String,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// Words that the backup is found by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// How the bytes of the source were a disk, `raw` or `qcow2`.
+    pub format: String,
+    /// Whether that was recognised by content that a guest may have written.
+    #[serde(default)]
+    pub recognised: bool,
+    /// Who else may have been changing the source, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<String>,
+}
+
+/// A backup that is being sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionState {
+    /// By which it is named.
+    pub session: String,
+    /// The image.
+    pub name: String,
+    /// The backupset that the backup will belong to.
+    pub backupset: String,
+    /// The number that the backup will have.
+    pub incremental: u32,
+    /// The disk's size in bytes.
+    pub size_of_disk: u64,
+    /// The size of a segment in bytes.
+    pub segment_size: u32,
+    /// Whether there is a backup to compare with.
+    pub has_parent: bool,
+    /// How segments are compressed unless the client chooses otherwise.
+    pub compression: String,
+    /// How many parts of the manifest have come.
+    pub entries: u64,
+    /// Seconds of silence after which it is dropped.
+    pub silence_seconds: u64,
+}
+
+/// A backup that exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Committed {
+    /// How it is named.
+    pub backup: String,
+    /// Its backupset.
+    pub backupset: String,
+    /// Its number.
+    pub incremental: u32,
+    /// When it was begun.
+    #[schema(format = DateTime)]
+    pub timestamp: String,
+}

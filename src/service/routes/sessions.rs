@@ -1,0 +1,330 @@
+//! Backups that are being sent.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::api::frames::{Entry, Question, SegmentHead, encode_answer};
+use crate::api::{Committed, NewSession, Problem, Refusal, SessionState};
+use crate::segment::SegmentSize;
+use crate::service::extract::{Json as JsonBody, Path, Query};
+use crate::service::sessions::receive::{Received, check_head};
+use crate::service::sessions::session::{MOST_PARENT_SEGMENTS, Session};
+use crate::service::{App, Caller, Refused, Role, sessions};
+
+/// The most questions, or entries, of one request.
+const MOST_AT_ONCE: usize = 1 << 14;
+/// How many bytes of segments are stored together, at least one segment.
+const TOGETHER: usize = 4 << 20;
+
+fn find(app: &Arc<App>, caller: &Caller, id: &str) -> Result<Arc<Session>, Refused> {
+    caller.must_be(Role::Backup)?;
+    app.sessions().find(caller, id)
+}
+
+fn cut() -> Refused {
+    Refused::new(Refusal::Invalid, "the body is cut, or longer than is taken at once")
+}
+
+/// Begins a backup.
+#[utoipa::path(post, path = "/v1/sessions", tag = "sessions", request_body = NewSession, responses(
+    (status = 201, description = "It has begun", body = SessionState),
+    (status = 400, description = "The request is wrong", body = Problem, content_type = "application/problem+json"),
+    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "A backup of the image is being made", body = Problem, content_type = "application/problem+json"),
+    (status = 429, description = "As many are being sent as are taken at once", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn begin(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    JsonBody(new): JsonBody<NewSession>,
+) -> Result<(StatusCode, Json<SessionState>), Refused> {
+    caller.must_be(Role::Backup)?;
+    app.blocking(move |app| Ok((StatusCode::CREATED, Json(sessions::begin(app, &caller, &new)?)))).await
+}
+
+/// Lists the caller's sessions.
+#[utoipa::path(get, path = "/v1/sessions", tag = "sessions", responses(
+    (status = 200, description = "The sessions", body = Vec<SessionState>),
+    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+) -> Result<Json<Vec<SessionState>>, Refused> {
+    caller.must_be(Role::Backup)?;
+    Ok(Json(app.sessions().list(&caller)))
+}
+
+/// Shows a session.
+#[utoipa::path(get, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path, description = "Its id")), responses(
+    (status = 200, description = "The session", body = SessionState),
+    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<SessionState>, Refused> {
+    Ok(Json(find(&app, &caller, &id)?.state()))
+}
+
+/// Gives a session up. What was sent can be gone on from.
+#[utoipa::path(delete, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path, description = "Its id")), responses(
+    (status = 204, description = "It is given up"),
+    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+    (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
+))]
+pub(super) async fn give_up(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refused> {
+    let session = find(&app, &caller, &id)?;
+    app.blocking(move |app| {
+        sessions::give_up(app, &session);
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// A range of places on a disk.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Places {
+    /// The first place.
+    first: u32,
+    /// The place behind the last one.
+    behind: u32,
+}
+
+impl Places {
+    pub(super) fn first(&self) -> u32 {
+        self.first
+    }
+
+    pub(super) fn behind(&self) -> u32 {
+        self.behind
+    }
+}
+
+/// Returns what segments of the backup before are compared with: 40 bytes for each that is not zero.
+#[utoipa::path(get, path = "/v1/sessions/{session}/parent", tag = "sessions",
+    params(("session" = String, Path, description = "Its id"), Places),
+    responses(
+        (status = 200, description = "Frames of place, length and BLAKE3", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, description = "More places than are told at once", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn parent(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(Places { first, behind }): Query<Places>,
+) -> Result<impl IntoResponse, Refused> {
+    let session = find(&app, &caller, &id)?;
+    if behind.saturating_sub(first) > MOST_PARENT_SEGMENTS {
+        return Err(Refused::new(
+            Refusal::Invalid,
+            format!("at most {MOST_PARENT_SEGMENTS} places are told at once"),
+        ));
+    }
+    let frames = app.blocking(move |app| sessions::parent(app, &session, (first, behind))).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], frames))
+}
+
+/// Says which segments are to be sent: those that neither the project's backups hold nor this session has sent.
+#[utoipa::path(post, path = "/v1/sessions/{session}/lacking", tag = "sessions",
+    params(("session" = String, Path, description = "Its id")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "56 bytes for each segment: SHA-1, BLAKE3, length"),
+    responses(
+        (status = 200, description = "A bit for each", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, description = "The body is cut, or too long", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn lacking(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<impl IntoResponse, Refused> {
+    let session = find(&app, &caller, &id)?;
+    if body.len() > MOST_AT_ONCE * Question::LENGTH {
+        return Err(cut());
+    }
+    let questions = Question::decode_all(&body).map_err(|_| cut())?;
+    let lacking = app.blocking(move |app| sessions::lacking(app, &session, &questions)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], encode_answer(&lacking)))
+}
+
+/// Takes segments in: each is decoded and verified before it is stored.
+#[utoipa::path(post, path = "/v1/sessions/{session}/segments", tag = "sessions",
+    params(("session" = String, Path, description = "Its id")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "A head of 68 bytes and the stored bytes for each segment"),
+    responses(
+        (status = 204, description = "They are stored; durable once the backup is committed"),
+        (status = 400, description = "The body is cut", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A segment is not what it is said to be", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn segments(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Refused> {
+    let session = find(&app, &caller, &id)?;
+    let size = app.repository().settings().segment_size;
+    let _room = app.sessions().room(size).await?;
+    let mut body = Reader { body, piece: Bytes::new() };
+    while let Some(batch) = body.batch(size).await? {
+        session.heard();
+        let session = Arc::clone(&session);
+        app.blocking(move |app| sessions::receive(app, &session, &batch)).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A body that segments are read from.
+struct Reader {
+    body: Body,
+    piece: Bytes,
+}
+
+impl Reader {
+    /// Makes sure that there is a piece. Says whether the body goes on.
+    async fn more(&mut self) -> Result<bool, Refused> {
+        while self.piece.is_empty() {
+            match self.body.frame().await {
+                None => return Ok(false),
+                Some(Ok(frame)) => self.piece = frame.into_data().unwrap_or_default(),
+                Some(Err(_)) => {
+                    return Err(Refused::new(Refusal::Timeout, "the body did not come whole, or in time"));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Appends the next `length` bytes.
+    async fn read(&mut self, length: usize, bytes: &mut Vec<u8>) -> Result<(), Refused> {
+        let mut left = length;
+        while left > 0 {
+            if !self.more().await? {
+                return Err(cut());
+            }
+            let taken = self.piece.split_to(left.min(self.piece.len()));
+            bytes.extend_from_slice(&taken);
+            left -= taken.len();
+        }
+        Ok(())
+    }
+
+    /// Reads the next segments, as many as are stored together.
+    async fn batch(&mut self, size: SegmentSize) -> Result<Option<Vec<Received>>, Refused> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while bytes < TOGETHER && self.more().await? {
+            let mut frame = Vec::with_capacity(SegmentHead::LENGTH);
+            self.read(SegmentHead::LENGTH, &mut frame).await?;
+            let head = SegmentHead::decode(&frame).map_err(|_| cut())?;
+            // What it says of its length is held to a bound before there is room made for it.
+            check_head(&head, size)?;
+            let mut stored = Vec::with_capacity(head.stored_length as usize);
+            self.read(head.stored_length as usize, &mut stored).await?;
+            bytes += head.plain_length as usize;
+            batch.push(Received { head, stored });
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+}
+
+/// Which part of a manifest it is.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Part {
+    /// Its number, from 0.
+    part: u64,
+}
+
+/// Takes the next part of the manifest. A part that has come before is not taken again.
+#[utoipa::path(post, path = "/v1/sessions/{session}/entries", tag = "sessions",
+    params(("session" = String, Path, description = "Its id"), Part),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "Entries in the order of the disk"),
+    responses(
+        (status = 204, description = "It is taken"),
+        (status = 400, description = "The body is cut, or not in order", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The part before has not come, or a segment is named that was not sent", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn entries(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(Part { part }): Query<Part>,
+    body: Bytes,
+) -> Result<StatusCode, Refused> {
+    let session = find(&app, &caller, &id)?;
+    if body.len() > MOST_AT_ONCE * Entry::LONGEST {
+        return Err(cut());
+    }
+    let entries = Entry::decode_all(&body).map_err(|_| cut())?;
+    app.blocking(move |app| sessions::extend(app, &session, part, &entries)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// How many parts a manifest has.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parts {
+    /// Their number.
+    parts: u64,
+}
+
+/// Commits the backup: once this answers, it is durable. Asked again, it answers the same.
+#[utoipa::path(post, path = "/v1/sessions/{session}/commit", tag = "sessions",
+    params(("session" = String, Path, description = "Its id"), Parts),
+    responses(
+        (status = 200, description = "The backup exists", body = Committed),
+        (status = 400, description = "The query is wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
+        (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Not all parts have come", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn commit(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Query(Parts { parts }): Query<Parts>,
+) -> Result<Json<Committed>, Refused> {
+    let session = find(&app, &caller, &id)?;
+    app.blocking(move |app| Ok(Json(sessions::commit(app, &session, parts)?))).await
+}

@@ -1,0 +1,243 @@
+//! Backups that clients send.
+//!
+//! A session is a backup that has been begun: clients ask which segments are lacking, send those, send the manifest part
+//! after part in the order of the disk, and have it committed. Every request can be repeated. What a client may name
+//! without sending it is in [`known`]; what it sends is verified in [`receive`]. A session that goes silent is given up, and
+//! what it stored is left to garbage collection, or to a session that goes on from it.
+
+mod known;
+pub(super) mod receive;
+pub(super) mod session;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::api::frames::{Entry, Question};
+use crate::api::{Committed, NewSession, Refusal, SessionState};
+use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
+use crate::codec::CompressionSetting;
+use crate::manifest::ImageName;
+use crate::progress::Silent;
+use crate::repository::{RepositoryError, RepositoryWriter};
+use crate::segment::SegmentSize;
+use crate::service::sessions::known::{Known, owned_by};
+use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
+use crate::service::sessions::session::Session;
+use crate::service::{App, Caller, Refused};
+
+/// How long a session of an image keeps another from being begun, if nothing is heard of it.
+const YIELDS_AFTER: Duration = Duration::from_secs(60);
+/// How long the file of a session that was cut off is kept.
+const KEPT: Duration = Duration::from_hours(48);
+/// How much memory segments take that are being taken in, in bytes: stored, decoded, and on their way to the disk.
+const MEMORY: u32 = 160 << 20;
+/// The least that is counted for a request that brings segments, in bytes.
+const LEAST: u32 = 4 << 20;
+
+/// The sessions that are open.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    open: Mutex<HashMap<String, Arc<Session>>>,
+    folder: PathBuf,
+    decoders: Decoders,
+    /// In KiB.
+    memory: Arc<Semaphore>,
+}
+
+impl Sessions {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        let memory = Arc::new(Semaphore::new(MEMORY as usize >> 10));
+        Self { open: Mutex::default(), folder, decoders: Decoders::default(), memory }
+    }
+
+    /// Removes the files of sessions that nobody will go on from any longer.
+    pub(super) fn tidy(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
+        for entry in entries.flatten() {
+            let age = entry.metadata().and_then(|it| it.modified()).ok().and_then(|time| time.elapsed().ok());
+            if age.is_some_and(|age| age > KEPT) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many are open.
+    pub(super) fn count(&self) -> usize {
+        self.open().values().filter(|session| !session.is_over()).count()
+    }
+
+    /// Returns what is told of a caller's sessions.
+    pub(super) fn list(&self, caller: &Caller) -> Vec<SessionState> {
+        let all: Vec<_> = self.open().values().cloned().collect();
+        let mut states: Vec<_> = all
+            .iter()
+            .filter(|session| session.belongs_to(caller) && !session.is_over())
+            .map(|session| session.state())
+            .collect();
+        states.sort_by(|a, b| a.session.cmp(&b.session));
+        states
+    }
+
+    /// Finds a session of a caller; one of somebody else is none.
+    pub(super) fn find(&self, caller: &Caller, id: &str) -> Result<Arc<Session>, Refused> {
+        let found = self.open().get(id).filter(|session| session.belongs_to(caller)).cloned();
+        let session = found.ok_or_else(|| Refused::new(Refusal::NotFound, "there is no such session"))?;
+        session.heard();
+        Ok(session)
+    }
+
+    /// Waits for room for the segments of a request. Gives it back when what it returns is dropped.
+    pub(super) async fn room(&self, size: SegmentSize) -> Result<tokio::sync::OwnedSemaphorePermit, Refused> {
+        let bytes = size.bytes().max(LEAST).saturating_mul(3).min(MEMORY);
+        let room = Arc::clone(&self.memory).acquire_many_owned(bytes >> 10).await;
+        room.map_err(|_| Refused::new(Refusal::Unavailable, "the service is stopping"))
+    }
+}
+
+/// Runs a part of a session on the repository; an index that fails is replaced, and the session has ended then.
+fn on_repository<T>(
+    app: &App,
+    job: impl Fn(&RepositoryWriter) -> Result<T, RepositoryOrRefused>,
+) -> Result<T, Refused> {
+    Ok(app.writer().run_job(&Silent, |_| false, job)?)
+}
+
+/// Begins a session.
+pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<SessionState, Refused> {
+    let invalid = |what: String| Refused::new(Refusal::Invalid, what);
+    let format = new.format.parse().map_err(invalid)?;
+    if new.tags.len() > 16 || new.tags.iter().any(|tag| tag.is_empty() || tag.len() > 64) {
+        return Err(invalid("there are up to 16 tags, of 1 to 64 bytes each".to_owned()));
+    }
+    if new.in_use.as_ref().is_some_and(|how| how.len() > 1024) {
+        return Err(invalid("who uses the source is said in up to 1024 bytes".to_owned()));
+    }
+    let name = caller.view.full(&new.name)?;
+    let sessions = app.sessions();
+    let limits = &app.settings().limits;
+    make_way(app, caller, &name);
+    let own = sessions.list(caller).len();
+    if sessions.count() >= limits.sessions || own >= limits.sessions_each {
+        let refused = Refused::new(Refusal::TooMany, "as many backups are being sent as are taken at once");
+        return Err(refused.retry_after(30));
+    }
+    let options = BackupOptions {
+        format: SourceFormat { format, recognised: new.recognised },
+        in_use: new.in_use.clone(),
+        ..BackupOptions::new(CompressionSetting::default(), 1)
+    };
+    let owned = owned_by(app.repository(), &caller.view)?;
+    let begun = app.writer().run_job(
+        &Silent,
+        |_| false,
+        |writer| {
+            writer.prepare_for_growth()?;
+            let mut draft = writer.begin_backup(&name, new.size_of_disk)?;
+            draft.set_tags(&new.tags);
+            describe(&mut draft, &options)?;
+            let manifest = writer.create_manifest(&draft)?;
+            Ok::<_, BackupError>((draft, manifest))
+        },
+    );
+    let (draft, manifest) = begun.map_err(|error| match error {
+        BackupError::Repository(RepositoryError::Manifest(error)) => invalid(error.to_string()),
+        BackupError::Repository(error) => error.into(),
+        error => Refused::new(Refusal::from(error.kind()), error.to_string()),
+    })?;
+    let id = uuid::Uuid::new_v4();
+    let known = Known::new(owned, &name, sessions.folder.join(id.to_string()));
+    let info = draft.info();
+    let state = SessionState {
+        session: id.to_string(),
+        name: new.name.clone(),
+        backupset: info.backupset.to_string(),
+        incremental: info.incremental.0,
+        size_of_disk: new.size_of_disk,
+        segment_size: info.geometry.segment_size().bytes(),
+        has_parent: draft.parent().is_some(),
+        compression: app.repository().compression().to_string(),
+        entries: 0,
+        silence_seconds: limits.silence_seconds,
+    };
+    let session = Arc::new(Session::new(caller, (draft, manifest), known, state.clone()));
+    sessions.open().insert(id.to_string(), session);
+    Ok(state)
+}
+
+/// Gives up a session of the same image of which nothing is heard.
+fn make_way(app: &App, caller: &Caller, name: &ImageName) {
+    let stale: Vec<_> = app
+        .sessions()
+        .open()
+        .values()
+        .filter(|session| session.belongs_to(caller) && !session.is_over() && session.name == *name)
+        .filter(|session| session.silence() > YIELDS_AFTER)
+        .cloned()
+        .collect();
+    stale.iter().for_each(|session| give_up(app, session));
+}
+
+/// Gives a session up; what was sent can be gone on from.
+pub(super) fn give_up(app: &App, session: &Session) {
+    app.sessions().open().remove(&session.id);
+    let given_up = app.writer().with(|writer| {
+        session.give_up(writer);
+        Ok(())
+    });
+    if let Err(error) = given_up {
+        tracing::warn!(%error, "recovery will remove what a session has begun");
+    }
+}
+
+/// Gives those up of which nothing was heard for too long, or all of them.
+pub(super) fn give_up_silent(app: &App, all: bool) {
+    let limit = Duration::from_secs(app.settings().limits.silence_seconds);
+    let silent: Vec<_> =
+        app.sessions().open().values().filter(|session| all || session.silence() > limit).cloned().collect();
+    for session in silent {
+        if !session.is_over() {
+            tracing::info!(session = session.id, "a session is given up");
+        }
+        give_up(app, &session);
+    }
+}
+
+/// Returns what segments of the parent are compared with.
+pub(super) fn parent(app: &App, session: &Session, range: (u32, u32)) -> Result<Vec<u8>, Refused> {
+    on_repository(app, |writer| session.parent(writer, range))
+}
+
+/// Says of each segment whether the client is to send it.
+pub(super) fn lacking(app: &App, session: &Session, questions: &[Question]) -> Result<Vec<bool>, Refused> {
+    on_repository(app, |writer| session.lacking(writer, questions))
+}
+
+/// Takes segments in.
+pub(super) fn receive(app: &App, session: &Session, segments: &[Received]) -> Result<(), Refused> {
+    on_repository(app, |writer| session.receive(writer, &app.sessions().decoders, segments))
+}
+
+/// Takes a part of the manifest.
+pub(super) fn extend(app: &App, session: &Session, part: u64, entries: &[Entry]) -> Result<(), Refused> {
+    on_repository(app, |writer| session.extend(writer, part, entries))
+}
+
+/// Commits the backup.
+pub(super) fn commit(app: &App, session: &Session, parts: u64) -> Result<Committed, Refused> {
+    let committed = app.writer().run_job(
+        &Silent,
+        |(_, backup): &(Committed, Option<crate::repository::CommittedBackup>)| {
+            backup.as_ref().is_some_and(|backup| backup.replace_index)
+        },
+        |writer| session.commit(writer, parts),
+    );
+    Ok(committed.map(|(committed, _)| committed)?)
+}

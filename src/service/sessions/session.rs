@@ -1,0 +1,310 @@
+//! One backup that is being sent.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crate::api::frames::{Entry, ParentSegment, Question};
+use crate::api::{Committed, Refusal, SessionState, View};
+use crate::manifest::{BaseIndex, ImageName, ManifestError, ManifestWriter, SegmentRef};
+use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
+use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::service::sessions::known::Known;
+use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
+use crate::service::{Caller, Refused};
+use crate::store::{Claim, StoreJob};
+
+/// How many segments of the parent are told at once.
+pub(in crate::service) const MOST_PARENT_SEGMENTS: u32 = 1 << 13;
+
+/// A backup that is being sent.
+#[derive(Debug)]
+pub(in crate::service) struct Session {
+    pub(super) id: String,
+    pub(super) name: ImageName,
+    view: View,
+    who: String,
+    pub(super) known: Known,
+    /// Read by all that look up and store, taken by the commit.
+    draft: RwLock<Option<BackupDraft>>,
+    manifest: Mutex<Growing>,
+    seen: Mutex<Instant>,
+    state: SessionState,
+}
+
+/// The manifest as far as it has come.
+#[derive(Debug)]
+struct Growing {
+    /// Nothing once the backup is committed, or was given up.
+    writer: Option<ManifestWriter>,
+    /// How many parts have come.
+    parts: u64,
+    committed: Option<Committed>,
+}
+
+type Result<T> = std::result::Result<T, RepositoryOrRefused>;
+
+fn refuse<T>(refusal: Refusal, detail: &str) -> Result<T> {
+    Err(Refused::new(refusal, detail).into())
+}
+
+/// The session is not there any longer, or what it had was lost with the index.
+fn gone<T>() -> Result<T> {
+    refuse(Refusal::Gone, "the session has ended: begin a new one that goes on from it")
+}
+
+impl Session {
+    pub(super) fn new(
+        caller: &Caller,
+        (draft, manifest): (BackupDraft, ManifestWriter),
+        known: Known,
+        state: SessionState,
+    ) -> Self {
+        Self {
+            id: state.session.clone(),
+            name: draft.info().name.clone(),
+            view: caller.view.clone(),
+            who: caller.who.clone(),
+            known,
+            draft: RwLock::new(Some(draft)),
+            manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
+            seen: Mutex::new(Instant::now()),
+            state,
+        }
+    }
+
+    /// Says whether it is that of a caller.
+    pub(super) fn belongs_to(&self, caller: &Caller) -> bool {
+        self.view == caller.view && self.who == caller.who
+    }
+
+    /// Says for how long nothing was heard of the client.
+    pub(super) fn silence(&self) -> Duration {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    pub(in crate::service) fn heard(&self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Returns what is told of it.
+    pub(in crate::service) fn state(&self) -> SessionState {
+        SessionState { entries: self.manifest().parts, ..self.state.clone() }
+    }
+
+    fn manifest(&self) -> MutexGuard<'_, Growing> {
+        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.manifest().writer.is_none()
+    }
+
+    /// Does something with the draft, unless it is gone or was begun with a store that has been replaced.
+    fn with_draft<T>(
+        &self,
+        writer: &RepositoryWriter,
+        job: impl FnOnce(&BackupDraft) -> Result<T>,
+    ) -> Result<T> {
+        let draft = self.draft.read().unwrap_or_else(PoisonError::into_inner);
+        match draft.as_ref().filter(|draft| writer.store().began(draft.job())) {
+            Some(draft) => job(draft),
+            None => gone(),
+        }
+    }
+
+    /// Returns what segments of the parent are compared with, frame after frame.
+    pub(super) fn parent(&self, writer: &RepositoryWriter, (first, behind): (u32, u32)) -> Result<Vec<u8>> {
+        let mut frames = Vec::new();
+        self.with_draft(writer, |draft| {
+            let Some(parent) = draft.parent() else { return Ok(()) };
+            let most = first.saturating_add(MOST_PARENT_SEGMENTS);
+            let segments = behind.min(most).min(parent.manifest.info().geometry.segments());
+            let mut cursor = parent.manifest.cursor(SegmentIndex(first));
+            for index in (first..segments).map(SegmentIndex) {
+                let Some(segment) = cursor.at(index) else { continue };
+                let stored = writer.store().require(segment.key)?;
+                // A lost one is equal to nothing, so that it is sent again.
+                if !stored.is_lost() {
+                    let (plain_length, fingerprint) = (stored.plain_length, stored.fingerprint());
+                    ParentSegment { index, plain_length, fingerprint }.encode(&mut frames);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(frames)
+    }
+
+    /// Finds a segment that is stored and that this session may name.
+    fn find(
+        &self,
+        writer: &RepositoryWriter,
+        job: &StoreJob,
+        Question { hash, fingerprint, plain_length }: Question,
+    ) -> Result<Option<SegmentKey>> {
+        let found = writer.store().look(job, hash, fingerprint, plain_length)?;
+        Ok(match found {
+            Some(Claim::Known(key) | Claim::Unfinished(key)) if self.known.may_name(&key) => Some(key),
+            Some(_) | None => None,
+        })
+    }
+
+    /// Says of each segment whether the client is to send it.
+    pub(super) fn lacking(&self, writer: &RepositoryWriter, questions: &[Question]) -> Result<Vec<bool>> {
+        self.with_draft(writer, |draft| {
+            let lacks = |question: &Question| Ok(self.find(writer, draft.job(), *question)?.is_none());
+            questions.iter().map(lacks).collect()
+        })
+    }
+
+    /// Takes segments in: verifies them and stores those that are lacking.
+    pub(super) fn receive(
+        &self,
+        writer: &RepositoryWriter,
+        decoders: &Decoders,
+        segments: &[Received],
+    ) -> Result<()> {
+        self.with_draft(writer, |draft| {
+            let size = draft.info().geometry.segment_size();
+            let keys = decoders.store(writer.store(), draft.job(), segments, size)?;
+            self.known.sent(&keys);
+            Ok(())
+        })
+    }
+
+    /// Takes the next part of the manifest; one that was taken before is taken for the same.
+    pub(super) fn extend(&self, writer: &RepositoryWriter, part: u64, entries: &[Entry]) -> Result<()> {
+        // Held over I/O: parts are taken one after the other, in order.
+        let mut manifest = self.manifest();
+        if part < manifest.parts {
+            return Ok(());
+        }
+        if part > manifest.parts {
+            return refuse(Refusal::Conflict, "the part before has not come");
+        }
+        self.with_draft(writer, |draft| {
+            // Everything is looked up before anything is written: a refused part leaves no trace.
+            let resolved = self.resolve(writer, draft, entries)?;
+            let Some(target) = manifest.writer.as_mut() else { return gone() };
+            if let Err(error) = resolved.into_iter().try_for_each(|part| part.write(draft, target)) {
+                manifest.writer = None;
+                return Err(RepositoryError::from(error).into());
+            }
+            manifest.parts += 1;
+            Ok(())
+        })
+    }
+
+    fn resolve(
+        &self,
+        writer: &RepositoryWriter,
+        draft: &BackupDraft,
+        entries: &[Entry],
+    ) -> Result<Vec<Resolved>> {
+        let geometry = draft.info().geometry;
+        let mut resolved = Vec::with_capacity(entries.len());
+        let mut next = 0;
+        for entry in entries {
+            let (first, behind) = match *entry {
+                Entry::Kept { first, count } => (first.0, first.0.checked_add(count)),
+                Entry::Segment { index, .. } => (index.0, index.0.checked_add(1)),
+            };
+            let Some(behind) = behind.filter(|behind| first >= next && *behind <= geometry.segments()) else {
+                return refuse(Refusal::Invalid, "entries are in order, and lie on the disk");
+            };
+            next = behind;
+            resolved.push(match *entry {
+                Entry::Kept { .. } if can_keep(draft, geometry, behind - 1) => Resolved::Kept(first..behind),
+                Entry::Kept { .. } => {
+                    return refuse(Refusal::Invalid, "the backup before has no such segments there");
+                }
+                Entry::Segment { index, hash, fingerprint } => {
+                    let plain_length = geometry.length(index);
+                    let question = Question { hash, fingerprint, plain_length };
+                    let Some(key) = self.find(writer, draft.job(), question)? else {
+                        return refuse(Refusal::Conflict, "a segment was named that was not sent");
+                    };
+                    let incremental = draft.info().incremental;
+                    Resolved::Segment(index, SegmentRef { key, incremental, base: BaseIndex(0) })
+                }
+            });
+        }
+        Ok(resolved)
+    }
+
+    /// Commits the backup; asked again, it says the same.
+    pub(super) fn commit(
+        &self,
+        writer: &RepositoryWriter,
+        parts: u64,
+    ) -> Result<(Committed, Option<CommittedBackup>)> {
+        let mut manifest = self.manifest();
+        if let Some(committed) = &manifest.committed {
+            return Ok((committed.clone(), None));
+        }
+        if manifest.parts != parts {
+            return refuse(Refusal::Conflict, "not all parts of the manifest have come");
+        }
+        self.with_draft(writer, |_| Ok(()))?;
+        let taken = self.draft.write().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(draft), Some(target)) = (taken, manifest.writer.take()) else { return gone() };
+        let backup = writer.commit(draft, target)?;
+        let shown = self.view.shown(&self.name).unwrap_or_default();
+        let committed = Committed {
+            backup: format!("{shown}@{}", backup.incremental),
+            backupset: backup.backupset.to_string(),
+            incremental: backup.incremental.0,
+            timestamp: backup.timestamp.to_string(),
+        };
+        manifest.committed = Some(committed.clone());
+        self.known.forget();
+        Ok((committed, Some(backup)))
+    }
+
+    /// Gives the backup up, if it is not committed. What was sent can be gone on from.
+    pub(super) fn give_up(&self, writer: &RepositoryWriter) {
+        let mut manifest = self.manifest();
+        manifest.writer = None;
+        if let Some(draft) = self.draft.write().unwrap_or_else(PoisonError::into_inner).take() {
+            writer.abandon(&draft);
+        }
+    }
+}
+
+/// An entry that can be written.
+enum Resolved {
+    Kept(Range<u32>),
+    Segment(SegmentIndex, SegmentRef),
+}
+
+impl Resolved {
+    fn write(
+        self,
+        draft: &BackupDraft,
+        manifest: &mut ManifestWriter,
+    ) -> std::result::Result<(), ManifestError> {
+        match self {
+            Self::Segment(index, segment) => manifest.push(index, &segment),
+            Self::Kept(range) => {
+                let Some(parent) = draft.parent() else { return Ok(()) };
+                let mut cursor = parent.manifest.cursor(SegmentIndex(range.start));
+                for index in range.map(SegmentIndex) {
+                    if let Some(segment) = cursor.at(index) {
+                        let base = parent.base(segment.base);
+                        manifest.push(index, &SegmentRef { base, ..segment })?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Says whether the parent has segments up to `last`, of the length that they have on the new disk.
+fn can_keep(draft: &BackupDraft, geometry: Geometry, last: u32) -> bool {
+    draft.parent().is_some_and(|parent| {
+        let before = parent.manifest.info().geometry;
+        // Only a last one can be shorter than the others.
+        last < before.segments() && before.length(SegmentIndex(last)) == geometry.length(SegmentIndex(last))
+    })
+}
