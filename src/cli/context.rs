@@ -1,6 +1,7 @@
 //! What every command needs: where the repository is, and how to tell things.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,12 +12,15 @@ use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
-use crate::repository::{OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
+use crate::remote::{Address, Credentials, RemoteRepository};
+use crate::repository::{Layout, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 
 /// The command's surroundings.
 #[derive(Debug)]
 pub(super) struct Context {
     repository: Option<PathBuf>,
+    cacert: Option<PathBuf>,
+    token_file: Option<PathBuf>,
     pub(super) json: bool,
     quiet: bool,
     verbose: u8,
@@ -42,6 +46,8 @@ impl Context {
         let bars = !global.quiet && !global.json && io::stderr().is_terminal();
         Self {
             repository: global.repository.clone(),
+            cacert: global.cacert.clone(),
+            token_file: global.token_file.clone(),
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
@@ -68,13 +74,54 @@ impl Context {
         let _ = log.with_target(false).try_init();
     }
 
-    pub(super) fn repository_path(&self) -> Result<&PathBuf, CliError> {
+    /// Returns how the repository was named: a folder, or a URL.
+    pub(super) fn repository_name(&self) -> Result<&PathBuf, CliError> {
         self.repository.as_ref().ok_or_else(|| {
             CliError::new(
                 ErrorKind::Invalid,
                 "no repository was named: use -r PATH or set EKKO_REPOSITORY to its path",
             )
         })
+    }
+
+    /// Returns the repository's folder.
+    pub(super) fn repository_path(&self) -> Result<&PathBuf, CliError> {
+        let path = self.repository_name()?;
+        if path.to_str().is_some_and(Address::is_url) {
+            let message = "this is done where the repository is, not over the network";
+            return Err(CliError::new(ErrorKind::Unsupported, message));
+        }
+        Ok(path)
+    }
+
+    /// Returns the repository if it is another host's.
+    pub(super) fn network(&self) -> Result<Option<RemoteRepository>, CliError> {
+        let name = self.repository_name()?;
+        let Some(url) = name.to_str().filter(|text| Address::is_url(text)) else { return Ok(None) };
+        let token = match (&self.token_file, std::env::var("EKKO_TOKEN")) {
+            (Some(path), _) => {
+                let failed = |error: io::Error| {
+                    CliError::new(ErrorKind::Io, format!("cannot read {}: {error}", path.display()))
+                };
+                Some(std::fs::read_to_string(path).map_err(failed)?.trim().to_owned())
+            }
+            (None, token) => token.ok().filter(|token| !token.is_empty()),
+        };
+        let credentials = Credentials { token, authority: self.cacert.clone() };
+        Ok(Some(RemoteRepository::new(Address::of_url(url), &credentials)?))
+    }
+
+    /// Returns the service that has the repository: that of another host, or one on this machine.
+    pub(super) fn service(&self) -> Result<Option<RemoteRepository>, CliError> {
+        if let Some(remote) = self.network()? {
+            return Ok(Some(remote));
+        }
+        let path = Layout::new(self.repository_path()?).socket();
+        // One that a service left which was killed is there, and nobody answers.
+        if UnixStream::connect(&path).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(RemoteRepository::new(Address::Socket { path }, &Credentials::default())?))
     }
 
     pub(super) fn open(&self) -> Result<Repository, CliError> {

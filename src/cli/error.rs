@@ -9,6 +9,7 @@ use crate::exchange::ExchangeError;
 use crate::image::ImageError;
 use crate::machine::MachineError;
 use crate::manifest::ManifestError;
+use crate::remote::RemoteError;
 use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
 use crate::service::ServiceError;
@@ -86,6 +87,12 @@ impl From<MachineError> for CliError {
 
 impl From<ExchangeError> for CliError {
     fn from(error: ExchangeError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<RemoteError> for CliError {
+    fn from(error: RemoteError) -> Self {
         Self::new(error.kind(), error.to_string())
     }
 }

@@ -1,19 +1,24 @@
 //! `ekko list`
 
-use crate::api::{self, ListFilter, View};
+use crate::api::{self, BackupList, ListFilter, MOST_LISTED, View};
 use crate::cli::args::ListArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
+use crate::remote::{RemoteRepository, part};
 
 pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliError> {
-    let repository = context.open()?;
-    let name = args.name.as_ref().map(ToString::to_string);
-    let filter = ListFilter { name, ..ListFilter::default() };
-    let document = api::list(&repository, &View::everything(), &filter, context.progress())?;
+    let document = match context.network()? {
+        Some(remote) => from_service(args, &remote)?,
+        None => {
+            let name = args.name.as_ref().map(ToString::to_string);
+            let filter = ListFilter { name, ..ListFilter::default() };
+            api::list(&context.open()?, &View::everything(), &filter, context.progress())?
+        }
+    };
     if let Some(name) = args.name.as_ref().filter(|_| document.backups.is_empty()) {
-        let message = format!("there is no backup of {name} in {}", repository.layout().root().display());
+        let message = format!("there is no backup of {name} in {}", context.repository_name()?.display());
         return Err(CliError::new(ErrorKind::NotFound, message));
     }
     context.print(&document, |out| {
@@ -27,4 +32,20 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         suspects.try_for_each(|(backup, why)| writeln!(out, "{backup} is suspect: {why}"))
     })?;
     Ok(context.outcome())
+}
+
+/// Asks for page after page.
+fn from_service(args: &ListArgs, remote: &RemoteRepository) -> Result<BackupList, CliError> {
+    let mut all = BackupList { backups: Vec::new(), next_marker: None };
+    loop {
+        let name = args.name.iter().map(|name| format!("&name={}", part(name.as_str())));
+        let marker = all.next_marker.iter().map(|marker| format!("&marker={}", part(marker)));
+        let query: String = name.chain(marker).collect();
+        let page: BackupList = remote.get(&format!("/v1/backups?limit={MOST_LISTED}{query}"))?;
+        all.backups.extend(page.backups);
+        all.next_marker = page.next_marker;
+        if all.next_marker.is_none() {
+            return Ok(all);
+        }
+    }
 }

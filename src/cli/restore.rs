@@ -15,6 +15,7 @@ use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::image::{Format, ImageOptions, open_image};
 use crate::manifest::ManifestReader;
+use crate::remote::{RemoteRepository, part};
 use crate::repository::Repository;
 use crate::restore::{DamagedSegment, RestoreOptions, restore_in_place, restore_to_path, restore_to_stream};
 
@@ -98,6 +99,9 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     if to_stdout {
         context.reserve_stdout();
     }
+    if let Some(remote) = context.network()? {
+        return from_service(args, &remote, context);
+    }
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
@@ -155,8 +159,13 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset,
     };
+    tell(&document, context)
+}
+
+/// Tells what a restore did.
+fn tell(document: &Document, context: &Context) -> Result<Outcome, CliError> {
     tell_damaged(&document.damaged, "is left zero", context);
-    context.print(&document, |out| {
+    context.print(document, |out| {
         writeln!(
             out,
             "restored {} to {}: {} written in {:.1} s",
@@ -167,4 +176,42 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         )
     })?;
     Ok(if document.damaged.is_empty() { Outcome::Done } else { Outcome::Problems })
+}
+
+/// Restores a backup that another host has.
+fn from_service(
+    args: &RestoreArgs,
+    remote: &RemoteRepository,
+    context: &Context,
+) -> Result<Outcome, CliError> {
+    let part_of_disk = args.offset.is_some() || args.length.is_some();
+    if args.in_place || args.delta.is_some() || args.over.is_some() || part_of_disk {
+        let message = "a restore over the network is of a whole disk, to a new place";
+        return Err(CliError::new(ErrorKind::Unsupported, message));
+    }
+    let backup = args.backup.to_string();
+    if args.target == Path::new("-") {
+        let path = format!("/v1/backups/{}/data", part(&backup));
+        io::copy(&mut remote.read(&path)?, &mut io::stdout().lock())?;
+        return Ok(Outcome::Done);
+    }
+    let options = RestoreOptions {
+        jobs: args.jobs.number(),
+        force: args.force,
+        sync: !args.no_sync,
+        range: None,
+        limit: args.limit_rate,
+        certificates: args.tls.tls_certificates.clone(),
+    };
+    let (manifest, summary) = remote.restore(&backup, &args.target, &options, context.progress())?;
+    let document = Document {
+        backup: format!("{}@{}", args.backup.name, manifest.info().incremental),
+        target: args.target.display().to_string(),
+        segments: summary.segments,
+        written_bytes: summary.written_bytes,
+        damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
+        seconds: summary.elapsed.as_secs_f64(),
+        new_backupset: None,
+    };
+    tell(&document, context)
 }

@@ -8,6 +8,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::machine::{Parts, parts};
 use crate::cli::{Outcome, format};
+use crate::remote::part;
 use crate::repository::{BackupSelector, Repository};
 
 /// A backup, and what it consists of if it is a machine's moment.
@@ -20,10 +21,17 @@ struct Document {
 }
 
 pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliError> {
-    let repository = context.open()?;
-    let details = api::show(&repository, &View::everything(), &args.backup)?;
-    let parts = parts_of(&repository, &args.backup, context)?;
-    let whole = Document { details, parts };
+    let whole = match context.network()? {
+        Some(remote) => {
+            let path = format!("/v1/backups/{}", part(&args.backup.to_string()));
+            Document { details: remote.get(&path)?, parts: None }
+        }
+        None => {
+            let repository = context.open()?;
+            let details = api::show(&repository, &View::everything(), &args.backup)?;
+            Document { details, parts: parts_of(&repository, &args.backup, context)? }
+        }
+    };
     let Document { details: document, parts } = &whole;
     context.print(&whole, |out| {
         let segments = format!(

@@ -6,7 +6,10 @@ use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
 
 pub(super) fn run(context: &Context) -> Result<Outcome, CliError> {
-    let document = api::statistics(&context.open()?, context.progress())?;
+    let document = match context.network()? {
+        Some(remote) => remote.get("/v1/statistics")?,
+        None => api::statistics(&context.open()?, context.progress())?,
+    };
     context.print(&document, |out| {
         let stored = format::bytes(document.stored_bytes);
         format::pairs(

@@ -71,7 +71,7 @@ pub(super) fn back_up(
     let options = MachineOptions { at_once: usize::from(how.args.at_once), moment: how.plain_options() };
     let let_go = || how.hooks.after(true);
     let machine = MachineBackup::new(name.clone(), disks, attached, options, &let_go)?;
-    let summary = match back_up_machine(how.writer, &machine, progress) {
+    let summary = match back_up_machine(how.place.here()?, &machine, progress) {
         Ok(summary) => summary,
         Err(MachineError::Disk { name, source: error }) => {
             // The machine is named by the disk that failed it.

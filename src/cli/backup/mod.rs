@@ -3,6 +3,7 @@
 mod hooks;
 mod lists;
 mod machine;
+mod place;
 mod report;
 
 use std::collections::HashSet;
@@ -12,12 +13,11 @@ use std::sync::{Arc, OnceLock};
 
 pub(super) use lists::read_list;
 
-use crate::backup::{
-    BackupError, BackupOptions, BackupSummary, SourceFormat, TrackedChanges, Tracking, back_up,
-};
+use crate::backup::{BackupError, BackupOptions, BackupSummary, SourceFormat, TrackedChanges, Tracking};
 use crate::cli::Outcome;
 use crate::cli::args::BackupArgs;
 use crate::cli::backup::hooks::Hooks;
+use crate::cli::backup::place::Place;
 use crate::cli::backup::report::{Document, done, failed};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -93,22 +93,21 @@ fn back_up_sources(
     hooks: &Hooks<'_>,
     context: &Context,
 ) -> Result<Ran, CliError> {
+    let mut place = Place::there(context)?;
     // What the commands keep still is not kept waiting for a repository.
-    let is_there = hooks.are_there() && Repository::open(context.repository_path()?).is_ok();
-    let mut writer = is_there.then(|| context.open_shared(args.jobs())).transpose()?;
-    let ran = open_and_back_up(sources, &mut writer, args, hooks, context);
-    if let Some(writer) = writer
-        && let Err(error) = writer.close()
-    {
-        // Every backup is durable; the next opening checks the index. If a failure is the reason, it has been told already.
-        tracing::info!(%error, "the repository was not closed in order");
+    if place.is_none() && hooks.are_there() && Repository::open(context.repository_path()?).is_ok() {
+        place = Some(Place::Here(context.open_shared(args.jobs())?));
+    }
+    let ran = open_and_back_up(sources, &mut place, args, hooks, context);
+    if let Some(place) = place {
+        place.close();
     }
     ran
 }
 
 fn open_and_back_up(
     sources: &[Source],
-    writer: &mut Option<SharedWriter>,
+    place: &mut Option<Place>,
     args: &BackupArgs,
     hooks: &Hooks<'_>,
     context: &Context,
@@ -136,14 +135,17 @@ fn open_and_back_up(
         }
         return Ok(Ran { document, was_wrong: false });
     }
-    let writer = if let Some(writer) = writer {
-        writer
+    let place = if let Some(place) = place {
+        place
     } else {
         let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
         document.created_repository = created;
-        writer.insert(opened)
+        place.insert(Place::Here(opened))
     };
-    let how = How { writer, args, hooks, pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)) };
+    if changes.iter().any(Option::is_some) {
+        place.here()?;
+    }
+    let how = How { place, args, hooks, pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)) };
     if let Some(name) = &args.machine.machine {
         return machine::back_up(name, opened, &changes, attached, &how, document, context);
     }
@@ -188,7 +190,7 @@ fn changes(
 
 /// How all sources are backed up.
 struct How<'a> {
-    writer: &'a SharedWriter,
+    place: &'a Place,
     args: &'a BackupArgs,
     hooks: &'a Hooks<'a>,
     pace: Arc<Pace>,
@@ -213,7 +215,7 @@ impl How<'_> {
 
     /// Returns how what is no source is backed up.
     fn plain_options(&self) -> BackupOptions {
-        let compression = self.args.compression.unwrap_or_else(|| self.writer.repository().compression());
+        let compression = self.place.compression(self.args.compression);
         BackupOptions {
             tags: self.args.tags.clone(),
             pace: Some(Arc::clone(&self.pace)),
@@ -240,10 +242,10 @@ fn back_up_all(
                     let Ok(image) = image else { continue };
                     let options = how.options(source, image, changes.clone(), progress);
                     // Each is taken by one thread, so nothing is there yet.
-                    let _ = result.set(back_up(
-                        how.writer,
+                    let _ = result.set(how.place.back_up(
                         &source.name,
                         image.image.as_ref(),
+                        how.args.compression,
                         &options,
                         progress,
                     ));
