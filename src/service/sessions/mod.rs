@@ -8,6 +8,8 @@
 mod known;
 pub(super) mod receive;
 pub(super) mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
