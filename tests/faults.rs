@@ -231,6 +231,7 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
     let writer = RepositoryWriter::open(root, &OpenOptions::default(), &told);
     let writer = writer.unwrap_or_else(|error| panic!("{case}: {error}"));
     assert_eq!(told.problems(), Vec::<String>::new(), "{case}");
+    assert!(!root.join("manifests/together.toml").exists(), "{case}: what was cut short is not finished");
     let (sets, problems) = writer.repository().backupsets().unwrap();
     assert!(problems.is_empty(), "{case}: {problems:?}");
     let half = |set: &&Backupset| set.name.as_str() == "old" && set.backups.is_empty();

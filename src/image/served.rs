@@ -76,33 +76,43 @@ impl Server {
         Ok(Some(log.trim().lines().last().unwrap_or("qemu-nbd ended at once").to_owned()))
     }
 
-    /// Finds out why it gave no link, if that is because it ended: it listens before it opens the image.
-    fn why(&mut self, error: ImageError, path: &Path) -> ImageError {
+    /// Waits until it listens, and connects to it.
+    fn connect(&mut self) -> Result<NbdImage, NbdError> {
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(1) {
-            if let Ok(Some(what)) = self.last_words() {
-                return ImageError::Nbd { path: path.to_owned(), source: NbdError::Refused { what } };
+        let uri = format!("nbd+unix:///?socket={}", self.socket().display());
+        loop {
+            // The socket has its name before anybody listens at it, and QEMU listens before it opens the image.
+            let error = match NbdImage::open(Path::new(&uri), None, None) {
+                Ok(image) => return Ok(image),
+                Err(ImageError::Nbd { source, .. }) => source,
+                Err(error) => NbdError::Refused { what: error.to_string() },
+            };
+            let is_not_up = matches!(&error, NbdError::Io(it)
+                if matches!(it.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused));
+            if !is_not_up {
+                return Err(self.why(error));
             }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        error
-    }
-
-    /// Waits until it listens.
-    fn wait(&mut self) -> Result<(), NbdError> {
-        let begun = Instant::now();
-        while !self.socket().exists() {
             if let Some(what) = self.last_words()? {
                 return Err(NbdError::Refused { what });
             }
             if begun.elapsed() > PATIENCE {
-                return Err(NbdError::Refused {
-                    what: "qemu-nbd does not come up: is what it is to read there?".to_owned(),
-                });
+                let what = "qemu-nbd does not come up: is what it is to read there?".to_owned();
+                return Err(NbdError::Refused { what });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
+    }
+
+    /// Finds out why it gave no link, if that is because it ended.
+    fn why(&mut self, error: NbdError) -> NbdError {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(1) {
+            if let Ok(Some(what)) = self.last_words() {
+                return NbdError::Refused { what };
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        error
     }
 }
 
@@ -144,9 +154,7 @@ impl ServedImage {
             }
             _ => failed(error.into()),
         })?;
-        server.wait().map_err(failed)?;
-        let uri = format!("nbd+unix:///?socket={}", server.socket().display());
-        let export = NbdImage::open(Path::new(&uri), None, None).map_err(|error| server.why(error, path))?;
+        let export = server.connect().map_err(failed)?;
         Ok(Self { path: path.to_owned(), export, _server: server })
     }
 }

@@ -348,3 +348,91 @@ fn intent_of(before: &[(Vec<u8>, std::path::PathBuf)]) -> Vec<u8> {
     let sum = blake3::hash(text.as_bytes()).to_hex();
     format!("{text}# BLAKE3 of all before this line: {sum}\n").into_bytes()
 }
+
+/// Runs one of QEMU's programs in the world's folder. Says whether it could.
+fn qemu(world: &World, program: &str, arguments: &[&str]) -> bool {
+    let mut command = std::process::Command::new(program);
+    let ran = command
+        .args(arguments)
+        .current_dir(world.path("."))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    ran.is_ok_and(|status| status.success())
+}
+
+/// Servers of QEMU, which end with the test.
+struct Servers(Vec<std::process::Child>);
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Servers {
+    /// Exports the two disks, each with its bitmap.
+    fn start(world: &World) -> Self {
+        let serve = |disk: &str| {
+            let socket = world.path(&format!("{disk}.sock"));
+            let mut command = std::process::Command::new("qemu-nbd");
+            command.args(["-r", "-t", "-f", "qcow2", "-B", "day1", "-k"]).arg(&socket);
+            let child = command.arg(world.path(&format!("{disk}.qcow2"))).spawn().unwrap();
+            let begun = Instant::now();
+            while !socket.exists() {
+                assert!(begun.elapsed() < Duration::from_mins(1));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            child
+        };
+        Self(vec![serve("x"), serve("y")])
+    }
+}
+
+#[test]
+fn a_machine_is_read_by_the_bitmaps_of_its_disks_since_its_last_moment() {
+    let world = machine();
+    if !qemu(&world, "qemu-nbd", &["--version"]) || !qemu(&world, "qemu-io", &["--version"]) {
+        return;
+    }
+    let write = |disk: &str, what: &str| qemu(&world, "qemu-io", &["-f", "qcow2", "-c", what, disk]);
+    for disk in ["x.qcow2", "y.qcow2"] {
+        assert!(qemu(&world, "qemu-img", &["create", "-f", "qcow2", disk, "16M"]));
+        assert!(write(disk, "write -P 1 0 16M"));
+        assert!(qemu(&world, "qemu-img", &["bitmap", "--add", "-g", "65536", disk, "day1"]));
+    }
+    let sources = ["x", "y"].map(|disk| {
+        format!("web/{disk}=nbd+unix:///?socket={}", world.path(&format!("{disk}.sock")).display())
+    });
+    let backup = ["--json", "backup", "--machine", "web", &sources[0], &sources[1]];
+    {
+        let _servers = Servers::start(&world);
+        world.run(&backup).exits(0);
+    }
+    let _ = (fs::remove_file(world.path("x.sock")), fs::remove_file(world.path("y.sock")));
+    assert!(write("x.qcow2", "write -P 2 3M 64k") && write("y.qcow2", "write -P 3 5M 128k"));
+    let _servers = Servers::start(&world);
+    let by_bitmap = [&backup[..], &["--bitmap", "day1", "--cbt-base", "web@0"]].concat();
+    let done = world.run(&by_bitmap).exits(0).json();
+    for (disk, changed) in [(0, 1), (1, 2)] {
+        let disk = &done["backups"][disk];
+        assert_eq!(
+            (&disk["cbt"]["kind"], &disk["new_segments"]),
+            (&"nbd-dirty-bitmap".into(), &1.into()),
+            "{disk}"
+        );
+        assert!(disk["read_bytes"].as_u64().unwrap() <= (changed + 10) * SEGMENT as u64, "{disk}");
+    }
+    world.run(&["restore", "--machine", "web@1", "out"]).exits(0);
+    for (disk, byte, at, length) in [("x", 2, 3 << 20, SEGMENT), ("y", 3, 5 << 20, 2 * SEGMENT)] {
+        let mut expected = vec![1; 16 << 20];
+        expected[at..at + length].fill(byte);
+        assert!(world.read(&format!("out/{disk}.raw")) == expected, "{disk}");
+    }
+    // The disks' own moment is meant, and no other.
+    world.run(&[&backup[..], &["--bitmap", "day1", "--cbt-base", "web@0"]].concat()).exits(1);
+    assert_eq!(backups(&world).len(), 6);
+}

@@ -23,7 +23,7 @@ pub use target::NbdTarget;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
@@ -33,7 +33,7 @@ use crate::image::nbd::uri::NbdUri;
 use crate::image::{Extent, Image, ImageError};
 
 /// How long a server may be gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 /// How often one request is sent at most.
 const TRIES: u32 = 20;
 /// How much of a disk is asked about at once.
@@ -103,6 +103,12 @@ pub enum NbdError {
         number: u32,
         /// A colon and its words, if it has any.
         words: String,
+    },
+    /// Another thread has found out that there is no server any longer.
+    #[error("the server is gone: {why}")]
+    Gone {
+        /// Why the last link could not be made.
+        why: String,
     },
     /// After a dropped link the export was another.
     #[error("the export has {now} bytes after the link was dropped, and had {was}")]
@@ -181,6 +187,8 @@ pub(in crate::image) struct NbdImage {
     contexts: Vec<String>,
     size: u64,
     link: Mutex<Arc<Link>>,
+    /// Why there is no link any longer: it is waited for once, and not by each thread.
+    gone: OnceLock<String>,
     known: Mutex<Known>,
 }
 
@@ -213,6 +221,7 @@ impl NbdImage {
             contexts,
             size,
             link: Mutex::new(Arc::new(link)),
+            gone: OnceLock::new(),
             known: Mutex::default(),
         })
     }
@@ -280,16 +289,24 @@ impl NbdImage {
         if !Arc::ptr_eq(&link, dropped) {
             return Ok(());
         }
+        if let Some(why) = self.gone.get() {
+            return Err(NbdError::Gone { why: why.clone() });
+        }
+        let new = self.link_anew(dropped).inspect_err(|error| {
+            let _ = self.gone.set(error.to_string());
+        })?;
+        *link = Arc::new(new);
+        Ok(())
+    }
+
+    fn link_anew(&self, dropped: &Link) -> Result<Link, NbdError> {
         // A server may take one link at a time.
         dropped.shut_down();
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
             match Link::connect(&self.server, &self.contexts) {
-                Ok(new) if new.agreed().size == self.size => {
-                    *link = Arc::new(new);
-                    return Ok(());
-                }
+                Ok(new) if new.agreed().size == self.size => return Ok(new),
                 Ok(new) => return Err(NbdError::Changed { was: self.size, now: new.agreed().size }),
                 Err(error) if error.is_drop() && begun.elapsed() < PATIENCE => {
                     tracing::warn!(%error, "the server cannot be reached");

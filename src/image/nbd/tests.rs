@@ -1,4 +1,4 @@
-//! A server of ours, which keeps to the protocol or not as a test wants it. QEMU's own servers are in `tests/nbd.sh`.
+//! A server of ours, which keeps to the protocol or not as a test wants it. QEMU's own servers are in `tests/qemu.py`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -401,6 +401,23 @@ fn a_server_that_always_drops_the_link_or_exports_another_disk_then_is_an_error(
     let server = Server::start(Manner::Grows);
     let error = read(&server.open().unwrap()).unwrap_err();
     assert!(error.to_string().contains("after the link was dropped, and had"), "{error}");
+}
+
+#[test]
+fn a_server_that_is_gone_is_waited_for_once_and_not_by_each_thread() {
+    let server = Server::start(Manner::AlwaysDrops);
+    let image = server.open().unwrap();
+    fs::remove_file(server.folder.path().join("socket")).unwrap();
+    let read = || {
+        let mut bytes = vec![0; 4096];
+        image.read_at(&mut bytes, 0).unwrap_err().to_string()
+    };
+    let errors: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let told = errors.iter().filter(|error| error.contains("the server is gone")).count();
+    assert_eq!(told, 7, "{errors:?}");
 }
 
 #[test]
