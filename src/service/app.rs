@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api::Refusal;
 use crate::repository::{Repository, SharedWriter};
+use crate::service::limits::{Address, Flight, Rates};
+use crate::service::tokens::KnownTokens;
 use crate::service::{Refused, ServiceError, ServiceSettings};
 
 /// The service's state.
@@ -13,11 +15,45 @@ pub struct App {
     writer: SharedWriter,
     settings: ServiceSettings,
     stopping: AtomicBool,
+    tokens: KnownTokens,
+    /// Requests under way.
+    flight: Arc<Flight>,
+    /// Requests of each caller.
+    rates: Rates<String>,
+    /// Wrong tokens from each address.
+    failures: Rates<Address>,
 }
 
 impl App {
     pub(super) fn new(writer: SharedWriter, settings: ServiceSettings) -> Self {
-        Self { writer, settings, stopping: AtomicBool::new(false) }
+        let limits = &settings.limits;
+        let (per_second, failures) =
+            (f64::from(limits.requests_per_second), f64::from(limits.failures_per_minute));
+        Self {
+            stopping: AtomicBool::new(false),
+            tokens: KnownTokens::new(writer.repository().layout()),
+            flight: Arc::new(Flight::new(limits.requests, limits.requests_per_caller)),
+            rates: Rates::new(per_second, 2.0 * per_second),
+            failures: Rates::new(failures / 60.0, failures),
+            writer,
+            settings,
+        }
+    }
+
+    pub(super) fn tokens(&self) -> &KnownTokens {
+        &self.tokens
+    }
+
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    pub(super) fn rates(&self) -> &Rates<String> {
+        &self.rates
+    }
+
+    pub(super) fn failures(&self) -> &Rates<Address> {
+        &self.failures
     }
 
     /// Returns the repository, for reading.

@@ -13,19 +13,23 @@ mod caller;
 mod error;
 mod extract;
 mod guard;
+mod identity;
+mod limits;
 mod listen;
 mod refused;
 mod routes;
 mod settings;
 mod tls;
+mod tokens;
 
 use std::sync::Arc;
 
 pub use app::App;
-pub use caller::{Caller, Role};
+pub use caller::{Caller, InvalidRole, Role};
 pub use error::ServiceError;
 pub use refused::Refused;
 pub use settings::{Limits, ServiceSettings, TlsSettings};
+pub use tokens::{InvalidTokenId, NewToken, Token, TokenFile, TokenId, TokenText};
 
 use crate::repository::SharedWriter;
 

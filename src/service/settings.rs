@@ -50,14 +50,29 @@ pub struct TlsSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Connections at a time. When there is no room, the one goes that has been silent for longest.
     pub connections: usize,
+    /// Connections at a time from one address (of IPv6, from one network of 64 bits).
+    pub connections_per_address: usize,
+    /// Requests under way at a time; more are refused with 503.
+    pub requests: usize,
+    /// Requests under way at a time of one caller (token, or user of Keystone); more are refused with 429.
+    pub requests_per_caller: usize,
+    /// Requests in a second of one caller, in the long run; twice as many at once. More are refused with 429.
+    pub requests_per_second: u32,
+    /// Wrong tokens in a minute from one address; more are refused with 429, and Keystone is not asked about them.
+    pub failures_per_minute: u32,
     /// Threads that work on requests at a time.
     pub blocking_threads: usize,
     /// Seconds until the header of a request must have come, and that a connection may be idle.
     pub header_seconds: u64,
-    /// Seconds that a client may take between two pieces of a body.
+    /// The longest request line and header, in bytes, 8 KiB at least; longer ones are refused with 431.
+    pub header_bytes: usize,
+    /// Seconds that a client may take between two pieces of a body, and to read what was sent to it.
     pub body_seconds: u64,
+    /// Bytes in a second that a client sends and reads, in the long run: a slower one has used up `body_seconds` at some
+    /// time.
+    pub slowest_bytes: u64,
     /// The longest body of a request that is no segments, in bytes.
     pub body_bytes: usize,
     /// Seconds that requests under way have to end when the service stops.
@@ -68,9 +83,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 2048,
+            connections_per_address: 256,
+            requests: 256,
+            requests_per_caller: 128,
+            requests_per_second: 500,
+            failures_per_minute: 20,
             blocking_threads: 32,
             header_seconds: 10,
+            header_bytes: 32 << 10,
             body_seconds: 30,
+            slowest_bytes: 4 << 10,
             body_bytes: 1 << 20,
             grace_seconds: 30,
         }
