@@ -40,6 +40,12 @@ pub enum ServiceError {
         /// What does not fit.
         what: String,
     },
+    /// The settings about Keystone cannot be used.
+    #[error("[keystone]: {what}")]
+    Keystone {
+        /// What does not fit.
+        what: String,
+    },
     /// A token that cannot be made.
     #[error("the token cannot be made: {what}")]
     WrongToken {
@@ -78,7 +84,10 @@ impl ServiceError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Start { .. } | Self::Listen { .. } | Self::StillInUse => ErrorKind::Io,
-            Self::Insecure { .. } | Self::Settings { .. } | Self::WrongToken { .. } => ErrorKind::Invalid,
+            Self::Insecure { .. }
+            | Self::Settings { .. }
+            | Self::Keystone { .. }
+            | Self::WrongToken { .. } => ErrorKind::Invalid,
             Self::NoSuchToken { .. } => ErrorKind::NotFound,
             Self::TokensDamaged { .. } => ErrorKind::Corrupt,
             Self::Storage(error) => error.kind(),

@@ -27,6 +27,10 @@ pub(super) enum Origin {
     Network(std::net::SocketAddr, Arc<Seat>),
 }
 
+/// Who asked, for the log.
+#[derive(Clone, Debug)]
+struct Who(String);
+
 /// Wraps every request.
 pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = format!("req-{}", uuid::Uuid::new_v4());
@@ -38,6 +42,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
         Ok(_) => admit(&app, request, next).await,
         Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
     };
+    let who = response.extensions().get::<Who>().map_or("", |Who(who)| who).to_owned();
     let mut response = with_shape(response, &id);
     let headers = response.headers_mut();
     let mut tell = |name: HeaderName, value: &str| {
@@ -52,7 +57,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
-    tracing::info!(request_id = %id, %method, path, status, seconds, "request");
+    tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
     response
 }
 
@@ -65,26 +70,33 @@ async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
     let (address, seat) = match request.extensions().get::<Origin>() {
         Some(Origin::Network(peer, seat)) => (Address::from(peer.ip()), Arc::clone(seat)),
         Some(Origin::Owner) => {
-            request.extensions_mut().insert(Caller::owner());
-            return next.run(request).await;
+            let owner = Caller::owner();
+            let who = Who(owner.who.clone());
+            request.extensions_mut().insert(owner);
+            return with(who, next.run(request).await);
         }
         // Nobody can come by neither; a caller that nothing is known of sees nothing.
         None => return next.run(request).await,
     };
     let busy = seat.begin();
-    let pass = match let_in(app, &mut request, address).await {
-        Ok(pass) => pass,
-        Err(refused) => return refused.into_response(),
+    let (who, pass) = match let_in(app, &mut request, address).await {
+        Ok(let_in) => let_in,
+        Err(refused) => return with(Who(format!("address:{address}")), refused.into_response()),
     };
     let limits = &app.settings().limits;
     let patient = |body| Body::new(PatientBody::new(body, limits.body(), limits.slowest_bytes));
     let response = next.run(request.map(patient)).await;
     // It is under way until the last of its answer has been taken.
-    response.map(|body| Body::new(Held::new(body, (busy, pass))))
+    with(who, response.map(|body| Body::new(Held::new(body, (busy, pass)))))
+}
+
+fn with(who: Who, mut response: Response) -> Response {
+    response.extensions_mut().insert(who);
+    response
 }
 
 /// Finds out who asks over a network, and says so to what comes behind.
-async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Result<Pass, Refused> {
+async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Result<(Who, Pass), Refused> {
     let caller = identify(app, request.headers(), address).await?;
     let who = caller.as_ref().map_or_else(|| format!("address:{address}"), |caller| caller.who.clone());
     let too_fast = |seconds| {
@@ -95,7 +107,7 @@ async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Resu
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }
-    Ok(pass)
+    Ok((Who(who), pass))
 }
 
 /// Gives refusals their shape, whoever made them.

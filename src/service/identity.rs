@@ -8,11 +8,15 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::{Refusal, View};
+use crate::service::keystone::Verdict;
 use crate::service::limits::Address;
 use crate::service::{App, Caller, Refused, TokenText};
 
 /// Where OpenStack's clients say who they are.
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+
+/// The longest token that Keystone is asked about, in bytes.
+const LONGEST: usize = 8 << 10;
 
 /// What a client shows.
 enum Credential {
@@ -43,7 +47,9 @@ fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Refused> {
     };
     Ok(Some(match TokenText::read(text) {
         Some(token) => Credential::Token(token),
-        None if is_authorization || TokenText::is_meant(text) => Credential::Malformed,
+        None if is_authorization || TokenText::is_meant(text) || !(1..=LONGEST).contains(&text.len()) => {
+            Credential::Malformed
+        }
         None => Credential::Keystone(text.to_owned()),
     }))
 }
@@ -61,7 +67,8 @@ pub(super) async fn identify(
     let caller = match credential(headers)? {
         None => return Ok(None),
         Some(Credential::Token(token)) => of_token(app, &token).await?,
-        Some(Credential::Keystone(_)) | Some(Credential::Malformed) => None,
+        Some(Credential::Keystone(token)) => of_keystone(app, &token, address).await?,
+        Some(Credential::Malformed) => None,
     };
     match caller {
         Some(caller) => Ok(Some(caller)),
@@ -80,6 +87,22 @@ fn failure(app: &App, address: Address) -> Refused {
 
 fn too_many_failures(seconds: u32) -> Refused {
     Refused::new(Refusal::TooMany, "too many wrong tokens came from this address").retry_after(seconds)
+}
+
+async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<Caller>, Refused> {
+    let Some(keystone) = app.keystone() else { return Ok(None) };
+    let verdict = match keystone.known(token)? {
+        Some(verdict) => verdict,
+        None => {
+            // Each guess would cost Keystone something.
+            app.failures().check(&address).map_err(too_many_failures)?;
+            keystone.ask(token).await?
+        }
+    };
+    Ok(match verdict {
+        Verdict::In(caller) => Some(caller),
+        Verdict::Unknown => None,
+    })
 }
 
 async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Option<Caller>, Refused> {

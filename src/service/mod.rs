@@ -14,6 +14,7 @@ mod error;
 mod extract;
 mod guard;
 mod identity;
+mod keystone;
 mod limits;
 mod listen;
 mod refused;
@@ -27,8 +28,9 @@ use std::sync::Arc;
 pub use app::App;
 pub use caller::{Caller, InvalidRole, Role};
 pub use error::ServiceError;
+pub use keystone::{Hidden, KeystoneSettings, ProjectKey};
 pub use refused::Refused;
-pub use settings::{Limits, ServiceSettings, TlsSettings};
+pub use settings::{Limits, QuotaSettings, ServiceSettings, TlsSettings};
 pub use tokens::{InvalidTokenId, NewToken, Token, TokenFile, TokenId, TokenText};
 
 use crate::repository::SharedWriter;
@@ -49,7 +51,7 @@ pub fn serve(
         .max_blocking_threads(settings.limits.blocking_threads)
         .build()
         .map_err(|source| ServiceError::Start { source })?;
-    let app = Arc::new(App::new(writer, settings));
+    let app = Arc::new(App::new(writer, settings)?);
     runtime.block_on(listen::run(&app, ready))?;
     // What is left of requests that did not end in time ends here.
     drop(runtime);

@@ -1,12 +1,14 @@
 //! What a person may set, on the command line or in a file.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::service::ServiceError;
+use crate::api::Project;
+use crate::service::{KeystoneSettings, ServiceError};
 
 /// How a repository is served. The file that says so is TOML with these names.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,8 +20,12 @@ pub struct ServiceSettings {
     pub tls: Option<TlsSettings>,
     /// Listen without encryption on addresses that others reach.
     pub insecure: bool,
+    /// A Keystone that knows clients, beside the tokens of the repository.
+    pub keystone: Option<KeystoneSettings>,
     /// How much is taken.
     pub limits: Limits,
+    /// How much is kept of each project.
+    pub quotas: QuotaSettings,
 }
 
 impl Default for ServiceSettings {
@@ -28,7 +34,9 @@ impl Default for ServiceSettings {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6800))],
             tls: None,
             insecure: false,
+            keystone: None,
             limits: Limits::default(),
+            quotas: QuotaSettings::default(),
         }
     }
 }
@@ -44,6 +52,17 @@ pub struct TlsSettings {
     /// The roots of clients' certificates, in PEM: clients without one are refused.
     #[serde(default)]
     pub client_ca: Option<PathBuf>,
+}
+
+/// How many bytes each project may keep: the plain bytes of its backups, where a segment that stays the same at its place from
+/// one backup of a backupset to the next counts once.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaSettings {
+    /// Of projects that are not named; without it, as much as they like.
+    pub default: Option<u64>,
+    /// Of projects by their names.
+    pub projects: BTreeMap<Project, u64>,
 }
 
 /// How much is taken, of everybody together and of each.
@@ -136,14 +155,20 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused() {
         let settings: ServiceSettings = toml::from_str(
-            "listen = [\"[::1]:6800\"]\n[tls]\ncertificate = \"a\"\nkey = \"b\"\n[limits]\nconnections = 7\n",
+            "listen = [\"[::1]:6800\"]\n[tls]\ncertificate = \"a\"\nkey = \"b\"\n[limits]\nconnections = 7\n\
+             [quotas]\ndefault = 1000\n[quotas.projects]\nblue = 1_099_511_627_776\n",
         )
         .unwrap();
         assert_eq!(settings.limits.connections, 7);
         assert_eq!(settings.limits.header(), Duration::from_secs(10));
-        for text in
-            ["listn = []", "[limits]\nconections = 1", "[tls]\ncertificate = \"a\"", "listen = [\"x\"]"]
-        {
+        assert_eq!(settings.quotas.projects[&"blue".parse().unwrap()], 1 << 40);
+        for text in [
+            "listn = []",
+            "[limits]\nconections = 1",
+            "[tls]\ncertificate = \"a\"",
+            "[quotas.projects]\n\"a:b\" = 1",
+            "listen = [\"x\"]",
+        ] {
             assert!(toml::from_str::<ServiceSettings>(text).is_err(), "{text}");
         }
     }
