@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{ImageName, InvalidName};
+use crate::manifest::{BackupsetId, ImageName, InvalidName};
 use crate::repository::{BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError};
 
 /// What stands between the project and the rest of an image's name.
@@ -130,8 +130,18 @@ impl View {
             let full = BackupSelector { name: name.as_str().to_owned(), which: asked.which };
             repository.find(seen, &full).ok()
         });
-        // A backupset's id is looked for among those that are seen alone, too.
-        by_name.map_or_else(|| repository.find(seen, asked), Ok)
+        // A backupset's id is looked for among those that are seen alone, too. Full names are the owner's: theirs have been
+        // looked for.
+        let by_id = asked.name.parse::<BackupsetId>().is_ok() || self.project.is_none();
+        let nothing = || {
+            let path = repository.layout().root().to_owned();
+            RepositoryError::NoSuchBackup { path, what: asked.to_string() }
+        };
+        match by_name {
+            Some(found) => Ok(found),
+            None if by_id => repository.find(seen, asked),
+            None => Err(nothing()),
+        }
     }
 
     /// Returns how a backup is called in this view.

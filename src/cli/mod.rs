@@ -26,6 +26,7 @@ mod restore;
 mod serve;
 mod show;
 mod stats;
+mod token;
 
 use std::process::ExitCode;
 
@@ -106,6 +107,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Verify(args) => check::verify(&args, context),
         Command::Status(args) => check::status(&args, context),
         Command::Serve(args) => serve::run(&args, context),
+        Command::Token(command) => token::run(&command, context),
         Command::Stats => stats::run(context),
         Command::Benchmark(args) => benchmark::run(&args, context),
         Command::Rebuild => rebuild::run(context),

@@ -51,6 +51,16 @@ impl Layout {
         self.root.join("sessions")
     }
 
+    /// Returns the file of the tokens by which clients of the service are let in.
+    pub fn tokens(&self) -> PathBuf {
+        self.root.join("tokens.toml")
+    }
+
+    /// Returns the file that is locked by who changes the tokens.
+    pub fn tokens_lock(&self) -> PathBuf {
+        self.root.join("tokens.lock")
+    }
+
     /// Returns the file that is given up when the disk is full.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")

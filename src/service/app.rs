@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api::Refusal;
 use crate::repository::{Repository, SharedWriter};
+use crate::service::keystone::Keystone;
+use crate::service::limits::{Address, Allowance, Flight, Quotas, Rates};
 use crate::service::sessions::Sessions;
-use crate::service::{Refused, ServiceError, ServiceSettings};
+use crate::service::tokens::KnownTokens;
+use crate::service::{Caller, Refused, ServiceError, ServiceSettings};
 
 /// The service's state.
 #[derive(Debug)]
@@ -15,13 +18,70 @@ pub struct App {
     settings: ServiceSettings,
     sessions: Sessions,
     stopping: AtomicBool,
+    tokens: KnownTokens,
+    keystone: Option<Arc<Keystone>>,
+    /// Requests under way.
+    flight: Arc<Flight>,
+    /// Requests of each caller.
+    rates: Rates<String>,
+    /// Wrong tokens from each address.
+    failures: Rates<Address>,
+    quotas: Arc<Quotas>,
 }
 
 impl App {
-    pub(super) fn new(writer: SharedWriter, settings: ServiceSettings) -> Self {
+    pub(super) fn new(writer: SharedWriter, settings: ServiceSettings) -> Result<Self, ServiceError> {
+        let limits = &settings.limits;
+        let (per_second, failures) =
+            (f64::from(limits.requests_per_second), f64::from(limits.failures_per_minute));
+        let keystone = settings.keystone.as_ref().map(Keystone::new).transpose()?;
         let sessions = Sessions::new(writer.repository().layout().sessions());
         sessions.tidy();
-        Self { writer, settings, sessions, stopping: AtomicBool::new(false) }
+        Ok(Self {
+            sessions,
+            stopping: AtomicBool::new(false),
+            keystone: keystone.map(Arc::new),
+            tokens: KnownTokens::new(writer.repository().layout()),
+            flight: Arc::new(Flight::new(limits.requests, limits.requests_per_caller)),
+            rates: Rates::new(per_second, 2.0 * per_second),
+            failures: Rates::new(failures / 60.0, failures),
+            quotas: Arc::new(Quotas::new(settings.quotas.clone())),
+            writer,
+            settings,
+        })
+    }
+
+    pub(super) fn keystone(&self) -> Option<&Arc<Keystone>> {
+        self.keystone.as_ref()
+    }
+
+    pub(super) fn tokens(&self) -> &KnownTokens {
+        &self.tokens
+    }
+
+    /// Begins to count what a backup of this caller adds to the project. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// If the project has used up its quota.
+    pub(super) fn allowance(&self, caller: &Caller) -> Result<Allowance, Refused> {
+        self.quotas.begin(self.repository(), &caller.view)
+    }
+
+    pub(super) fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
+    }
+
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    pub(super) fn rates(&self) -> &Rates<String> {
+        &self.rates
+    }
+
+    pub(super) fn failures(&self) -> &Rates<Address> {
+        &self.failures
     }
 
     /// Returns the repository, for reading.

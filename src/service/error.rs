@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use crate::error::ErrorKind;
 use crate::repository::RepositoryError;
+use crate::service::TokenId;
+use crate::storage::StorageError;
 
 /// A service that could not start or end in order.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,37 @@ pub enum ServiceError {
         /// What does not fit.
         what: String,
     },
+    /// The settings about Keystone cannot be used.
+    #[error("[keystone]: {what}")]
+    Keystone {
+        /// What does not fit.
+        what: String,
+    },
+    /// A token that cannot be made.
+    #[error("the token cannot be made: {what}")]
+    WrongToken {
+        /// Why.
+        what: String,
+    },
+    /// There is no such token.
+    #[error("{}: there is no token {id}; \"ekko token list\" shows which there are", path.display())]
+    NoSuchToken {
+        /// The file of the tokens.
+        path: PathBuf,
+        /// The token's name.
+        id: TokenId,
+    },
+    /// The file of the tokens is not as it was written.
+    #[error("{}: {what}; put a copy back, or remove it and make all tokens anew", path.display())]
+    TokensDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -51,7 +84,13 @@ impl ServiceError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Start { .. } | Self::Listen { .. } | Self::StillInUse => ErrorKind::Io,
-            Self::Insecure { .. } | Self::Settings { .. } => ErrorKind::Invalid,
+            Self::Insecure { .. }
+            | Self::Settings { .. }
+            | Self::Keystone { .. }
+            | Self::WrongToken { .. } => ErrorKind::Invalid,
+            Self::NoSuchToken { .. } => ErrorKind::NotFound,
+            Self::TokensDamaged { .. } => ErrorKind::Corrupt,
+            Self::Storage(error) => error.kind(),
             Self::Repository(error) => error.kind(),
         }
     }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::Refusal;
 use crate::service::Refused;
+use crate::service::limits::is_too_slow;
 
 /// The query of a request.
 #[derive(Debug)]
@@ -38,6 +39,15 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     }
 }
 
+/// Says why a body that did not come whole is refused: every route that reads one as it comes asks this.
+pub(super) fn body_failed(error: &(dyn std::error::Error + 'static)) -> Refused {
+    if is_too_slow(error) {
+        Refused::new(Refusal::Timeout, "the body did not come in time")
+    } else {
+        Refused::new(Refusal::Invalid, "the body did not come whole")
+    }
+}
+
 /// A body of JSON, no longer than the limits allow.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
@@ -58,8 +68,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 Refused::new(Refusal::TooLarge, "the body is longer than is taken")
             }
-            StatusCode::REQUEST_TIMEOUT => Refused::new(Refusal::Timeout, "the body did not come in time"),
-            _ => Refused::new(Refusal::Invalid, "the body did not come whole"),
+            _ => body_failed(&error),
         };
         let bytes = Bytes::from_request(request, state).await.map_err(refuse)?;
         let wrong = |error: serde_json::Error| Refused::new(Refusal::Invalid, format!("the body: {error}"));

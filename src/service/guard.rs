@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::{Refusal, version};
+use crate::service::identity::identify;
+use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
 use crate::service::{App, Caller, Refused};
 
 /// The header that tells a request's id, as OpenStack's services have it.
@@ -20,9 +23,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id")
 pub(super) enum Origin {
     /// The socket in the repository: whoever may open it owns the repository.
     Owner,
-    /// A network.
-    Network(std::net::SocketAddr),
+    /// A network, and the connection's place.
+    Network(std::net::SocketAddr, Arc<Seat>),
 }
+
+/// Who asked, for the log.
+#[derive(Clone, Debug)]
+struct Who(String);
 
 /// Wraps every request.
 pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -35,6 +42,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
         Ok(_) => admit(&app, request, next).await,
         Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
     };
+    let who = response.extensions().get::<Who>().map_or("", |Who(who)| who).to_owned();
     let mut response = with_shape(response, &id);
     let headers = response.headers_mut();
     let mut tell = |name: HeaderName, value: &str| {
@@ -49,20 +57,57 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
-    tracing::info!(request_id = %id, %method, path, status, seconds, "request");
+    tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
     response
 }
 
-/// Finds out who asks, and lets the request go on.
+/// Finds out who asks, counts what they ask for, and lets the request go on.
 async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
     if app.is_stopping() {
         let refused = Refused::new(Refusal::Unavailable, "the service is stopping");
         return refused.retry_after(5).into_response();
     }
-    if let Some(Origin::Owner) = request.extensions().get::<Origin>() {
-        request.extensions_mut().insert(Caller::owner());
+    let (address, seat) = match request.extensions().get::<Origin>() {
+        Some(Origin::Network(peer, seat)) => (Address::from(peer.ip()), Arc::clone(seat)),
+        Some(Origin::Owner) => {
+            let owner = Caller::owner();
+            let who = Who(owner.who.clone());
+            request.extensions_mut().insert(owner);
+            return with(who, next.run(request).await);
+        }
+        // Nobody can come by neither; a caller that nothing is known of sees nothing.
+        None => return next.run(request).await,
+    };
+    let busy = seat.begin();
+    let (who, pass) = match let_in(app, &mut request, address).await {
+        Ok(let_in) => let_in,
+        Err(refused) => return with(Who(format!("address:{address}")), refused.into_response()),
+    };
+    let limits = &app.settings().limits;
+    let patient = |body| Body::new(PatientBody::new(body, limits.body(), limits.slowest_bytes));
+    let response = next.run(request.map(patient)).await;
+    // It is under way until the last of its answer has been taken.
+    with(who, response.map(|body| Body::new(Held::new(body, (busy, pass)))))
+}
+
+fn with(who: Who, mut response: Response) -> Response {
+    response.extensions_mut().insert(who);
+    response
+}
+
+/// Finds out who asks over a network, and says so to what comes behind.
+async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Result<(Who, Pass), Refused> {
+    let caller = identify(app, request.headers(), address).await?;
+    let who = caller.as_ref().map_or_else(|| format!("address:{address}"), |caller| caller.who.clone());
+    let too_fast = |seconds| {
+        Refused::new(Refusal::TooMany, "more requests in a second came than are taken").retry_after(seconds)
+    };
+    app.rates().take(who.clone()).map_err(too_fast)?;
+    let pass = app.flight().begin(&who)?;
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
     }
-    next.run(request).await
+    Ok((Who(who), pass))
 }
 
 /// Gives refusals their shape, whoever made them.

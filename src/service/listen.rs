@@ -9,10 +9,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::service::guard::Origin;
+use crate::service::limits::{Address, Seats, Steady, raise_descriptors};
 use crate::service::tls::Certificates;
 use crate::service::{App, ServiceError, routes, sessions};
 
@@ -20,16 +21,16 @@ use crate::service::{App, ServiceError, routes, sessions};
 const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether certificates have changed.
 const RENEWAL: Duration = Duration::from_secs(5);
-/// The longest request line and header, in bytes.
-const HEADER_BYTES: usize = 32 << 10;
+/// hyper takes no buffer that is smaller, in bytes.
+const LEAST_BUFFER: usize = 8 << 10;
 
 /// What every listener needs.
 #[derive(Clone)]
 struct Door {
     app: Arc<App>,
     router: Router,
-    /// One for each connection that may be open.
-    room: Arc<Semaphore>,
+    /// One for each connection from a network that may be open.
+    seats: Arc<Seats>,
     /// Becomes true when no new requests are taken.
     stop: watch::Receiver<bool>,
     /// Held by each connection: when all are gone, the other side sees it.
@@ -41,12 +42,13 @@ pub(super) async fn run(app: &Arc<App>, ready: impl FnOnce(&[String])) -> Result
     let settings = app.settings().clone();
     let certificates = settings.tls.as_ref().map(Certificates::read).transpose()?.map(Arc::new);
     let mut signals = Signals::new()?;
+    let connections = raise_descriptors(settings.limits.connections);
     let (stop_in, stop) = watch::channel(false);
     let (open, _) = watch::channel(());
     let door = Door {
         app: Arc::clone(app),
         router: routes::router(app),
-        room: Arc::new(Semaphore::new(settings.limits.connections)),
+        seats: Arc::new(Seats::new(connections, settings.limits.connections_per_address)),
         stop,
         open,
     };
@@ -135,7 +137,6 @@ async fn renew(certificates: Arc<Certificates>) {
 
 async fn accept_tcp(door: Door, listener: TcpListener, certificates: Option<Arc<Certificates>>) {
     loop {
-        let Ok(permit) = Arc::clone(&door.room).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -143,19 +144,28 @@ async fn accept_tcp(door: Door, listener: TcpListener, certificates: Option<Arc<
                 continue;
             }
         };
+        let Some(seat) = door.seats.take(Address::from(peer.ip())) else {
+            tracing::debug!(%peer, "there is no room for another connection");
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let (door, certificates) = (door.clone(), certificates.clone());
         tokio::spawn(async move {
-            let _permit = permit;
-            let Some(certificates) = certificates else {
-                return converse(&door, stream, Origin::Network(peer)).await;
+            let meet = async {
+                let Some(certificates) = certificates else {
+                    return converse(&door, stream, Origin::Network(peer, Arc::clone(&seat))).await;
+                };
+                let header = door.app.settings().limits.header();
+                let handshake = TlsAcceptor::from(certificates.current()).accept(stream);
+                match tokio::time::timeout(header, handshake).await {
+                    Ok(Ok(stream)) => converse(&door, stream, Origin::Network(peer, Arc::clone(&seat))).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "no encrypted link came about"),
+                    Err(_) => tracing::debug!(%peer, "no encrypted link came about in time"),
+                }
             };
-            let header = door.app.settings().limits.header();
-            let handshake = TlsAcceptor::from(certificates.current()).accept(stream);
-            match tokio::time::timeout(header, handshake).await {
-                Ok(Ok(stream)) => converse(&door, stream, Origin::Network(peer)).await,
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "no encrypted link came about"),
-                Err(_) => tracing::debug!(%peer, "no encrypted link came about in time"),
+            tokio::select! {
+                () = meet => {}
+                () = seat.ended() => tracing::debug!(%peer, "a silent connection made room for another"),
             }
         });
     }
@@ -193,11 +203,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let _open = door.open.subscribe();
     let mut stop = door.stop.clone();
+    let limits = &door.app.settings().limits;
+    let stream = Steady::new(stream, limits.body(), limits.slowest_bytes);
     let service = TowerToHyperService::new(door.router.clone().layer(Extension(origin)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(door.app.settings().limits.header())
-        .max_buf_size(HEADER_BYTES)
+        .header_read_timeout(limits.header())
+        .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -13,20 +13,26 @@ mod caller;
 mod error;
 mod extract;
 mod guard;
+mod identity;
+mod keystone;
+mod limits;
 mod listen;
 mod refused;
 mod routes;
 mod sessions;
 mod settings;
 mod tls;
+mod tokens;
 
 use std::sync::Arc;
 
 pub use app::App;
-pub use caller::{Caller, Role};
+pub use caller::{Caller, InvalidRole, Role};
 pub use error::ServiceError;
+pub use keystone::{Hidden, KeystoneSettings, ProjectKey};
 pub use refused::Refused;
-pub use settings::{Limits, ServiceSettings, TlsSettings};
+pub use settings::{Limits, QuotaSettings, ServiceSettings, TlsSettings};
+pub use tokens::{InvalidTokenId, NewToken, Token, TokenFile, TokenId, TokenText};
 
 use crate::repository::SharedWriter;
 
@@ -46,7 +52,7 @@ pub fn serve(
         .max_blocking_threads(settings.limits.blocking_threads)
         .build()
         .map_err(|source| ServiceError::Start { source })?;
-    let app = Arc::new(App::new(writer, settings));
+    let app = Arc::new(App::new(writer, settings)?);
     runtime.block_on(listen::run(&app, ready))?;
     // They can be gone on from when the service is there again.
     sessions::give_up_silent(&app, true);

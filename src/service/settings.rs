@@ -1,12 +1,14 @@
 //! What a person may set, on the command line or in a file.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::service::ServiceError;
+use crate::api::Project;
+use crate::service::{KeystoneSettings, ServiceError};
 
 /// How a repository is served. The file that says so is TOML with these names.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,8 +20,12 @@ pub struct ServiceSettings {
     pub tls: Option<TlsSettings>,
     /// Listen without encryption on addresses that others reach.
     pub insecure: bool,
+    /// A Keystone that knows clients, beside the tokens of the repository.
+    pub keystone: Option<KeystoneSettings>,
     /// How much is taken.
     pub limits: Limits,
+    /// How much is kept of each project.
+    pub quotas: QuotaSettings,
 }
 
 impl Default for ServiceSettings {
@@ -28,7 +34,9 @@ impl Default for ServiceSettings {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6800))],
             tls: None,
             insecure: false,
+            keystone: None,
             limits: Limits::default(),
+            quotas: QuotaSettings::default(),
         }
     }
 }
@@ -46,18 +54,44 @@ pub struct TlsSettings {
     pub client_ca: Option<PathBuf>,
 }
 
+/// How many bytes each project may keep: the plain bytes of its backups, where a segment that stays the same at its place from
+/// one backup of a backupset to the next counts once.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuotaSettings {
+    /// Of projects that are not named; without it, as much as they like.
+    pub default: Option<u64>,
+    /// Of projects by their names.
+    pub projects: BTreeMap<Project, u64>,
+}
+
 /// How much is taken, of everybody together and of each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Connections at a time. When there is no room, the one goes that has been silent for longest.
     pub connections: usize,
+    /// Connections at a time from one address (of IPv6, from one network of 64 bits).
+    pub connections_per_address: usize,
+    /// Requests under way at a time; more are refused with 503.
+    pub requests: usize,
+    /// Requests under way at a time of one caller (token, or user of Keystone); more are refused with 429.
+    pub requests_per_caller: usize,
+    /// Requests in a second of one caller, in the long run; twice as many at once. More are refused with 429.
+    pub requests_per_second: u32,
+    /// Wrong tokens in a minute from one address; more are refused with 429, and Keystone is not asked about them.
+    pub failures_per_minute: u32,
     /// Threads that work on requests at a time.
     pub blocking_threads: usize,
     /// Seconds until the header of a request must have come, and that a connection may be idle.
     pub header_seconds: u64,
-    /// Seconds that a client may take between two pieces of a body.
+    /// The longest request line and header, in bytes, 8 KiB at least; longer ones are refused with 431.
+    pub header_bytes: usize,
+    /// Seconds that a client may take between two pieces of a body, and to read what was sent to it.
     pub body_seconds: u64,
+    /// Bytes in a second that a client sends and reads, in the long run: a slower one has used up `body_seconds` at some
+    /// time.
+    pub slowest_bytes: u64,
     /// The longest body of a request that is no segments, in bytes.
     pub body_bytes: usize,
     /// Backups that are sent at a time.
@@ -74,9 +108,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 2048,
+            connections_per_address: 256,
+            requests: 256,
+            requests_per_caller: 128,
+            requests_per_second: 500,
+            failures_per_minute: 20,
             blocking_threads: 32,
             header_seconds: 10,
+            header_bytes: 32 << 10,
             body_seconds: 30,
+            slowest_bytes: 4 << 10,
             body_bytes: 1 << 20,
             sessions: 128,
             sessions_each: 32,
@@ -123,14 +164,20 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused() {
         let settings: ServiceSettings = toml::from_str(
-            "listen = [\"[::1]:6800\"]\n[tls]\ncertificate = \"a\"\nkey = \"b\"\n[limits]\nconnections = 7\n",
+            "listen = [\"[::1]:6800\"]\n[tls]\ncertificate = \"a\"\nkey = \"b\"\n[limits]\nconnections = 7\n\
+             [quotas]\ndefault = 1000\n[quotas.projects]\nblue = 1_099_511_627_776\n",
         )
         .unwrap();
         assert_eq!(settings.limits.connections, 7);
         assert_eq!(settings.limits.header(), Duration::from_secs(10));
-        for text in
-            ["listn = []", "[limits]\nconections = 1", "[tls]\ncertificate = \"a\"", "listen = [\"x\"]"]
-        {
+        assert_eq!(settings.quotas.projects[&"blue".parse().unwrap()], 1 << 40);
+        for text in [
+            "listn = []",
+            "[limits]\nconections = 1",
+            "[tls]\ncertificate = \"a\"",
+            "[quotas.projects]\n\"a:b\" = 1",
+            "listen = [\"x\"]",
+        ] {
             assert!(toml::from_str::<ServiceSettings>(text).is_err(), "{text}");
         }
     }

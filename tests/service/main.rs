@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "a test is no library")]
 
+mod attacks;
 mod harness;
 mod reading;
+mod tokens;

@@ -115,7 +115,8 @@ pub(in crate::cli) struct ProtectArgs {
     pub(in crate::cli) until: Option<Timestamp>,
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+/// Reads a date or a time in UTC.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     let date = || text.parse::<jiff::civil::Date>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
     let time = text.parse().ok().or_else(|| date().map(|zoned| zoned.timestamp()));
     time.ok_or_else(|| "a date is e.g. 2027-01-31, a time 2027-01-31T12:00:00Z".to_owned())

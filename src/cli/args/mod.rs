@@ -4,6 +4,7 @@ mod changes;
 mod manifests;
 mod serve;
 mod sources;
+mod tokens;
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub(in crate::cli) use changes::{
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
 pub(in crate::cli) use serve::ServeArgs;
 pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, MachineArgs, TlsArgs};
+pub(in crate::cli) use tokens::{TokenCommand, TokenCreateArgs, TokenRevokeArgs};
 
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
@@ -185,6 +187,9 @@ pub(in crate::cli) enum Command {
                             Example:\n  ekko -r /backup/store serve --listen 0.0.0.0:6800 --tls-certificate cert.pem --tls-key key.pem"
     )]
     Serve(ServeArgs),
+    /// Say who may do what over the service
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Look into manifests
     #[command(subcommand)]
     Manifest(ManifestCommand),

@@ -29,7 +29,7 @@ fn caller(project: &str) -> Caller {
 
 fn open(path: &Path) -> App {
     let writer = RepositoryWriter::open(path, &OpenOptions::default(), &Silent).unwrap();
-    App::new(SharedWriter::new(writer), ServiceSettings::default())
+    App::new(SharedWriter::new(writer), ServiceSettings::default()).unwrap()
 }
 
 impl World {

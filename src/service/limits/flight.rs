@@ -1,0 +1,87 @@
+//! Requests at a time, of everybody and of each caller.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::api::Refusal;
+use crate::service::Refused;
+
+/// Requests that are under way.
+#[derive(Debug)]
+pub(in crate::service) struct Flight {
+    most: usize,
+    most_of_one: usize,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    all: usize,
+    /// Only who has some is in here, so it is never longer than `all`.
+    of_each: HashMap<String, usize>,
+}
+
+/// A request under way, until this is dropped.
+#[derive(Debug)]
+pub(in crate::service) struct Pass {
+    flight: Arc<Flight>,
+    who: String,
+}
+
+impl Flight {
+    pub(in crate::service) fn new(most: usize, most_of_one: usize) -> Self {
+        Self { most, most_of_one, now: Mutex::default() }
+    }
+
+    /// Lets a request begin.
+    ///
+    /// # Errors
+    ///
+    /// If `who` has too many under way (429), or everybody together (503).
+    pub(in crate::service) fn begin(self: &Arc<Self>, who: &str) -> Result<Pass, Refused> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.of_each.get(who).is_some_and(|under_way| *under_way >= self.most_of_one) {
+            let why = format!("{} requests at a time are taken of one caller", self.most_of_one);
+            return Err(Refused::new(Refusal::TooMany, why).retry_after(1));
+        }
+        if now.all >= self.most {
+            return Err(Refused::new(Refusal::Unavailable, "too many requests are under way").retry_after(1));
+        }
+        now.all += 1;
+        *now.of_each.entry(who.to_owned()).or_default() += 1;
+        Ok(Pass { flight: Arc::clone(self), who: who.to_owned() })
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut now = self.flight.now.lock().unwrap_or_else(PoisonError::into_inner);
+        now.all = now.all.saturating_sub(1);
+        if let Some(under_way) = now.of_each.get_mut(&self.who) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                now.of_each.remove(&self.who);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_leaves_room_to_others_and_what_ends_gives_its_room_back() {
+        let flight = Arc::new(Flight::new(3, 2));
+        let first = flight.begin("a").unwrap();
+        let second = flight.begin("a").unwrap();
+        assert_eq!(flight.begin("a").unwrap_err().refusal(), Refusal::TooMany);
+        let third = flight.begin("b").unwrap();
+        assert_eq!(flight.begin("c").unwrap_err().refusal(), Refusal::Unavailable);
+        drop((first, third));
+        let again = [flight.begin("a").unwrap(), flight.begin("c").unwrap()];
+        drop((second, again));
+        let now = flight.now.lock().unwrap();
+        assert_eq!((now.all, now.of_each.len()), (0, 0));
+    }
+}

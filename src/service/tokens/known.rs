@@ -1,0 +1,114 @@
+//! The tokens as the service knows them: read again as soon as the file is another.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use crate::repository::Layout;
+use crate::service::{ServiceError, Token, TokenFile, TokenId};
+
+/// A file that was changed so shortly before it was read may be changed again without a newer time: the clock of
+/// filesystems ticks some hundred times a second, and numbers of files are used again.
+const UNSETTLED: Duration = Duration::from_secs(1);
+
+/// What a file looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+    modified: (i64, i64),
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    /// What the file looked like when it was read; nothing if it must be read again in any case.
+    look: Option<Option<Look>>,
+    tokens: Arc<HashMap<TokenId, Token>>,
+}
+
+/// The tokens that are known.
+#[derive(Debug)]
+pub(in crate::service) struct KnownTokens {
+    file: TokenFile,
+    now: RwLock<Now>,
+}
+
+impl KnownTokens {
+    pub(in crate::service) fn new(layout: &Layout) -> Self {
+        Self { file: TokenFile::at(layout), now: RwLock::default() }
+    }
+
+    /// Returns the tokens as the file has them at this moment, if it has not changed since it was read. Asks the operating
+    /// system for no more than what the file looks like, so it may be called where nothing may block.
+    pub(in crate::service) fn current(&self) -> Option<Arc<HashMap<TokenId, Token>>> {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        (now.look? == self.look().ok()?).then(|| Arc::clone(&now.tokens))
+    }
+
+    /// Reads the file again. Blocks.
+    pub(in crate::service) fn renew(&self) -> Result<Arc<HashMap<TokenId, Token>>, ServiceError> {
+        // It is looked at before it is read: what changes between is seen by the next look.
+        let look = self.look();
+        let tokens = self.file.list()?;
+        let tokens = Arc::new(tokens.into_iter().map(|token| (token.id, token)).collect());
+        let now = Now { look: look.ok().filter(|look| is_settled(*look)), tokens: Arc::clone(&tokens) };
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(tokens)
+    }
+
+    fn look(&self) -> std::io::Result<Option<Look>> {
+        match std::fs::metadata(self.file.path()) {
+            Ok(it) => Ok(Some(Look {
+                inode: it.ino(),
+                bytes: it.len(),
+                changed: (it.ctime(), it.ctime_nsec()),
+                modified: (it.mtime(), it.mtime_nsec()),
+            })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_settled(look: Option<Look>) -> bool {
+    let Some(look) = look else { return true };
+    let changed =
+        u64::try_from(look.changed.0).map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > UNSETTLED + Duration::from_secs(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{NewToken, Role};
+
+    #[test]
+    fn a_change_is_seen_at_once_however_fast_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let (file, known) = (TokenFile::at(&layout), KnownTokens::new(&layout));
+        let now = || known.current().map_or_else(|| known.renew().unwrap(), |it| it);
+        assert!(now().is_empty());
+        for _ in 0..50 {
+            let project = "blue".parse().unwrap();
+            let new = NewToken { project, role: Role::Backup, expires: None, note: None };
+            let (token, _) = file.create(new).unwrap();
+            assert_eq!(now().get(&token.id), Some(&token));
+            file.revoke(token.id).unwrap();
+            assert!(!now().contains_key(&token.id));
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_lets_nobody_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let known = KnownTokens::new(&layout);
+        known.renew().unwrap();
+        std::fs::write(layout.tokens(), "format = 1\n").unwrap();
+        assert!(known.current().is_none());
+        assert!(known.renew().is_err());
+    }
+}
