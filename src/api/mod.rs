@@ -5,6 +5,9 @@
 //! the command line both speak this.
 
 mod backups;
+mod changes;
+mod check;
+mod diff;
 mod problem;
 pub mod version;
 mod view;
@@ -13,5 +16,13 @@ pub use backups::{
     BackupDetails, BackupList, BackupRow, ImageList, ImageRow, ListFilter, MOST_LISTED, Statistics, images,
     list, show, statistics,
 };
+pub use changes::{
+    BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
+    ProtectionDocument, collect, protect,
+};
+pub use check::{
+    CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,
+};
+pub use diff::{DiffRow, Exists, write_diff};
 pub use problem::{Problem, Refusal};
 pub use view::{InvalidProject, Project, View};
