@@ -275,6 +275,16 @@ impl ForgetPlan {
     }
 }
 
+/// How a backup is protected.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProtectionRequest {
+    /// Until when, if not for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
+}
+
 /// Whether a backup may be deleted.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ProtectionDocument {

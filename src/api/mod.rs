@@ -8,6 +8,7 @@ mod backups;
 mod changes;
 mod check;
 mod diff;
+mod jobs;
 mod problem;
 pub mod version;
 mod view;
@@ -18,11 +19,15 @@ pub use backups::{
 };
 pub use changes::{
     BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
-    ProtectionDocument, collect, protect,
+    ProtectionDocument, ProtectionRequest, collect, protect,
 };
 pub use check::{
     CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,
 };
 pub use diff::{DiffRow, Exists, write_diff};
+pub use jobs::{
+    CollectedDocument, InvalidRules, JobDocument, JobFailure, JobKind, JobList, JobProgress, JobRequest,
+    JobResult, JobState, KeepNumber, KeepRules, Unlimited,
+};
 pub use problem::{Problem, Refusal};
 pub use view::{InvalidProject, Project, View};

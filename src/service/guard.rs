@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::{Refusal, version};
+use crate::service::metrics::Counting;
 use crate::service::{App, Caller, Refused};
 
 /// The header that tells a request's id, as OpenStack's services have it.
@@ -31,6 +32,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let asked = request.headers().get(version::HEADER).cloned();
     let asked = asked.as_ref().map(|value| value.to_str().unwrap_or("?"));
     let agreed = version::negotiate(asked);
+    let (counting, request) = Counting::begin(&app, request);
     let response = match &agreed {
         Ok(_) => admit(&app, request, next).await,
         Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
@@ -50,7 +52,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!(request_id = %id, %method, path, status, seconds, "request");
-    response
+    counting.end(response)
 }
 
 /// Finds out who asks, and lets the request go on.
@@ -82,8 +84,10 @@ fn with_shape(response: Response, id: &str) -> Response {
         tracing::debug!(request_id = %id, why = refused.for_the_log(), "a request was refused");
     }
     let mut shaped = refused.answer(id);
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    for name in [header::ALLOW, header::CONTENT_RANGE] {
+        if let Some(value) = response.headers().get(&name) {
+            shaped.headers_mut().insert(name, value.clone());
+        }
     }
     shaped
 }

@@ -13,7 +13,11 @@ mod caller;
 mod error;
 mod extract;
 mod guard;
+mod jobs;
+mod keeper;
 mod listen;
+mod metrics;
+mod pump;
 mod refused;
 mod routes;
 mod settings;
@@ -24,13 +28,14 @@ use std::sync::Arc;
 pub use app::App;
 pub use caller::{Caller, Role};
 pub use error::ServiceError;
+pub use keeper::Keeper;
 pub use refused::Refused;
 pub use settings::{Limits, ServiceSettings, TlsSettings};
 
 use crate::repository::SharedWriter;
 
-/// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: no new requests, those
-/// under way are finished, the repository is closed.
+/// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: new requests are refused,
+/// those under way are finished, jobs are cancelled, the repository is closed. SIGHUP reads certificates anew.
 ///
 /// # Errors
 ///
@@ -38,7 +43,7 @@ use crate::repository::SharedWriter;
 pub fn serve(
     writer: SharedWriter,
     settings: ServiceSettings,
-    ready: impl FnOnce(&[String]),
+    keeper: &dyn Keeper,
 ) -> Result<(), ServiceError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -46,7 +51,7 @@ pub fn serve(
         .build()
         .map_err(|source| ServiceError::Start { source })?;
     let app = Arc::new(App::new(writer, settings));
-    runtime.block_on(listen::run(&app, ready))?;
+    runtime.block_on(listen::run(&app, keeper))?;
     // What is left of requests that did not end in time ends here.
     drop(runtime);
     Arc::into_inner(app).ok_or(ServiceError::StillInUse)?.close()

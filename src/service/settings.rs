@@ -18,6 +18,8 @@ pub struct ServiceSettings {
     pub tls: Option<TlsSettings>,
     /// Listen without encryption on addresses that others reach.
     pub insecure: bool,
+    /// Tell what is counted to everybody, and not to an admin and to this machine alone.
+    pub metrics_for_all: bool,
     /// How much is taken.
     pub limits: Limits,
 }
@@ -28,6 +30,7 @@ impl Default for ServiceSettings {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6800))],
             tls: None,
             insecure: false,
+            metrics_for_all: false,
             limits: Limits::default(),
         }
     }

@@ -2,5 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "a test is no library")]
 
+mod changes;
+mod daemon;
+mod data;
+mod document;
 mod harness;
+mod jobs;
 mod reading;

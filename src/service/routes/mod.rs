@@ -1,7 +1,14 @@
 //! What can be asked: a file for each kind of thing.
 
 mod backups;
+mod changes;
+mod data;
+mod document;
+mod jobs;
+mod manifests;
 mod versions;
+
+pub(super) use data::READ_AT_ONCE;
 
 use std::sync::Arc;
 
@@ -16,17 +23,10 @@ use utoipa_axum::routes;
 use crate::api::Refusal;
 use crate::service::{App, Refused, guard};
 
-/// The head of the document that describes the API.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "Ekko", description = "Block-based backups of virtual machines in one deduplicating store"),
-    components(schemas(crate::api::Problem))
-)]
-struct Document;
-
 /// Returns everything that can be asked.
 pub(super) fn router(app: &Arc<App>) -> Router {
-    let (router, document) = described().split_for_parts();
+    let (router, mut document) = described().split_for_parts();
+    document::complete(&mut document);
     let document = Arc::new(document);
     router
         .route("/v1/openapi.json", get(move || async move { Json(document.as_ref().clone()) }))
@@ -40,12 +40,22 @@ pub(super) fn router(app: &Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(document::Document::openapi())
         .routes(routes!(versions::versions))
         .routes(routes!(versions::health))
         .routes(routes!(versions::ready))
         .routes(routes!(backups::images))
         .routes(routes!(backups::list))
-        .routes(routes!(backups::show))
+        .routes(routes!(backups::show, changes::delete))
+        .routes(routes!(backups::status))
         .routes(routes!(backups::statistics))
+        .routes(routes!(changes::protect, changes::unprotect))
+        .routes(routes!(data::data, data::head))
+        .routes(routes!(document::page))
+        .routes(routes!(jobs::submit, jobs::list))
+        .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(jobs::events))
+        .routes(routes!(manifests::diff))
+        .routes(routes!(manifests::export))
+        .routes(routes!(versions::metrics))
 }
