@@ -56,6 +56,12 @@ pub trait Progress: Send + Sync {
     /// The part last begun has ended.
     fn end(&self) {}
 
+    /// Says whether the job is to end before it is through. A job that can looks between two steps, leaves nothing half
+    /// done, and says so; once this is true, it stays true.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+
     /// Something to tell a person.
     fn notice(&self, notice: Notice) {
         let _ = notice;

@@ -5,7 +5,11 @@
 //! the command line both speak this.
 
 mod backups;
+mod changes;
+mod check;
+mod diff;
 pub mod frames;
+mod jobs;
 mod problem;
 mod sessions;
 pub mod version;
@@ -14,6 +18,18 @@ mod view;
 pub use backups::{
     BackupDetails, BackupList, BackupRow, ImageList, ImageRow, ListFilter, MOST_LISTED, Statistics, images,
     list, show, statistics,
+};
+pub use changes::{
+    BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
+    ProtectionDocument, ProtectionRequest, collect, protect,
+};
+pub use check::{
+    CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,
+};
+pub use diff::{DiffRow, Exists, write_diff};
+pub use jobs::{
+    CollectedDocument, InvalidRules, JobDocument, JobFailure, JobKind, JobList, JobProgress, JobRequest,
+    JobResult, JobState, KeepNumber, KeepRules, Unlimited,
 };
 pub use problem::{Problem, Refusal};
 pub use sessions::{Committed, NewSession, SessionState};

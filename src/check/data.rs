@@ -40,6 +40,9 @@ pub(super) fn read_data(
             scope.spawn(move || {
                 let (mut stored, mut plain) = (Vec::new(), Vec::new());
                 while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if progress.is_cancelled() {
+                        return;
+                    }
                     let Some(place) = place(at) else { return };
                     if let Err(error) = read(catalog, place, &mut decoder, &mut stored, &mut plain) {
                         found.lock().unwrap_or_else(PoisonError::into_inner).push((*at, error));

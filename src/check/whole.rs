@@ -69,6 +69,8 @@ pub struct CheckSummary {
     pub damaged: Vec<DamagedSegmentReport>,
     /// Damaged copies that were put into quarantine.
     pub quarantined_segments: u64,
+    /// Whether it was ended before it was through, as [`Progress::is_cancelled`] asked: then it says nothing.
+    pub cancelled: bool,
 }
 
 impl CheckSummary {
@@ -78,7 +80,8 @@ impl CheckSummary {
     }
 }
 
-/// Checks a repository but for its index. It goes on after a problem, takes no lock, and changes nothing.
+/// Checks a repository but for its index. It goes on after a problem, takes no lock, and changes nothing. It can be
+/// cancelled between segments that are read, and between backups.
 ///
 /// # Errors
 /// The repository cannot be read at all.
@@ -128,7 +131,7 @@ fn with_index(
         Ok::<_, CheckError>(checking)
     })?;
     let (mut summary, copies) = checking.finish(options, progress)?;
-    if repair {
+    if repair && !summary.cancelled {
         let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
         let report = |copy: &&Copy| DamagedCopy {
             place: copy.place,
@@ -169,12 +172,17 @@ impl<'a> Checking<'a> {
     ) -> Result<(CheckSummary, Vec<Copy>), CheckError> {
         let errors = self.read(options, progress)?;
         let before = self.summary.problems.len();
-        let mut errors = self.look_up(errors)?;
+        let mut errors = self.look_up(errors, progress)?;
         if !errors.is_empty() || self.summary.problems.len() > before {
             // Garbage collection may have taken meanwhile what nobody names any longer, or moved it.
             self.renew(&mut errors)?;
             self.summary.problems.truncate(before);
-            self.look_up(errors)?;
+            self.look_up(errors, progress)?;
+        }
+        if progress.is_cancelled() {
+            // What was found is not all, and what was not looked at would count as missing or as garbage.
+            let index = self.summary.index;
+            self.summary = CheckSummary { cancelled: true, index, ..CheckSummary::default() };
         }
         Ok((self.summary, self.copies))
     }
@@ -190,6 +198,9 @@ impl<'a> Checking<'a> {
         let is_chosen = |place: &_| chosen.contains(&slice(place));
         let (errors, bytes) = read_data(&self.catalog, &mut self.copies, is_chosen, options.jobs, progress)?;
         self.summary.read_bytes = bytes;
+        if progress.is_cancelled() {
+            return Ok(errors);
+        }
         if !memory.remember(self.repository, &self.catalog, &chosen, &self.copies) {
             tracing::info!("what was checked cannot be remembered here");
         }
@@ -211,11 +222,14 @@ impl<'a> Checking<'a> {
     }
 
     /// Looks every segment of every backup up. Returns what is wrong with which, those that are missing as well.
-    fn look_up(&mut self, mut errors: Errors) -> Result<Errors, CheckError> {
+    fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Result<Errors, CheckError> {
         let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
         self.summary.backups = 0;
         for set in &self.sets {
             for backup in &set.backups {
+                if progress.is_cancelled() {
+                    return Ok(errors);
+                }
                 self.summary.backups += 1;
                 let opened = self.repository.manifest(set, backup).and_then(|manifest| {
                     manifest.verify()?;

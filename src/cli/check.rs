@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use crate::check::{
-    CheckIndex, CheckOptions, DamagedSegmentReport, NameStatus, ReadData, StatusOptions, VerifyOptions,
-    check_with_index,
-};
+use crate::api::{CheckDocument, DamagedRow, StatusRow, View, status_of};
+use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, check_with_index};
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -14,27 +12,6 @@ use crate::error::ErrorKind;
 use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
 use crate::repository::{Repository, SharedWriter};
-
-#[derive(Serialize)]
-struct CheckDocument {
-    backups: u64,
-    segments: u64,
-    garbage_segments: u64,
-    read_bytes: u64,
-    index: &'static str,
-    quarantined_segments: u64,
-    problems: Vec<String>,
-    damaged: Vec<DamagedRow>,
-}
-
-#[derive(Serialize)]
-struct DamagedRow {
-    segment: String,
-    twin: u16,
-    error: String,
-    places: Vec<String>,
-    backups: Vec<String>,
-}
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
     let read_data = match args.read_data {
@@ -59,28 +36,7 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
         }
     };
     let clean = summary.is_clean();
-    let row = |damaged: DamagedSegmentReport| DamagedRow {
-        segment: damaged.key.hash.to_string(),
-        twin: damaged.key.twin.0,
-        error: damaged.error,
-        places: damaged.places.iter().map(ToString::to_string).collect(),
-        backups: damaged.backups.iter().map(ToString::to_string).collect(),
-    };
-    let document = CheckDocument {
-        backups: summary.backups,
-        segments: summary.segments,
-        garbage_segments: summary.garbage_segments,
-        read_bytes: summary.read_bytes,
-        index: match summary.index {
-            CheckIndex::NotCompared => "not compared",
-            CheckIndex::Agrees => "agrees",
-            CheckIndex::Differs => "differs",
-            CheckIndex::Replaced => "replaced",
-        },
-        quarantined_segments: summary.quarantined_segments,
-        problems: summary.problems,
-        damaged: summary.damaged.into_iter().map(row).collect(),
-    };
+    let document = CheckDocument::from(summary);
     context.print(&document, |out| {
         let CheckDocument { backups, segments, garbage_segments, .. } = &document;
         for problem in &document.problems {
@@ -173,32 +129,10 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     Ok(if same { context.outcome() } else { Outcome::Problems })
 }
 
-#[derive(Serialize)]
-struct StatusDocument {
-    names: Vec<StatusRow>,
-}
-
-#[derive(Serialize)]
-struct StatusRow {
-    name: String,
-    ok: bool,
-    backup: Option<String>,
-    timestamp: Option<String>,
-    problem: Option<String>,
-}
-
 pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, CliError> {
     let repository = context.open()?;
     let options = StatusOptions { max_age: args.max_age, now: jiff::Timestamp::now() };
-    let names = crate::check::status(&repository, &options, context.progress())?;
-    let name = |status: NameStatus| StatusRow {
-        name: status.name.to_string(),
-        ok: status.problem.is_none(),
-        backup: status.newest.as_ref().map(|(id, _)| id.to_string()),
-        timestamp: status.newest.map(|(_, timestamp)| timestamp.to_string()),
-        problem: status.problem,
-    };
-    let document = StatusDocument { names: names.into_iter().map(name).collect() };
+    let document = status_of(&repository, &View::everything(), &options, context.progress())?;
     let good = document.names.iter().filter(|name| name.ok).count();
     context.print(&document, |out| {
         for StatusRow { name, problem, .. } in &document.names {

@@ -3,29 +3,12 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::Serialize;
-
+use crate::api::{GcDocument, collect};
 use crate::cli::args::GcArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format};
-use crate::repository::{GcOptions, GcSummary, SharedWriter};
-
-/// What a collection did.
-#[derive(Serialize)]
-pub(super) struct Document {
-    dry_run: bool,
-    purged_backups: u64,
-    freed_segments: u64,
-    freed_bytes: u64,
-    unlinked_packs: u64,
-    moved_bytes: u64,
-    unfinished_segments: u64,
-    unfinished_bytes: u64,
-    compared_bytes: u64,
-    comparing_seconds: f64,
-    problems: Vec<String>,
-}
+use crate::repository::GcOptions;
 
 pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError> {
     let writer = context.open_shared(1)?;
@@ -34,43 +17,18 @@ pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError>
         keep_unfinished: args.keep_unfinished.and_then(|span| Duration::try_from(span).ok()),
         jobs: args.jobs.number(),
     };
-    let document = collect(&writer, &options, context)?;
+    let document = collect(&writer, &options, context.progress())?;
     writer.close()?;
     context.print(&document, |out| describe(&document, out))?;
     Ok(outcome(Some(&document), context))
 }
 
-/// Collects garbage.
-pub(super) fn collect(
-    writer: &SharedWriter,
-    options: &GcOptions,
-    context: &Context,
-) -> Result<Document, CliError> {
-    let replace = |summary: &GcSummary| summary.replace_index;
-    let summary =
-        writer.run_job(context.progress(), replace, |writer| writer.gc(options, context.progress()))?;
-    let document = Document {
-        dry_run: options.dry_run,
-        purged_backups: summary.purged_backups,
-        freed_segments: summary.freed_segments,
-        freed_bytes: summary.freed_bytes,
-        unlinked_packs: summary.unlinked_packs,
-        moved_bytes: summary.moved_bytes,
-        unfinished_segments: summary.unfinished_segments,
-        unfinished_bytes: summary.unfinished_bytes,
-        compared_bytes: summary.compared_bytes,
-        comparing_seconds: summary.comparing.as_secs_f64(),
-        problems: summary.problems,
-    };
-    Ok(document)
-}
-
 /// Says what a collection did.
-pub(super) fn describe(document: &Document, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn describe(document: &GcDocument, out: &mut dyn Write) -> io::Result<()> {
     for problem in &document.problems {
         writeln!(out, "problem: {problem}")?;
     }
-    let Document { freed_segments, purged_backups, unfinished_segments, .. } = document;
+    let GcDocument { freed_segments, purged_backups, unfinished_segments, .. } = document;
     let would = if document.dry_run { "would be freed" } else { "freed" };
     let freed = format::bytes(document.freed_bytes);
     writeln!(out, "{freed} {would}: {freed_segments} segments")?;
@@ -93,6 +51,6 @@ pub(super) fn describe(document: &Document, out: &mut dyn Write) -> io::Result<(
 }
 
 /// Returns how a command ended that collected garbage, if it did.
-pub(super) fn outcome(gc: Option<&Document>, context: &Context) -> Outcome {
+pub(super) fn outcome(gc: Option<&GcDocument>, context: &Context) -> Outcome {
     if gc.is_some_and(|gc| !gc.problems.is_empty()) { Outcome::Problems } else { context.outcome() }
 }

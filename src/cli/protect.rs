@@ -2,18 +2,12 @@
 
 use serde::Serialize;
 
+use crate::api::{self, ProtectionDocument, View};
 use crate::cli::Outcome;
 use crate::cli::args::{ProtectArgs, RenameArgs, UnprotectArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::repository::{BackupSelector, Deletion, Protection, Repository};
-
-#[derive(Serialize)]
-struct Document {
-    backup: String,
-    protected: bool,
-    until: Option<String>,
-}
+use crate::repository::{BackupSelector, Protection};
 
 pub(super) fn protect(args: &ProtectArgs, context: &Context) -> Result<Outcome, CliError> {
     let protection = args.until.map_or(Protection::Always, Protection::Until);
@@ -25,21 +19,11 @@ pub(super) fn unprotect(args: &UnprotectArgs, context: &Context) -> Result<Outco
 }
 
 fn set(selector: &BackupSelector, protection: Protection, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_writer(1, false)?;
-    let (sets, _) = writer.repository().backupsets()?;
-    let (set, backup) = writer.repository().find(&sets, selector)?;
-    writer.protect(Deletion { backupset: set.id, incremental: backup.incremental }, protection)?;
+    let writer = context.open_shared(1)?;
+    let document = api::protect(&writer, &View::everything(), selector, protection)?;
     writer.close()?;
-    let document = Document {
-        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
-        protected: protection != Protection::None,
-        until: match protection {
-            Protection::Until(end) => Some(end.to_string()),
-            Protection::None | Protection::Always => None,
-        },
-    };
     context.print(&document, |out| {
-        let Document { backup, until, .. } = &document;
+        let ProtectionDocument { backup, until, .. } = &document;
         match (document.protected, until) {
             (false, _) => writeln!(out, "{backup} is not protected"),
             (true, None) => writeln!(out, "{backup} is protected"),

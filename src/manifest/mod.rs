@@ -14,6 +14,7 @@ mod header;
 mod ids;
 mod map;
 mod reader;
+mod rename;
 pub mod stays;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use diff::{Difference, ManifestDiff};
 pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};
+pub use rename::renamed;
 pub use writer::{FinishedManifest, ManifestWriter};
 
 use crate::error::ErrorKind;

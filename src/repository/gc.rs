@@ -58,6 +58,8 @@ pub struct GcSummary {
     pub compared_bytes: u64,
     /// How long that took.
     pub comparing: Duration,
+    /// Whether it was ended before it was through, as [`Progress::is_cancelled`] asked: what it freed is free.
+    pub cancelled: bool,
     /// Why nothing, or not all, was freed.
     pub problems: Vec<String>,
     /// Whether the index says of a segment that a manifest names that nobody does: the caller replaces it.
@@ -72,6 +74,8 @@ impl Default for GcOptions {
 
 impl RepositoryWriter {
     /// Collects garbage. When this returns, what it freed is free.
+    ///
+    /// It can be cancelled: between manifests that are compared, and between batches that are freed.
     ///
     /// It frees nothing while a manifest or a `set.toml` cannot be read; the summary's problems say so.
     pub fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcSummary, RepositoryError> {
@@ -106,6 +110,10 @@ impl RepositoryWriter {
         let (listed_backups, read) = (moment.listed(), moment.read());
         let (mut proven, mut purged) = (false, false);
         loop {
+            if progress.is_cancelled() {
+                summary.cancelled = true;
+                return Ok(summary);
+            }
             let listed = collector.list(LISTED_AT_ONCE)?;
             summary.unfinished_segments += listed.unfinished;
             summary.unfinished_bytes += listed.unfinished_bytes;
@@ -138,6 +146,10 @@ impl RepositoryWriter {
                 // Neighbours in a pack together: they make one hole.
                 candidates.sort_unstable_by_key(|candidate| candidate.place);
                 for part in candidates.chunks(FREED_AT_ONCE) {
+                    if progress.is_cancelled() {
+                        summary.cancelled = true;
+                        return Ok(summary);
+                    }
                     self.check()?;
                     let (segments, bytes) = collector.free(part)?;
                     summary.freed_segments += segments;
@@ -234,6 +246,10 @@ impl RepositoryWriter {
     ) -> Result<(), RepositoryError> {
         self.give_back(collector, summary, progress)?;
         for pack in collector.sparse_packs()? {
+            if progress.is_cancelled() {
+                summary.cancelled = true;
+                return Ok(());
+            }
             self.check()?;
             let mut problems = Vec::new();
             summary.moved_bytes += collector.move_living(pack, &mut problems)?;
@@ -286,9 +302,13 @@ impl Moment {
 /// Takes out of the candidates what manifests name; the index should have counted them if the backups are listed.
 /// Says whether the rest may go.
 fn is_proven(proof: Proof, listed: bool, candidates: &mut Vec<Candidate>, summary: &mut GcSummary) -> bool {
-    let Proof { named, problems, compared_bytes, elapsed } = proof;
+    let Proof { named, problems, compared_bytes, elapsed, cancelled } = proof;
     summary.compared_bytes += compared_bytes;
     summary.comparing += elapsed;
+    if cancelled {
+        summary.cancelled = true;
+        return false;
+    }
     if !problems.is_empty() {
         let why = |what| format!("nothing is freed while a manifest cannot be read: {what}");
         summary.problems.extend(problems.into_iter().map(why));

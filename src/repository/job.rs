@@ -1,6 +1,6 @@
 //! How jobs that change the repository are run, several at a time, whatever they do.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, TryLockError};
 
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError, RepositoryWriter};
@@ -68,6 +68,35 @@ impl SharedWriter {
     ) -> Result<T, RepositoryError> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         job(open.writer.as_ref().ok_or_else(gone)?)
+    }
+
+    /// Runs a job that changes nothing by itself, unless that would wait.
+    ///
+    /// # Errors
+    ///
+    /// As those of the job, and if the index is being replaced.
+    pub fn try_with<T>(
+        &self,
+        job: impl FnOnce(&RepositoryWriter) -> Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let open = match self.open.try_read() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(open)) => open.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let path = self.repository.layout.root().to_owned();
+                return Err(RepositoryError::IndexBeingReplaced { path });
+            }
+        };
+        job(open.writer.as_ref().ok_or_else(gone)?)
+    }
+
+    /// Says, without waiting for anything, whether changes are taken: the index is there, and no write has failed.
+    ///
+    /// # Errors
+    ///
+    /// With why they are not.
+    pub fn readiness(&self) -> Result<(), RepositoryError> {
+        self.try_with(RepositoryWriter::check)
     }
 
     /// Runs a job that ends with a change that is durable. If the index fails it before that, the index is made

@@ -194,6 +194,12 @@ pub enum RepositoryError {
         /// The first failure.
         reason: String,
     },
+    /// The index is being made anew, or is about to be.
+    #[error("the index of {} is being made anew: try again later", path.display())]
+    IndexBeingReplaced {
+        /// The repository.
+        path: PathBuf,
+    },
     /// Another backup of the same disk is being made.
     #[error("a backup of {name} is running already: one at a time is made of a disk")]
     BackupRunning {
@@ -233,7 +239,9 @@ impl RepositoryError {
                 ErrorKind::Unsupported
             }
             Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
-            Self::InUse { .. } | Self::BackupRunning { .. } => ErrorKind::Busy,
+            Self::InUse { .. } | Self::BackupRunning { .. } | Self::IndexBeingReplaced { .. } => {
+                ErrorKind::Busy
+            }
             Self::Full { .. } | Self::Poisoned { .. } => ErrorKind::Io,
         }
     }

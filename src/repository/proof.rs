@@ -4,7 +4,7 @@
 //! hash with one look at memory, the sorted candidates answer the rest. Each manifest is verified before, so that
 //! a damaged one cannot hide what it names.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(super) struct Proof {
     pub(super) compared_bytes: u64,
     /// How long that took, the verification of the manifests included.
     pub(super) elapsed: Duration,
+    /// Whether not all manifests were compared, because it was told to stop.
+    pub(super) cancelled: bool,
 }
 
 /// Compares candidates, sorted by key, with what backups name, on `jobs` threads.
@@ -47,12 +49,17 @@ pub(super) fn prove(
     let next = AtomicUsize::new(0);
     let compared = AtomicU64::new(0);
     let found = Mutex::new((Vec::new(), Vec::new(), None));
+    let cancelled = AtomicBool::new(false);
     let segments: u64 = backups.iter().map(|(_, record)| u64::from(record.segments)).sum();
     let part = Part::begin(progress, "gc", segments * SegmentHash::LENGTH as u64);
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, backups.len().max(1)) {
             scope.spawn(|| {
                 while let Some((set, record)) = backups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if progress.is_cancelled() {
+                        cancelled.store(true, Ordering::Release);
+                        return;
+                    }
                     let opened = repository.manifest(set, record).and_then(|manifest| {
                         manifest.verify()?;
                         Ok(manifest)
@@ -83,7 +90,13 @@ pub(super) fn prove(
     named.sort_unstable();
     named.dedup();
     problems.sort_unstable();
-    Ok(Proof { named, problems, compared_bytes: compared.into_inner(), elapsed: begun.elapsed() })
+    Ok(Proof {
+        named,
+        problems,
+        compared_bytes: compared.into_inner(),
+        elapsed: begun.elapsed(),
+        cancelled: cancelled.into_inner(),
+    })
 }
 
 fn first(hash: &[u8; SegmentHash::LENGTH]) -> usize {

@@ -38,6 +38,11 @@ struct Stored {
 }
 
 impl Repository {
+    /// Adds up what its files take on the disk, as `du` says.
+    pub fn disk_bytes(&self) -> u64 {
+        disk_usage(self.layout.root())
+    }
+
     /// Counts what the repository holds. Takes no lock and does not open the index; 32 bytes of memory for
     /// each stored segment.
     pub fn statistics(&self, progress: &dyn Progress) -> Result<RepositoryStats, RepositoryError> {
@@ -86,7 +91,7 @@ impl Repository {
                 stats.garbage_bytes += u64::from(segment.encoded);
             }
         }
-        stats.disk_bytes = disk_usage(self.layout.root());
+        stats.disk_bytes = self.disk_bytes();
         Ok(stats)
     }
 }

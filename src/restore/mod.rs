@@ -85,6 +85,14 @@ pub enum RestoreError {
         /// What it said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A segment cannot be had, and nothing is to be written in its place.
+    #[error("segment {index} cannot be restored: {what}")]
+    Damaged {
+        /// Its place.
+        index: SegmentIndex,
+        /// Why.
+        what: String,
+    },
     /// What the segments were given to refused one.
     #[error("{what}")]
     Sink {
@@ -127,6 +135,7 @@ impl RestoreError {
             | Self::TargetTooSmall { .. }
             | Self::OutsideDisk { .. } => ErrorKind::Invalid,
             Self::TargetInUse { .. } => ErrorKind::Busy,
+            Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Sink { .. } => ErrorKind::Io,
             Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -415,6 +424,42 @@ pub fn restore_to_stream(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
+    to_stream(repository, manifest, stream, stream::Damage::IsZero, options, progress)
+}
+
+/// Restores a range of a backup to a stream, in order, zeros included; the first damaged segment ends it, with all that
+/// lies before written and nothing in its place.
+///
+/// # Errors
+///
+/// If a segment is damaged, or the stream does not take all.
+pub fn stream_exactly(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    stream: &mut dyn Write,
+    range: Range<u64>,
+    jobs: usize,
+    progress: &dyn Progress,
+) -> Result<(), RestoreError> {
+    let options = RestoreOptions {
+        jobs,
+        force: false,
+        sync: false,
+        range: Some(range),
+        limit: None,
+        certificates: None,
+    };
+    to_stream(repository, manifest, stream, stream::Damage::Ends, &options, progress).map(|_| ())
+}
+
+fn to_stream(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    stream: &mut dyn Write,
+    damage: stream::Damage,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
@@ -426,7 +471,7 @@ pub fn restore_to_stream(
     let behind = geometry.containing(range.end.saturating_sub(1)).0.saturating_add(1);
     let segments = geometry.containing(range.start).0..behind.min(geometry.segments());
     progress.begin("restore", range.end - range.start);
-    let mut output = stream::Output::new(stream, geometry, range);
+    let mut output = stream::Output::new(stream, geometry, range, damage);
     let pace = options.pace();
     let result = plan::windows(segments).try_for_each(|window| {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window, |_| true)?;

@@ -3,10 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Semaphore;
+
 use crate::api::Refusal;
 use crate::repository::{Repository, SharedWriter};
+use crate::service::jobs::Jobs;
 use crate::service::keystone::Keystone;
 use crate::service::limits::{Address, Allowance, Flight, Quotas, Rates};
+use crate::service::metrics::Metrics;
+use crate::service::routes::READ_AT_ONCE;
 use crate::service::sessions::Sessions;
 use crate::service::tokens::KnownTokens;
 use crate::service::{Caller, Refused, ServiceError, ServiceSettings};
@@ -27,6 +33,9 @@ pub struct App {
     /// Wrong tokens from each address.
     failures: Rates<Address>,
     quotas: Arc<Quotas>,
+    metrics: Metrics,
+    jobs: Jobs,
+    disks: Arc<Semaphore>,
 }
 
 impl App {
@@ -39,6 +48,9 @@ impl App {
         sessions.tidy();
         Ok(Self {
             sessions,
+            metrics: Metrics::new(),
+            jobs: Jobs::default(),
+            disks: Arc::new(Semaphore::new(READ_AT_ONCE)),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(writer.repository().layout()),
@@ -104,6 +116,21 @@ impl App {
         &self.sessions
     }
 
+    /// Returns what is counted.
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Returns the jobs.
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// Returns what keeps the number of disks small that are read at a time.
+    pub(super) fn disks(&self) -> &Arc<Semaphore> {
+        &self.disks
+    }
+
     /// Says whether it is about to end: nothing new is begun then.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
@@ -111,6 +138,7 @@ impl App {
 
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.jobs.cancel_all();
     }
 
     /// Runs what touches a disk on a thread that may block.
@@ -119,7 +147,13 @@ impl App {
         job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, Refused> {
         let app = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || job(&app)).await {
+        let waits = Counted::of(&self.metrics.threads_wanted);
+        let run = move || {
+            drop(waits);
+            let _works = Counted::of(&app.metrics.threads_busy);
+            job(&app)
+        };
+        match tokio::task::spawn_blocking(run).await {
             Ok(result) => result,
             // It has been told of on stderr where it happened.
             Err(_) => Err(Refused::new(Refusal::Io, "the request was ended by a fault of the server")),
@@ -128,5 +162,21 @@ impl App {
 
     pub(super) fn close(self) -> Result<(), ServiceError> {
         Ok(self.writer.close()?)
+    }
+}
+
+/// Something that is counted while it is there.
+struct Counted(Gauge);
+
+impl Counted {
+    fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::{Refusal, version};
 use crate::service::identity::identify;
 use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
+use crate::service::metrics::Counting;
 use crate::service::{App, Caller, Refused};
 
 /// The header that tells a request's id, as OpenStack's services have it.
@@ -38,6 +39,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let asked = request.headers().get(version::HEADER).cloned();
     let asked = asked.as_ref().map(|value| value.to_str().unwrap_or("?"));
     let agreed = version::negotiate(asked);
+    let (counting, request) = Counting::begin(&app, request);
     let response = match &agreed {
         Ok(_) => admit(&app, request, next).await,
         Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
@@ -58,7 +60,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
-    response
+    counting.end(response)
 }
 
 /// Finds out who asks, counts what they ask for, and lets the request go on.
@@ -127,8 +129,10 @@ fn with_shape(response: Response, id: &str) -> Response {
         tracing::debug!(request_id = %id, why = refused.for_the_log(), "a request was refused");
     }
     let mut shaped = refused.answer(id);
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    for name in [header::ALLOW, header::CONTENT_RANGE] {
+        if let Some(value) = response.headers().get(&name) {
+            shaped.headers_mut().insert(name, value.clone());
+        }
     }
     shaped
 }

@@ -9,13 +9,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::service::guard::Origin;
 use crate::service::limits::{Address, Seats, Steady, raise_descriptors};
 use crate::service::tls::Certificates;
-use crate::service::{App, ServiceError, routes, sessions};
+use crate::service::{App, Keeper, ServiceError, routes, sessions};
 
 /// How often it is looked whether sessions have gone silent.
 const LOOK: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ struct Door {
 }
 
 /// Listens until the process is told to stop, and until the requests that were under way then have ended.
-pub(super) async fn run(app: &Arc<App>, ready: impl FnOnce(&[String])) -> Result<(), ServiceError> {
+pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), ServiceError> {
     let settings = app.settings().clone();
     let certificates = settings.tls.as_ref().map(Certificates::read).transpose()?.map(Arc::new);
     let mut signals = Signals::new()?;
@@ -68,26 +68,32 @@ pub(super) async fn run(app: &Arc<App>, ready: impl FnOnce(&[String])) -> Result
     let listener = bind_socket(&socket)?;
     told.push(format!("unix:{}", socket.display()));
     listeners.push(tokio::spawn(accept_unix(door.clone(), listener)));
+    let asked = Arc::new(Notify::new());
     if let Some(certificates) = certificates {
-        listeners.push(tokio::spawn(renew(certificates)));
+        listeners.push(tokio::spawn(renew(certificates, Arc::clone(&asked))));
     }
     listeners.push(tokio::spawn(look_after_sessions(Arc::clone(app))));
-    ready(&told);
-    signals.wait().await;
+    keeper.listening(&told);
+    while !signals.wait(keeper).await {
+        asked.notify_one();
+    }
+    keeper.stopping();
     tracing::info!("stopping: requests under way are finished");
     // Nothing is said to a socket that is not there: the next command opens the repository itself.
     let _ = std::fs::remove_file(&socket);
     app.stop();
     let _ = stop_in.send(true);
-    listeners.iter().for_each(tokio::task::JoinHandle::abort);
     let Door { open, router, .. } = door;
     drop(router);
+    // Who comes meanwhile is told to come back later.
     let _ = tokio::time::timeout(settings.limits.grace(), open.closed()).await;
+    listeners.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }
 
-/// The signals that end the service.
+/// The signals that the service knows.
 struct Signals {
+    hangup: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
@@ -96,13 +102,29 @@ impl Signals {
     fn new() -> Result<Self, ServiceError> {
         use tokio::signal::unix::{SignalKind, signal};
         let of = |kind| signal(kind).map_err(|source| ServiceError::Start { source });
-        Ok(Self { terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+        Ok(Self {
+            hangup: of(SignalKind::hangup())?,
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+        })
     }
 
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits for a signal, and tells who looks after the service meanwhile that it lives. Says whether it is to end; if
+    /// not, it is to read again what can have changed.
+    async fn wait(&mut self, keeper: &dyn Keeper) -> bool {
+        loop {
+            let alive = async {
+                match keeper.interval() {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.terminate.recv() => return true,
+                _ = self.interrupt.recv() => return true,
+                _ = self.hangup.recv() => return false,
+                () = alive => keeper.alive(),
+            }
         }
     }
 }
@@ -127,9 +149,9 @@ async fn look_after_sessions(app: Arc<App>) {
     }
 }
 
-async fn renew(certificates: Arc<Certificates>) {
+async fn renew(certificates: Arc<Certificates>, asked: Arc<Notify>) {
     loop {
-        tokio::time::sleep(RENEWAL).await;
+        let _ = tokio::time::timeout(RENEWAL, asked.notified()).await;
         let certificates = Arc::clone(&certificates);
         let _ = tokio::task::spawn_blocking(move || certificates.renew()).await;
     }
@@ -203,18 +225,21 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let _open = door.open.subscribe();
     let mut stop = door.stop.clone();
+    // One that came while the service stops is answered once.
+    let is_late = *stop.borrow();
     let limits = &door.app.settings().limits;
     let stream = Steady::new(stream, limits.body(), limits.slowest_bytes);
     let service = TowerToHyperService::new(door.router.clone().layer(Extension(origin)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(!is_late)
         .header_read_timeout(limits.header())
         .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = stopped(&mut stop) => {
+        () = stopped(&mut stop), if !is_late => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

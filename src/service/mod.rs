@@ -14,9 +14,13 @@ mod error;
 mod extract;
 mod guard;
 mod identity;
+mod jobs;
+mod keeper;
 mod keystone;
 mod limits;
 mod listen;
+mod metrics;
+mod pump;
 mod refused;
 mod routes;
 mod sessions;
@@ -29,6 +33,7 @@ use std::sync::Arc;
 pub use app::App;
 pub use caller::{Caller, InvalidRole, Role};
 pub use error::ServiceError;
+pub use keeper::Keeper;
 pub use keystone::{Hidden, KeystoneSettings, ProjectKey};
 pub use refused::Refused;
 pub use settings::{Limits, QuotaSettings, ServiceSettings, TlsSettings};
@@ -36,8 +41,8 @@ pub use tokens::{InvalidTokenId, NewToken, Token, TokenFile, TokenId, TokenText}
 
 use crate::repository::SharedWriter;
 
-/// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: no new requests, those
-/// under way are finished, the repository is closed.
+/// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: new requests are refused,
+/// those under way are finished, jobs are cancelled, the repository is closed. SIGHUP reads certificates anew.
 ///
 /// # Errors
 ///
@@ -45,7 +50,7 @@ use crate::repository::SharedWriter;
 pub fn serve(
     writer: SharedWriter,
     settings: ServiceSettings,
-    ready: impl FnOnce(&[String]),
+    keeper: &dyn Keeper,
 ) -> Result<(), ServiceError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -53,7 +58,7 @@ pub fn serve(
         .build()
         .map_err(|source| ServiceError::Start { source })?;
     let app = Arc::new(App::new(writer, settings)?);
-    runtime.block_on(listen::run(&app, ready))?;
+    runtime.block_on(listen::run(&app, keeper))?;
     // They can be gone on from when the service is there again.
     sessions::give_up_silent(&app, true);
     // What is left of requests that did not end in time ends here.

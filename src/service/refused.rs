@@ -45,6 +45,20 @@ impl Refused {
         self.refusal
     }
 
+    /// Returns what the client is told.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Returns the answer with a header of its own: one of those that are kept when refusals get their shape.
+    pub(super) fn with_header(self, name: header::HeaderName, value: &str) -> Response {
+        let mut response = self.into_response();
+        if let Ok(value) = HeaderValue::from_str(value) {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+
     /// Returns what the log is told beside.
     pub(super) fn for_the_log(&self) -> &str {
         self.internal.as_deref().unwrap_or(&self.detail)

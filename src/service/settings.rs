@@ -22,6 +22,8 @@ pub struct ServiceSettings {
     pub insecure: bool,
     /// A Keystone that knows clients, beside the tokens of the repository.
     pub keystone: Option<KeystoneSettings>,
+    /// Tell what is counted to everybody, and not to an admin and to this machine alone.
+    pub metrics_for_all: bool,
     /// How much is taken.
     pub limits: Limits,
     /// How much is kept of each project.
@@ -35,6 +37,7 @@ impl Default for ServiceSettings {
             tls: None,
             insecure: false,
             keystone: None,
+            metrics_for_all: false,
             limits: Limits::default(),
             quotas: QuotaSettings::default(),
         }

@@ -1,8 +1,10 @@
 //! A repository that is served, and what asks it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -24,6 +26,10 @@ pub struct Answer {
 impl Answer {
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     pub fn kind(&self) -> String {
@@ -109,6 +115,62 @@ impl Served {
     pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, None, None)
     }
+
+    /// The socket by which the repository's owner comes.
+    pub fn socket(&self) -> PathBuf {
+        self.repository().join("ekko.sock")
+    }
+
+    /// Sends bytes as the owner, and returns all that comes until the link is cut.
+    pub fn raw(&self, request: &str) -> Vec<u8> {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // A link that is cut in the middle is an answer too.
+        let _ = stream.read_to_end(&mut answer);
+        answer
+    }
+
+    /// Asks as the owner.
+    pub fn owner(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: ekko\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if let Some(body) = body {
+            let body = body.to_string();
+            request.push_str(&format!(
+                "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ));
+        } else {
+            request.push_str("\r\n");
+        }
+        answer(&self.raw(&request), method == "HEAD")
+    }
+
+    /// Stops the service in order.
+    pub fn stop(&mut self) {
+        signal(&mut self.child, "TERM");
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+
+    /// Waits until something is so.
+    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not come that {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Returns a number that is counted.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = String::from_utf8(self.owner("GET", "/metrics", &[], None).body).unwrap();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+        line.unwrap_or_else(|| panic!("no {name}: {text}")).parse().unwrap()
+    }
 }
 
 /// Starts a service and waits until it listens.
@@ -134,4 +196,58 @@ pub fn start(repository: &Path, arguments: &[&str]) -> (Child, String) {
     // Nobody is to wait for a reader of its log.
     std::thread::spawn(move || lines.for_each(drop));
     (child, address)
+}
+
+/// Reads an answer of HTTP/1.1 that ended with its link.
+fn answer(raw: &[u8], is_head: bool) -> Answer {
+    let end = raw.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer has a header") + 4;
+    let text = std::str::from_utf8(&raw[..end]).unwrap();
+    let mut lines = text.trim_end().split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let mut headers = ureq::http::HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").unwrap_or((line, ""));
+        let name = ureq::http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+        headers.insert(name, value.parse().unwrap());
+    }
+    let rest = &raw[end..];
+    let is_chunked = headers.get("transfer-encoding").is_some_and(|value| value == "chunked");
+    let body = if is_chunked { unchunked(rest) } else { rest.to_vec() };
+    if let Some(length) = headers.get("content-length").filter(|_| !is_head && status != 304) {
+        assert_eq!(length.to_str().unwrap(), body.len().to_string(), "the answer came whole");
+    }
+    Answer { status, body, headers }
+}
+
+fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes.windows(2).position(|window| window == b"\r\n").expect("the answer came whole");
+        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
+        if length == 0 {
+            return body;
+        }
+        body.extend_from_slice(&bytes[end + 2..end + 2 + length]);
+        bytes = &bytes[end + 4 + length..];
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(child: &mut Child, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// A disk of noise that follows from a number.
+pub fn disk(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }

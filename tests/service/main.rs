@@ -3,6 +3,11 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "a test is no library")]
 
 mod attacks;
+mod changes;
+mod daemon;
+mod data;
+mod document;
 mod harness;
+mod jobs;
 mod reading;
 mod tokens;

@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use crate::api::{
     self, BackupDetails, BackupList, ImageList, ListFilter, MOST_LISTED, Problem, Refusal, Statistics,
+    StatusDocument,
 };
+use crate::check::{CheckError, StatusOptions};
 use crate::progress::Silent;
-use crate::repository::BackupSelector;
+use crate::repository::{BackupSelector, span};
 use crate::service::extract::{Path, Query};
 use crate::service::{App, Caller, Refused, Role};
 
@@ -23,7 +27,6 @@ pub(super) fn selector(text: &str) -> Result<BackupSelector, Refused> {
 /// Lists the images of the caller's project.
 #[utoipa::path(get, path = "/v1/images", tag = "backups", responses(
     (status = 200, description = "The images", body = ImageList),
-    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn images(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<ImageList>, Refused> {
     app.blocking(move |app| Ok(Json(api::images(app.repository(), &caller.view, &Silent)?))).await
@@ -32,8 +35,6 @@ pub(super) async fn images(State(app): State<Arc<App>>, caller: Caller) -> Resul
 /// Lists backups of the caller's project.
 #[utoipa::path(get, path = "/v1/backups", tag = "backups", params(ListFilter), responses(
     (status = 200, description = "The backups, at most 1000", body = BackupList),
-    (status = 400, description = "The query is wrong", body = Problem, content_type = "application/problem+json"),
-    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
     (status = 404, description = "There is no such marker", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn list(
@@ -53,10 +54,7 @@ pub(super) async fn list(
     params(("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name")),
     responses(
         (status = 200, description = "The backup", body = BackupDetails),
-        (status = 400, description = "No backup can be named so", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
-    ))]
+        ))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -69,8 +67,6 @@ pub(super) async fn show(
 /// Counts what the repository holds, over all projects.
 #[utoipa::path(get, path = "/v1/statistics", tag = "service", responses(
     (status = 200, description = "The numbers", body = Statistics),
-    (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
-    (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn statistics(
     State(app): State<Arc<App>>,
@@ -78,4 +74,37 @@ pub(super) async fn statistics(
 ) -> Result<Json<Statistics>, Refused> {
     caller.must_be(Role::Admin)?;
     app.blocking(move |app| Ok(Json(api::statistics(app.repository(), &Silent)?))).await
+}
+
+/// How fresh backups are to be.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StatusQuery {
+    /// How old the newest backup of an image may be, as in 26h or 8d.
+    max_age: Option<String>,
+}
+
+/// Says whether every image has a fresh, whole backup.
+///
+/// Of the images of the caller's project. That the segments decode is for a check to say.
+#[utoipa::path(get, path = "/v1/status", tag = "backups", params(StatusQuery), responses(
+    (status = 200, description = "How it stands with each image", body = StatusDocument),
+))]
+pub(super) async fn status(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Query(StatusQuery { max_age }): Query<StatusQuery>,
+) -> Result<Json<StatusDocument>, Refused> {
+    let wrong = || Refused::new(Refusal::Invalid, "\"max_age\" is a duration, as in 26h or 8d");
+    let max_age = max_age.map(|text| span(&text).ok_or_else(wrong)).transpose()?;
+    let options = StatusOptions { max_age, now: jiff::Timestamp::now() };
+    app.blocking(move |app| {
+        let status = api::status_of(app.repository(), &caller.view, &options, &Silent);
+        status.map(Json).map_err(|error| match error {
+            CheckError::Repository(error) => error.into(),
+            error => Refused::internal(Refusal::from(error.kind()), &error),
+        })
+    })
+    .await
 }

@@ -1,9 +1,16 @@
 //! What can be asked: a file for each kind of thing.
 
 mod backups;
+mod changes;
+mod data;
+mod document;
+mod jobs;
+mod manifests;
 mod segments;
 mod sessions;
 mod versions;
+
+pub(super) use data::READ_AT_ONCE;
 
 use std::sync::Arc;
 
@@ -18,17 +25,10 @@ use utoipa_axum::routes;
 use crate::api::Refusal;
 use crate::service::{App, Refused, guard};
 
-/// The head of the document that describes the API.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "Ekko", description = "Block-based backups of virtual machines in one deduplicating store"),
-    components(schemas(crate::api::Problem))
-)]
-struct Document;
-
 /// Returns everything that can be asked.
 pub(super) fn router(app: &Arc<App>) -> Router {
-    let (router, document) = described().split_for_parts();
+    let (router, mut document) = described().split_for_parts();
+    document::complete(&mut document);
     let document = Arc::new(document);
     router
         .route("/v1/openapi.json", get(move || async move { Json(document.as_ref().clone()) }))
@@ -42,13 +42,14 @@ pub(super) fn router(app: &Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(document::Document::openapi())
         .routes(routes!(versions::versions))
         .routes(routes!(versions::health))
         .routes(routes!(versions::ready))
         .routes(routes!(backups::images))
         .routes(routes!(backups::list))
-        .routes(routes!(backups::show))
+        .routes(routes!(backups::show, changes::delete))
+        .routes(routes!(backups::status))
         .routes(routes!(backups::statistics))
         .routes(routes!(segments::segments))
         .routes(routes!(sessions::begin, sessions::list))
@@ -58,4 +59,13 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::segments))
         .routes(routes!(sessions::entries))
         .routes(routes!(sessions::commit))
+        .routes(routes!(changes::protect, changes::unprotect))
+        .routes(routes!(data::data, data::head))
+        .routes(routes!(document::page))
+        .routes(routes!(jobs::submit, jobs::list))
+        .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(jobs::events))
+        .routes(routes!(manifests::diff))
+        .routes(routes!(manifests::export))
+        .routes(routes!(versions::metrics))
 }

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::{Refusal, version};
-use crate::service::{App, Refused};
+use crate::service::guard::Origin;
+use crate::service::{App, Caller, Refused, Role};
 
 /// The versions of the API, as OpenStack's services tell them.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,7 +38,6 @@ struct Link {
 /// Tells which versions of the API are spoken.
 #[utoipa::path(get, path = "/", tag = "service", responses(
     (status = 200, description = "The versions", body = Versions),
-    (status = 406, description = "The version asked for is not spoken", body = crate::api::Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn versions() -> Json<Versions> {
     Json(Versions {
@@ -60,15 +63,42 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Says whether requests are taken: the repository is open and has not stopped writing.
+/// Says whether changes are taken: the index is there, and no write has failed. Waits for nothing.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "They are", body = Health),
-    (status = 503, description = "They are not", body = crate::api::Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
-    let open = app.blocking(|app| Ok(app.writer().with(|writer| writer.prepare_for_growth()))).await?;
-    match open {
+    match app.writer().readiness() {
         Ok(()) => Ok(Json(Health { status: "ok" })),
         Err(error) => Err(Refused::internal(Refusal::Unavailable, &error).retry_after(5)),
     }
+}
+
+/// Tells what is counted, for Prometheus.
+///
+/// For an admin; without a token where the settings say so, on this machine, and on the socket in the repository. What has
+/// come through a proxy does not count as from this machine.
+#[utoipa::path(get, path = "/metrics", tag = "service", responses(
+    (status = 200, description = "The numbers", body = String, content_type = "application/openmetrics-text"),
+))]
+pub(super) async fn metrics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
+    let (mut parts, _) = request.into_parts();
+    if !is_open(&app, &parts) {
+        Caller::from_request_parts(&mut parts, &()).await?.must_be(Role::Admin)?;
+    }
+    let text = app.blocking(|app| app.metrics().text(app)).await?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn is_open(app: &App, parts: &Parts) -> bool {
+    let is_proxied = ["forwarded", "x-forwarded-for", "x-real-ip", "via"]
+        .iter()
+        .any(|name| parts.headers.contains_key(*name));
+    app.settings().metrics_for_all
+        || match parts.extensions.get::<Origin>() {
+            Some(Origin::Owner) => true,
+            Some(Origin::Network(peer, _)) => peer.ip().is_loopback() && !is_proxied,
+            None => false,
+        }
 }

@@ -1,0 +1,324 @@
+//! Documents about what changes a repository: backups that go, protection, garbage that is collected.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::View;
+use crate::manifest::ImageName;
+use crate::progress::Progress;
+use crate::repository::retention::{Candidate, RetentionPolicy};
+use crate::repository::{
+    BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
+    RepositoryError, SharedWriter,
+};
+
+/// A backup that goes, comes back or stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackupRef {
+    /// How it is named.
+    pub backup: String,
+    /// Its backupset.
+    pub backupset: String,
+    /// Its number.
+    pub incremental: u32,
+    /// When it was begun.
+    #[schema(format = DateTime)]
+    pub timestamp: String,
+}
+
+impl BackupRef {
+    /// Names a backup as it is seen in a view.
+    pub fn of(view: &View, seen: &[Backupset], set: &Backupset, backup: &BackupRecord) -> Self {
+        Self {
+            backup: view.backup_id(seen, set, backup),
+            backupset: set.id.to_string(),
+            incremental: backup.incremental.0,
+            timestamp: backup.timestamp.to_string(),
+        }
+    }
+}
+
+/// What a collection did, or would do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct GcDocument {
+    /// Whether it is only said what would be freed.
+    pub dry_run: bool,
+    /// Deleted backups that can be undeleted no longer.
+    pub purged_backups: u64,
+    /// Segments that were freed.
+    pub freed_segments: u64,
+    /// Bytes of packs that they took.
+    pub freed_bytes: u64,
+    /// Packs that were removed as a whole.
+    pub unlinked_packs: u64,
+    /// Bytes that were moved out of packs in which little lived.
+    pub moved_bytes: u64,
+    /// Segments of unfinished backups that are kept for their next run.
+    pub unfinished_segments: u64,
+    /// Bytes of packs that they take.
+    pub unfinished_bytes: u64,
+    /// Bytes of manifests that were compared with what was to go.
+    pub compared_bytes: u64,
+    /// How long that took.
+    pub comparing_seconds: f64,
+    /// Why nothing, or not all, was freed.
+    pub problems: Vec<String>,
+    /// Whether it was ended before it was through: what it freed is free, the rest waits for the next one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
+}
+
+/// Collects garbage.
+///
+/// # Errors
+///
+/// As [`RepositoryWriter::gc`](crate::repository::RepositoryWriter::gc).
+pub fn collect(
+    writer: &SharedWriter,
+    options: &GcOptions,
+    progress: &dyn Progress,
+) -> Result<GcDocument, RepositoryError> {
+    let replace = |summary: &GcSummary| summary.replace_index;
+    let summary = writer.run_job(progress, replace, |writer| writer.gc(options, progress))?;
+    Ok(GcDocument {
+        dry_run: options.dry_run,
+        purged_backups: summary.purged_backups,
+        freed_segments: summary.freed_segments,
+        freed_bytes: summary.freed_bytes,
+        unlinked_packs: summary.unlinked_packs,
+        moved_bytes: summary.moved_bytes,
+        unfinished_segments: summary.unfinished_segments,
+        unfinished_bytes: summary.unfinished_bytes,
+        compared_bytes: summary.compared_bytes,
+        comparing_seconds: summary.comparing.as_secs_f64(),
+        problems: summary.problems,
+        cancelled: summary.cancelled,
+    })
+}
+
+/// Backups that were deleted, or would be.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeleteDocument {
+    /// Whether it is only said what would be deleted.
+    pub dry_run: bool,
+    /// The backups.
+    pub deleted: Vec<BackupRef>,
+    /// How many bytes no backup needs any longer then. Nothing if a damaged manifest keeps it from being known, and
+    /// never for a project: it would say what others have stored.
+    pub freed_bytes: Option<u64>,
+    /// What the collection did that came after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gc: Option<GcDocument>,
+}
+
+/// Backups that are to go.
+#[derive(Clone, Debug, Default)]
+pub struct DeletionPlan {
+    /// How they are named.
+    pub rows: Vec<BackupRef>,
+    /// How many bytes no backup needs any longer then, as [`DeleteDocument::freed_bytes`] has it.
+    pub freed_bytes: Option<u64>,
+    deletions: Vec<Deletion>,
+}
+
+impl DeletionPlan {
+    /// Finds backups that a person named.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not there, or protected.
+    pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupSelector]) -> Result<Self, RepositoryError> {
+        let repository = writer.repository();
+        let seen = view.seen(repository.backupsets()?.0);
+        let mut plan = Self::default();
+        for selector in asked {
+            let (set, backup) = view.find(repository, &seen, selector)?;
+            if backup.protection.holds(jiff::Timestamp::now()) {
+                return Err(RepositoryError::Protected { backup: selector.to_string() });
+            }
+            plan.add(BackupRef::of(view, &seen, set, backup), set, backup);
+        }
+        plan.count(writer, view)?;
+        Ok(plan)
+    }
+
+    fn add(&mut self, row: BackupRef, set: &Backupset, backup: &BackupRecord) {
+        let deletion = Deletion { backupset: set.id, incremental: backup.incremental };
+        if !self.deletions.contains(&deletion) {
+            self.rows.push(row);
+            self.deletions.push(deletion);
+        }
+    }
+
+    /// Works out what becomes free, for whom that may concern.
+    fn count(&mut self, writer: &SharedWriter, view: &View) -> Result<(), RepositoryError> {
+        if view.project().is_none() {
+            self.freed_bytes = writer.with(|writer| writer.would_free(&self.deletions))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes them, one after the other, until that is through or it is told to stop. Says of how many that is durable.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be deleted; those before it are.
+    pub fn apply(&self, writer: &SharedWriter, progress: &dyn Progress) -> Result<usize, RepositoryError> {
+        let replace = |changed: &Changed| changed.replace_index;
+        for (done, deletion) in self.deletions.iter().enumerate() {
+            if progress.is_cancelled() {
+                return Ok(done);
+            }
+            writer.run_job(progress, replace, |writer| writer.delete(*deletion))?;
+        }
+        Ok(self.deletions.len())
+    }
+}
+
+/// What a policy kept and what it deleted, or would.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForgetDocument {
+    /// Whether it is only said what would be deleted.
+    pub dry_run: bool,
+    /// What is kept.
+    pub kept: Vec<KeptBackup>,
+    /// What was deleted.
+    pub deleted: Vec<BackupRef>,
+    /// How many bytes no backup needs any longer then. Nothing if a damaged manifest keeps it from being known, and
+    /// never for a project: it would say what others have stored.
+    pub freed_bytes: Option<u64>,
+    /// What the collection did that came after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gc: Option<GcDocument>,
+    /// Whether it was ended before it was through: what is listed as deleted is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
+}
+
+/// A backup that is kept, and why.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeptBackup {
+    /// The backup.
+    #[serde(flatten)]
+    pub row: BackupRef,
+    /// The rules that keep it.
+    pub reasons: Vec<String>,
+}
+
+/// What a policy keeps, and what goes.
+#[derive(Clone, Debug, Default)]
+pub struct ForgetPlan {
+    /// What is kept.
+    pub kept: Vec<KeptBackup>,
+    /// What goes.
+    pub goes: DeletionPlan,
+}
+
+impl ForgetPlan {
+    /// Divides the backups of each name that is seen, or of the one that is named, into what is kept and what goes.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that name, or a list of backups cannot be read: what it holds would be missing from the plan.
+    pub fn of(
+        writer: &SharedWriter,
+        view: &View,
+        policy: &RetentionPolicy,
+        name: Option<&ImageName>,
+    ) -> Result<Self, RepositoryError> {
+        let (sets, problems) = writer.repository().backupsets()?;
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
+        }
+        let seen = view.seen(sets);
+        let mut plan = Self::divide(view, &seen, policy, name);
+        if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
+            let path = writer.repository().layout().root().to_owned();
+            let what = view.shown(name).unwrap_or_default().to_owned();
+            return Err(RepositoryError::NoSuchBackup { path, what });
+        }
+        plan.goes.count(writer, view)?;
+        Ok(plan)
+    }
+
+    fn divide(view: &View, seen: &[Backupset], policy: &RetentionPolicy, name: Option<&ImageName>) -> Self {
+        let now = jiff::Timestamp::now();
+        let mut names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
+        for set in seen.iter().filter(|set| name.is_none_or(|name| set.name == *name)) {
+            let backups = set.backups.iter().map(|backup| (set, backup));
+            names.entry(&set.name).or_default().extend(backups);
+        }
+        let mut plan = Self::default();
+        for backups in names.into_values() {
+            let candidates: Vec<_> = backups
+                .iter()
+                .map(|(_, backup)| Candidate {
+                    timestamp: backup.timestamp,
+                    order: backup.incremental.0,
+                    tags: &backup.tags,
+                    protected: backup.protection.holds(now),
+                })
+                .collect();
+            for ((set, backup), reasons) in backups.into_iter().zip(policy.apply(&candidates)) {
+                let row = BackupRef::of(view, seen, set, backup);
+                if reasons.is_empty() {
+                    plan.goes.add(row, set, backup);
+                } else {
+                    let reasons = reasons.into_iter().map(str::to_owned).collect();
+                    plan.kept.push(KeptBackup { row, reasons });
+                }
+            }
+        }
+        plan
+    }
+}
+
+/// How a backup is protected.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProtectionRequest {
+    /// Until when, if not for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
+}
+
+/// Whether a backup may be deleted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ProtectionDocument {
+    /// The backup.
+    pub backup: String,
+    /// Whether it may not.
+    pub protected: bool,
+    /// Until when, if not for ever.
+    #[schema(format = DateTime)]
+    pub until: Option<String>,
+}
+
+/// Protects a backup from being deleted, or no longer.
+///
+/// # Errors
+///
+/// If there is none, or none that is seen.
+pub fn protect(
+    writer: &SharedWriter,
+    view: &View,
+    asked: &BackupSelector,
+    protection: Protection,
+) -> Result<ProtectionDocument, RepositoryError> {
+    let repository = writer.repository();
+    let seen = view.seen(repository.backupsets()?.0);
+    let (set, backup) = view.find(repository, &seen, asked)?;
+    let changed = Deletion { backupset: set.id, incremental: backup.incremental };
+    writer.with(|writer| writer.protect(changed, protection))?;
+    Ok(ProtectionDocument {
+        backup: view.backup_id(&seen, set, backup),
+        protected: protection != Protection::None,
+        until: match protection {
+            Protection::Until(end) => Some(end.to_string()),
+            Protection::None | Protection::Always => None,
+        },
+    })
+}

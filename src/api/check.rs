@@ -1,0 +1,201 @@
+//! Documents about what a check found, and whether every image has a fresh, whole backup.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::View;
+use crate::check::{
+    CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, status,
+};
+use crate::progress::Progress;
+use crate::repository::{Repository, RepositoryError};
+
+/// What a check found.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckDocument {
+    /// How many backups there are.
+    pub backups: u64,
+    /// How many copies of segments are stored.
+    pub segments: u64,
+    /// How many of them no backup names: garbage, and no problem.
+    pub garbage_segments: u64,
+    /// Stored bytes that were read and decoded.
+    pub read_bytes: u64,
+    /// What became of the index.
+    pub index: CheckedIndex,
+    /// Damaged copies that were put into quarantine.
+    pub quarantined_segments: u64,
+    /// What is wrong with backupsets, manifests, packs as a whole and the index, in words.
+    pub problems: Vec<String>,
+    /// Which segments are damaged or missing.
+    pub damaged: Vec<DamagedRow>,
+    /// Whether it was ended before it was through: then nothing else is said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
+}
+
+/// What a check found about the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum CheckedIndex {
+    /// It was not compared.
+    #[serde(rename = "not compared")]
+    NotCompared,
+    /// It says what packs and manifests say.
+    #[serde(rename = "agrees")]
+    Agrees,
+    /// It says something else.
+    #[serde(rename = "differs")]
+    Differs,
+    /// It said something else, and was made anew.
+    #[serde(rename = "replaced")]
+    Replaced,
+}
+
+impl From<CheckIndex> for CheckedIndex {
+    fn from(index: CheckIndex) -> Self {
+        match index {
+            CheckIndex::NotCompared => Self::NotCompared,
+            CheckIndex::Agrees => Self::Agrees,
+            CheckIndex::Differs => Self::Differs,
+            CheckIndex::Replaced => Self::Replaced,
+        }
+    }
+}
+
+/// A segment that is not what it must be.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DamagedRow {
+    /// Its SHA-1.
+    pub segment: String,
+    /// Its twin number.
+    pub twin: u16,
+    /// What is wrong, in words.
+    pub error: String,
+    /// Where each of its damaged copies lies.
+    pub places: Vec<String>,
+    /// The backups that cannot be restored in full.
+    pub backups: Vec<String>,
+}
+
+impl From<DamagedSegmentReport> for DamagedRow {
+    fn from(damaged: DamagedSegmentReport) -> Self {
+        Self {
+            segment: damaged.key.hash.to_string(),
+            twin: damaged.key.twin.0,
+            error: damaged.error,
+            places: damaged.places.iter().map(ToString::to_string).collect(),
+            backups: damaged.backups.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl From<CheckSummary> for CheckDocument {
+    fn from(summary: CheckSummary) -> Self {
+        Self {
+            backups: summary.backups,
+            segments: summary.segments,
+            garbage_segments: summary.garbage_segments,
+            read_bytes: summary.read_bytes,
+            index: summary.index.into(),
+            quarantined_segments: summary.quarantined_segments,
+            problems: summary.problems,
+            damaged: summary.damaged.into_iter().map(DamagedRow::from).collect(),
+            cancelled: summary.cancelled,
+        }
+    }
+}
+
+/// What a project is told of a check of the whole repository: what concerns its own backups.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckedBackups {
+    /// How many backups the project has.
+    pub backups: u64,
+    /// Those that cannot be restored in full: their manifest is damaged, or a segment of theirs is.
+    pub damaged: Vec<String>,
+    /// Whether it was ended before it was through: then nothing else is said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
+}
+
+impl CheckedBackups {
+    /// Takes from what a check found what is seen in a view. The manifests that are seen are looked at once more.
+    ///
+    /// # Errors
+    ///
+    /// If the lists of backups cannot be read.
+    pub fn of(summary: &CheckSummary, repository: &Repository, view: &View) -> Result<Self, RepositoryError> {
+        let sets = repository.backupsets()?.0;
+        let hurt: BTreeSet<_> =
+            summary.damaged.iter().flat_map(|segment| &segment.backups).map(ToString::to_string).collect();
+        let seen = view.seen(sets.clone());
+        let mut document = Self { backups: 0, damaged: Vec::new(), cancelled: summary.cancelled };
+        for (set, backup) in seen.iter().flat_map(|set| set.backups.iter().map(move |backup| (set, backup))) {
+            document.backups += 1;
+            let opened = repository.manifest(set, backup).and_then(|manifest| Ok(manifest.verify()?));
+            // The check named it as the owner does.
+            let id = Repository::backup_id(&sets, set, backup.incremental).to_string();
+            if opened.is_err() || hurt.contains(&id) {
+                document.damaged.push(view.backup_id(&seen, set, backup));
+            }
+        }
+        Ok(document)
+    }
+}
+
+/// Whether every image has a fresh, whole backup.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct StatusDocument {
+    /// How it stands with each image, by name.
+    pub names: Vec<StatusRow>,
+}
+
+/// How it stands with one image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct StatusRow {
+    /// Its name.
+    pub name: String,
+    /// Whether its newest backup is fresh and whole.
+    pub ok: bool,
+    /// Its newest backup.
+    pub backup: Option<String>,
+    /// When that was begun.
+    #[schema(format = DateTime)]
+    pub timestamp: Option<String>,
+    /// What is wrong, in words.
+    pub problem: Option<String>,
+}
+
+/// Looks at the newest backup of every image that is seen.
+///
+/// # Errors
+///
+/// As [`status`].
+pub fn status_of(
+    repository: &Repository,
+    view: &View,
+    options: &StatusOptions,
+    progress: &dyn Progress,
+) -> Result<StatusDocument, CheckError> {
+    let row = |status: NameStatus| {
+        let name = view.shown(&status.name)?.to_owned();
+        let backup = status.newest.as_ref().map(|(id, _)| match view.project() {
+            // Among a project's own images it may have another name.
+            Some(_) => format!("{name}@{}", id.incremental),
+            None => id.to_string(),
+        });
+        Some(StatusRow {
+            ok: status.problem.is_none(),
+            backup,
+            timestamp: status.newest.map(|(_, timestamp)| timestamp.to_string()),
+            // What is wrong with a file names its path, which concerns the owner alone.
+            problem: match view.project() {
+                Some(_) => status.problem.map(|_| "its newest backup is old, or not whole".to_owned()),
+                None => status.problem,
+            },
+            name,
+        })
+    };
+    Ok(StatusDocument { names: status(repository, options, progress)?.into_iter().filter_map(row).collect() })
+}

@@ -1,0 +1,109 @@
+//! What changes backups: deleting them, and protecting them from it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::api::{self, DeleteDocument, DeletionPlan, ProtectionDocument, ProtectionRequest, Refusal};
+use crate::progress::Silent;
+use crate::repository::Protection;
+use crate::service::extract::{self, Path, Query};
+use crate::service::routes::backups::selector;
+use crate::service::{App, Caller, Refused, Role};
+
+/// How a backup is deleted.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DeleteOptions {
+    /// Only say what would be deleted.
+    dry_run: bool,
+}
+
+/// Deletes a backup.
+///
+/// For an operator. Until garbage has been collected, the repository's owner can undelete it.
+#[utoipa::path(delete, path = "/v1/backups/{backup}", tag = "backups",
+    params(
+        ("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name"),
+        DeleteOptions,
+    ),
+    responses(
+        (status = 200, description = "It is deleted, or would be", body = DeleteDocument),
+        (status = 409, description = "It is protected", body = api::Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(backup): Path<String>,
+    Query(DeleteOptions { dry_run }): Query<DeleteOptions>,
+) -> Result<Json<DeleteDocument>, Refused> {
+    caller.must_be(Role::Operator)?;
+    let asked = selector(&backup)?;
+    app.blocking(move |app| {
+        let plan = DeletionPlan::of(app.writer(), &caller.view, &[asked])?;
+        if !dry_run {
+            plan.apply(app.writer(), &Silent)?;
+            tracing::info!(who = caller.who, backup, "a backup was deleted");
+        }
+        let DeletionPlan { rows, freed_bytes, .. } = plan;
+        Ok(Json(DeleteDocument { dry_run, deleted: rows, freed_bytes, gc: None }))
+    })
+    .await
+}
+
+/// Protects a backup.
+///
+/// For an operator. It is not deleted, by no policy either, until that ends or is taken back.
+#[utoipa::path(put, path = "/v1/backups/{backup}/protection", tag = "backups",
+    request_body = ProtectionRequest,
+    params(("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name")),
+    responses((status = 200, description = "It is protected", body = ProtectionDocument)))]
+pub(super) async fn protect(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(backup): Path<String>,
+    extract::Json(request): extract::Json<ProtectionRequest>,
+) -> Result<Json<ProtectionDocument>, Refused> {
+    let wrong = |_| Refused::new(Refusal::Invalid, "\"until\" is a time, as in 2027-01-31T12:00:00Z");
+    let until = request.until.map(|text| text.parse().map_err(wrong)).transpose()?;
+    set(&app, caller, backup, until.map_or(Protection::Always, Protection::Until)).await
+}
+
+/// Takes the protection of a backup back.
+///
+/// For an operator.
+#[utoipa::path(delete, path = "/v1/backups/{backup}/protection", tag = "backups",
+    params(("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name")),
+    responses((status = 200, description = "It can be deleted", body = ProtectionDocument)))]
+pub(super) async fn unprotect(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(backup): Path<String>,
+) -> Result<Json<ProtectionDocument>, Refused> {
+    set(&app, caller, backup, Protection::None).await
+}
+
+async fn set(
+    app: &Arc<App>,
+    caller: Caller,
+    backup: String,
+    protection: Protection,
+) -> Result<Json<ProtectionDocument>, Refused> {
+    caller.must_be(Role::Operator)?;
+    let asked = selector(&backup)?;
+    app.blocking(move |app| {
+        let document = api::protect(app.writer(), &caller.view, &asked, protection)?;
+        tracing::info!(
+            who = caller.who,
+            backup,
+            protected = document.protected,
+            "a backup's protection was set"
+        );
+        Ok(Json(document))
+    })
+    .await
+}

@@ -1,0 +1,159 @@
+//! The service as a process: how it starts, what it tells, how it ends.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Served, disk, ekko_done, signal};
+
+#[test]
+fn a_download_under_way_is_finished_and_new_requests_are_refused() {
+    let bytes = disk(1, 32 << 20);
+    let mut served = Served::with(&[], |repository| {
+        let source = repository.with_extension("raw");
+        std::fs::write(&source, &bytes).unwrap();
+        ekko_done(repository, &["backup", &format!("web={}", source.display())]);
+    });
+    let mut download = UnixStream::connect(served.socket()).unwrap();
+    download.write_all(b"GET /v1/backups/web@0/data HTTP/1.1\r\nHost: ekko\r\n\r\n").unwrap();
+    let mut begin = vec![0; 4096];
+    download.read_exact(&mut begin).unwrap();
+    signal(served.process(), "TERM");
+    served.until("it stops", || served.get("/readyz").status == 503);
+    let refused = served.get("/v1/backups");
+    assert_eq!((refused.status, refused.kind().as_str()), (503, "unavailable"));
+    assert!(refused.headers.contains_key("retry-after"));
+    download.read_to_end(&mut begin).unwrap();
+    let body = begin.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    assert!(begin[body..] == bytes, "the whole disk came");
+    let status = served.process().wait().unwrap();
+    assert_eq!(status.code(), Some(0), "it was closed in order");
+    assert!(!served.socket().exists());
+    let said = crate::harness::ekko(&served.repository(), &["check"]);
+    assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+}
+
+#[test]
+fn it_tells_systemd_how_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let told = UnixDatagram::bind(&path).unwrap();
+    told.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let repository = folder.path().join("store");
+    ekko_done(&repository, &["init"]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
+        .arg("-r")
+        .arg(&repository)
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "300000")
+        .env_remove("WATCHDOG_PID")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let next = || {
+        let mut bytes = [0; 256];
+        let length = told.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
+    };
+    assert_eq!(next(), "READY=1");
+    assert_eq!([next(), next()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    signal(&mut child, "TERM");
+    let mut last = next();
+    while last == "WATCHDOG=1" {
+        last = next();
+    }
+    assert_eq!(last, "STOPPING=1");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_log_is_json_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("store");
+    ekko_done(&repository, &["init"]);
+    let log = folder.path().join("log");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
+        .arg("-r")
+        .arg(&repository)
+        .args(["-q", "serve", "--log-json", "--listen", "127.0.0.1:0"])
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let socket = repository.join("ekko.sock");
+    let ask = || {
+        let mut stream = UnixStream::connect(&socket).ok()?;
+        stream.write_all(b"GET /v1/jobs/x HTTP/1.1\r\nHost: e\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()
+    };
+    let answer = loop {
+        match ask() {
+            Some(answer) => break answer,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    signal(&mut child, "INT");
+    assert!(child.wait().unwrap().success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("ekko: listening"));
+    let lines: Vec<Value> =
+        lines.map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let request = lines.iter().find(|line| line["fields"]["path"] == "/v1/jobs/x").unwrap();
+    let id = request["fields"]["request_id"].as_str().unwrap();
+    assert!(answer.contains(id), "the client knows the id that the log has");
+    assert_eq!(request["fields"]["status"], 404);
+}
+
+fn certificate(folder: &std::path::Path, name: &str) {
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", &format!("/CN={name}"), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn certificates_are_read_again_at_once_when_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path(), "first");
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let arguments = ["--tls-certificate", &file("cert.pem"), "--tls-key", &file("key.pem")];
+    let mut served = Served::with(&arguments, |_| {});
+    let address = served.address.strip_prefix("https://").unwrap().to_owned();
+    let subject = || {
+        let asked = Command::new("openssl")
+            .args(["s_client", "-connect", &address])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&asked.stdout)
+            .lines()
+            .find(|line| line.starts_with("subject="))
+            .unwrap()
+            .to_owned()
+    };
+    assert!(subject().ends_with("first"));
+    certificate(folder.path(), "second");
+    let begun = std::time::Instant::now();
+    signal(served.process(), "HUP");
+    served.until("it is read", || subject().ends_with("second"));
+    assert!(begun.elapsed() < Duration::from_secs(4), "before it looks by itself");
+}
