@@ -58,6 +58,8 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
             let document = api::collect(app.writer(), &options, job.as_ref())?;
             if !document.dry_run {
                 app.metrics().freed(&document);
+                let kept = options.keep_unfinished;
+                app.quotas().collected(kept.unwrap_or_else(|| app.repository().settings().keep_unfinished));
             }
             Ok(match job.project() {
                 None => JobResult::Gc(document),

@@ -136,6 +136,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         in_use: new.in_use.clone(),
         ..BackupOptions::new(CompressionSetting::default(), 1)
     };
+    let allowance = app.allowance(caller)?;
     let owned = owned_by(app.repository(), &caller.view)?;
     let begun = app.writer().run_job(
         &Silent,
@@ -169,7 +170,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         entries: 0,
         silence_seconds: limits.silence_seconds,
     };
-    let session = Arc::new(Session::new(caller, (draft, manifest), known, state.clone()));
+    let session = Arc::new(Session::new(caller, (draft, manifest), known, allowance, state.clone()));
     sessions.open().insert(id.to_string(), session);
     Ok(state)
 }
@@ -224,7 +225,12 @@ pub(super) fn lacking(app: &App, session: &Session, questions: &[Question]) -> R
 
 /// Takes segments in.
 pub(super) fn receive(app: &App, session: &Session, segments: &[Received]) -> Result<(), Refused> {
-    on_repository(app, |writer| session.receive(writer, &app.sessions().decoders, segments))
+    let stored = on_repository(app, |writer| session.receive(writer, &app.sessions().decoders, segments))?;
+    let received = segments.len() as u64;
+    app.metrics().segments_received.inc_by(received);
+    app.metrics().segments_stored.inc_by(stored);
+    app.metrics().segments_deduplicated.inc_by(received.saturating_sub(stored));
+    Ok(())
 }
 
 /// Takes a part of the manifest.

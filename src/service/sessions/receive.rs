@@ -41,15 +41,15 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// Verifies segments and stores those that the store lacks. Returns their keys. The decoded length has a bound before
-    /// anything is decoded.
+    /// Verifies segments and stores those that the store lacks. Returns their keys, and of each whether it was stored now. The
+    /// decoded length has a bound before anything is decoded.
     pub(super) fn store(
         &self,
         store: &SegmentStore,
         job: &StoreJob,
         segments: &[Received],
         size: SegmentSize,
-    ) -> Result<Vec<SegmentKey>, RepositoryOrRefused> {
+    ) -> Result<Vec<(SegmentKey, bool)>, RepositoryOrRefused> {
         let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = free().pop();
         let (mut decoder, mut plain) = match taken {
@@ -124,7 +124,7 @@ fn store_one(
     size: SegmentSize,
     decoder: &mut Decoder,
     plain: &mut Vec<u8>,
-) -> Result<SegmentKey, RepositoryOrRefused> {
+) -> Result<(SegmentKey, bool), RepositoryOrRefused> {
     let refuse =
         |what: &str| Refused::new(Refusal::Unprocessable, format!("segment {}: {what}", head.key.hash));
     check_head(head, size)?;
@@ -141,20 +141,20 @@ fn store_one(
     }
     // Whoever stored the same bytes under the same name has computed it.
     match store.look(job, head.key.hash, head.fingerprint, head.plain_length)? {
-        Some(Claim::Known(key) | Claim::Unfinished(key)) => return Ok(key),
+        Some(Claim::Known(key) | Claim::Unfinished(key)) => return Ok((key, false)),
         Some(Claim::New(_)) | None => {}
     }
     if SegmentHash::of(plain) != head.key.hash {
         return Err(refuse("its bytes do not have the SHA-1 that it came with").into());
     }
     match store.claim(job, head.key.hash, head.fingerprint, head.plain_length)? {
-        Claim::Known(key) | Claim::Unfinished(key) => Ok(key),
+        Claim::Known(key) | Claim::Unfinished(key) => Ok((key, false)),
         Claim::New(new) => {
             let key = new.key();
             let mut buffer = store.buffer()?;
             buffer.restart().extend_from_slice(stored);
             store.append(new, codec, buffer)?;
-            Ok(key)
+            Ok((key, true))
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::api::{Committed, Refusal, SessionState, View};
 use crate::manifest::{BaseIndex, ImageName, ManifestError, ManifestWriter, SegmentRef};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::service::limits::Allowance;
 use crate::service::sessions::known::Known;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::{Caller, Refused};
@@ -28,8 +29,32 @@ pub(in crate::service) struct Session {
     /// Read by all that look up and store, taken by the commit.
     draft: RwLock<Option<BackupDraft>>,
     manifest: Mutex<Growing>,
+    budget: Mutex<Budget>,
     seen: Mutex<Instant>,
     state: SessionState,
+}
+
+/// What the backup takes of what its project may keep: the plain bytes of what was sent, or of what was named that is not
+/// the parent's, whichever is more.
+#[derive(Debug)]
+struct Budget {
+    /// Nothing once the backup is committed.
+    allowance: Option<Allowance>,
+    sent: u64,
+    named: u64,
+    taken: u64,
+}
+
+impl Budget {
+    fn take(&mut self, sent: u64, named: u64) -> std::result::Result<(), Refused> {
+        let (sent, named) = (self.sent.saturating_add(sent), self.named.saturating_add(named));
+        let more = sent.max(named).saturating_sub(self.taken);
+        if let Some(allowance) = self.allowance.as_mut().filter(|_| more > 0) {
+            allowance.take(more)?;
+        }
+        (self.sent, self.named, self.taken) = (sent, named, self.taken + more);
+        Ok(())
+    }
 }
 
 /// The manifest as far as it has come.
@@ -58,6 +83,7 @@ impl Session {
         caller: &Caller,
         (draft, manifest): (BackupDraft, ManifestWriter),
         known: Known,
+        allowance: Allowance,
         state: SessionState,
     ) -> Self {
         Self {
@@ -67,6 +93,7 @@ impl Session {
             who: caller.who.clone(),
             known,
             draft: RwLock::new(Some(draft)),
+            budget: Mutex::new(Budget { allowance: Some(allowance), sent: 0, named: 0, taken: 0 }),
             manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
             seen: Mutex::new(Instant::now()),
             state,
@@ -157,18 +184,24 @@ impl Session {
         })
     }
 
-    /// Takes segments in: verifies them and stores those that are lacking.
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes segments in: verifies them and stores those that are lacking. Returns how many that were.
     pub(super) fn receive(
         &self,
         writer: &RepositoryWriter,
         decoders: &Decoders,
         segments: &[Received],
-    ) -> Result<()> {
+    ) -> Result<u64> {
         self.with_draft(writer, |draft| {
+            self.budget().take(segments.iter().map(|it| u64::from(it.head.plain_length)).sum(), 0)?;
             let size = draft.info().geometry.segment_size();
-            let keys = decoders.store(writer.store(), draft.job(), segments, size)?;
+            let stored = decoders.store(writer.store(), draft.job(), segments, size)?;
+            let keys: Vec<_> = stored.iter().map(|(key, _)| *key).collect();
             self.known.sent(&keys);
-            Ok(())
+            Ok(stored.iter().filter(|(_, new)| *new).count() as u64)
         })
     }
 
@@ -185,6 +218,8 @@ impl Session {
         self.with_draft(writer, |draft| {
             // Everything is looked up before anything is written: a refused part leaves no trace.
             let resolved = self.resolve(writer, draft, entries)?;
+            let named = resolved.iter().map(|part| part.named(draft.info().geometry)).sum();
+            self.budget().take(0, named)?;
             let Some(target) = manifest.writer.as_mut() else { return gone() };
             if let Err(error) = resolved.into_iter().try_for_each(|part| part.write(draft, target)) {
                 manifest.writer = None;
@@ -257,6 +292,9 @@ impl Session {
             timestamp: backup.timestamp.to_string(),
         };
         manifest.committed = Some(committed.clone());
+        if let Some(allowance) = self.budget().allowance.take() {
+            allowance.commit();
+        }
         self.known.forget();
         Ok((committed, Some(backup)))
     }
@@ -265,6 +303,7 @@ impl Session {
     pub(super) fn give_up(&self, writer: &RepositoryWriter) {
         let mut manifest = self.manifest();
         manifest.writer = None;
+        self.budget().allowance = None;
         if let Some(draft) = self.draft.write().unwrap_or_else(PoisonError::into_inner).take() {
             writer.abandon(&draft);
         }
@@ -278,6 +317,14 @@ enum Resolved {
 }
 
 impl Resolved {
+    /// Returns how many bytes it names that are not the parent's.
+    fn named(&self, geometry: Geometry) -> u64 {
+        match self {
+            Self::Kept(_) => 0,
+            Self::Segment(index, _) => u64::from(geometry.length(*index)),
+        }
+    }
+
     fn write(
         self,
         draft: &BackupDraft,
