@@ -1,6 +1,6 @@
 //! Documents about jobs: what is asked for, how far it is, and what came of it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::{CheckDocument, CheckedBackups, ForgetDocument, GcDocument, Refusal};
@@ -19,7 +19,7 @@ pub enum JobRequest {
         /// Keep what an unfinished backup stored so long for its next run, as in 12h; else as long as the repository's
         /// settings say. For an admin.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schema(example = "12h")]
+        #[schema(example = "12h", pattern = "^[0-9]{1,4}[hdw]$")]
         keep_unfinished: Option<String>,
     },
     /// Check the whole store.
@@ -38,11 +38,18 @@ pub enum JobRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
         /// What is kept.
+        #[serde(deserialize_with = "rules")]
         keep: KeepRules,
         /// Only say what would be deleted.
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+/// Reads rules from an object alone: a list of their values would pass for them.
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeepRules, D::Error> {
+    let value = serde_json::Map::deserialize(deserializer)?;
+    serde_json::from_value(value.into()).map_err(serde::de::Error::custom)
 }
 
 impl JobRequest {
@@ -92,7 +99,7 @@ pub struct KeepRules {
     pub yearly: Option<KeepNumber>,
     /// All that are no older than this before the newest, as in 48h, 30d or 2w.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "30d")]
+    #[schema(example = "30d", pattern = "^[0-9]{1,4}[hdw]$")]
     pub within: Option<String>,
     /// All that have one of these tags.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -259,6 +266,25 @@ pub struct JobFailure {
     pub detail: String,
 }
 
+/// An event of a job, as server-sent events carry it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobEvent {
+    /// What kind of event it is.
+    pub event: JobEventKind,
+    /// The job, as JSON.
+    pub data: String,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobEventKind {
+    /// Something has changed.
+    Progress,
+    /// The job has ended, and the events with it.
+    End,
+}
+
 /// Jobs, the newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct JobList {
@@ -303,6 +329,7 @@ mod tests {
         for text in [
             r#"{"kind": "gc", "dryrun": true}"#,
             r#"{"kind": "forget"}"#,
+            r#"{"kind": "forget", "keep": [1]}"#,
             r#"{"kind": "rebuild"}"#,
             r#"{"dry_run": true}"#,
             r#"[]"#,

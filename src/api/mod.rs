@@ -28,8 +28,8 @@ pub use check::{
 };
 pub use diff::{DiffRow, Exists, write_diff};
 pub use jobs::{
-    CollectedDocument, InvalidRules, JobDocument, JobFailure, JobKind, JobList, JobProgress, JobRequest,
-    JobResult, JobState, KeepNumber, KeepRules, Unlimited,
+    CollectedDocument, InvalidRules, JobDocument, JobEvent, JobEventKind, JobFailure, JobKind, JobList,
+    JobProgress, JobRequest, JobResult, JobState, KeepNumber, KeepRules, Unlimited,
 };
 pub use problem::{Problem, Refusal};
 pub use sessions::{Committed, NewSession, SessionState};

@@ -71,6 +71,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             _ => body_failed(&error),
         };
         let bytes = Bytes::from_request(request, state).await.map_err(refuse)?;
+        // A list of a document's fields would pass for it.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Refused::new(Refusal::Invalid, "the body is to be an object"));
+        }
         let wrong = |error: serde_json::Error| Refused::new(Refusal::Invalid, format!("the body: {error}"));
         serde_json::from_slice(&bytes).map(Self).map_err(wrong)
     }

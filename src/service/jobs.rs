@@ -143,7 +143,11 @@ async fn wait_and_run(app: Arc<App>, job: Arc<Job>) {
     let result = app.blocking(move |app| run::run(app, &running)).await;
     if let Err(refused) = &result {
         let (id, why) = (job.shown.borrow().id.clone(), refused.for_the_log().to_owned());
-        tracing::error!(job = id, why, "a job failed");
+        if refused.refusal().status() >= 500 {
+            tracing::error!(job = id, why, "a job failed");
+        } else {
+            tracing::info!(job = id, why, "a job was refused");
+        }
     }
     job.end(result);
     app.metrics().job_ended(&job.document());

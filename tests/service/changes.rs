@@ -91,6 +91,8 @@ fn manifests_come_in_every_format_as_the_command_line_exports_them() {
     let [ekko, sqlite, osdk] = ["ekko", "sqlite", "osdk"].map(export);
     assert_eq!(served.owner("GET", "/v1/backups/web@1/manifest?format=toml", &[], None).status, 400);
     assert_eq!(served.owner("GET", "/v1/backups/web@1/manifest", &[], None).body, ekko);
+    let odd = served.owner("GET", "/v1/backups/db/manifest?format=osdk", &[], None);
+    assert_eq!((odd.status, odd.kind().as_str()), (409, "conflict"), "100,000 is no multiple of 512");
     served.stop();
     let own = served.folder().join("own");
     std::fs::write(&own, &ekko).unwrap();

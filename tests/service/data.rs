@@ -105,7 +105,7 @@ fn a_damaged_segment_ends_the_answer_and_no_zeros_are_given_for_it() {
     // A range that begins with it is refused as a whole; others come.
     let refused = part(&served, &[("Range", "bytes=524288-524289")]);
     assert_eq!((refused.status, refused.kind().as_str()), (500, "corrupt"));
-    assert!(!String::from_utf8_lossy(&refused.body).contains("store"), "no path is told");
+    assert!(!String::from_utf8_lossy(&refused.body).contains('/'), "no path is told");
     let after = part(&served, &[("Range", "bytes=589824-")]);
     assert!(after.status == 206 && after.body == bytes[589_824..]);
 }

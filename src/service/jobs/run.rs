@@ -8,6 +8,7 @@ use crate::api::{
     JobResult, KeepRules, Refusal,
 };
 use crate::check::{CheckError, CheckOptions, ReadData, check_with_index};
+use crate::manifest::InvalidName;
 use crate::progress::Notice;
 use crate::repository::{GcOptions, span};
 use crate::service::jobs::Job;
@@ -39,7 +40,9 @@ pub(super) fn allow(caller: &Caller, request: &JobRequest) -> Result<(), Refused
         }
         JobRequest::Forget { name, keep, .. } => {
             keep.policy().map_err(|error| invalid(error.to_string()))?;
-            name.as_deref().map(|name| caller.view.full(name)).transpose()?;
+            // What can name none is as one that is not there.
+            let missing = |error: InvalidName| Refused::new(Refusal::NotFound, error.to_string());
+            name.as_deref().map(|name| caller.view.full(name)).transpose().map_err(missing)?;
         }
     }
     Ok(())

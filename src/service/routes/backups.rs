@@ -17,10 +17,10 @@ use crate::repository::{BackupSelector, span};
 use crate::service::extract::{Path, Query};
 use crate::service::{App, Caller, Refused, Role};
 
-/// Reads how a backup is named in a path.
+/// Reads how a backup is named in a path. What can name none is as one that is not there.
 pub(super) fn selector(text: &str) -> Result<BackupSelector, Refused> {
     text.parse().map_err(|error: crate::repository::InvalidSelector| {
-        Refused::new(Refusal::Invalid, error.to_string())
+        Refused::new(Refusal::NotFound, error.to_string())
     })
 }
 
@@ -82,6 +82,7 @@ pub(super) async fn statistics(
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StatusQuery {
     /// How old the newest backup of an image may be, as in 26h or 8d.
+    #[param(pattern = "^[0-9]{1,4}[hdw]$")]
     max_age: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 
-use crate::api::{JobDocument, JobList, JobRequest};
+use crate::api::{JobDocument, JobEvent, JobList, JobRequest};
 use crate::service::extract::{Json, Path};
 use crate::service::{App, Caller, Refused, Role, jobs};
 
@@ -80,7 +80,7 @@ pub(super) async fn cancel(
 /// with which the stream ends.
 #[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
-    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream")))]
+    responses((status = 200, description = "The events", body = JobEvent, content_type = "text/event-stream")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
     caller: Caller,

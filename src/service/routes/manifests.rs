@@ -11,6 +11,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::{DiffRow, Refusal, View, write_diff};
+use crate::error::ErrorKind;
 use crate::exchange::{ExchangeError, ExportOptions, ForeignFormat, export_backup, export_file};
 use crate::manifest::{ImageName, ManifestDiff, ManifestError, ManifestReader, renamed};
 use crate::progress::Silent;
@@ -144,13 +145,25 @@ fn file(app: &App, view: &View, asked: &BackupSelector, format: Format) -> Resul
     if is_owner {
         let options = ExportOptions { format: foreign, segments: None, replace: false, jobs: 1 };
         export_backup(app.repository(), &manifest, &out, &options, &Silent).map_err(|error| match error {
+            // What the format cannot say is no failure.
+            error if error.kind() == ErrorKind::Unsupported => cannot_say(),
             ExchangeError::Repository(error) => Refused::from(error),
             error => Refused::internal(Refusal::from(error.kind()), &error),
         })?;
     } else {
-        export_file(&manifest, &out, foreign, false, &Silent)?;
+        export_file(&manifest, &out, foreign, false, &Silent).map_err(|error| match error.kind() {
+            ErrorKind::Unsupported => cannot_say(),
+            _ => error.into(),
+        })?;
     }
     File::open(&out).map_err(failed)
+}
+
+fn cannot_say() -> Refused {
+    Refused::new(
+        Refusal::Conflict,
+        "the format cannot say what this backup is: its disk is no multiple of 512 bytes",
+    )
 }
 
 fn gone(error: io::Error) -> Refused {
