@@ -1,6 +1,7 @@
 //! What can be asked: a file for each kind of thing.
 
 mod backups;
+mod everywhere;
 mod versions;
 
 use std::sync::Arc;
@@ -40,12 +41,14 @@ pub(super) fn router(app: &Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let mut router = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(versions::versions))
         .routes(routes!(versions::health))
         .routes(routes!(versions::ready))
         .routes(routes!(backups::images))
         .routes(routes!(backups::list))
         .routes(routes!(backups::show))
-        .routes(routes!(backups::statistics))
+        .routes(routes!(backups::statistics));
+    everywhere::describe_refusals(router.get_openapi_mut());
+    router
 }
