@@ -26,10 +26,14 @@ pub struct App {
     stopping: AtomicBool,
     tokens: KnownTokens,
     keystone: Option<Arc<Keystone>>,
+    /// One for each thread that may block.
+    workers: Arc<Semaphore>,
     /// Requests under way.
     flight: Arc<Flight>,
-    /// Requests of each caller.
+    /// Requests of each caller who is known.
     rates: Rates<String>,
+    /// Requests of who is not, from each address: in a table of their own, so that no crowd of them takes a caller's place.
+    strangers: Rates<Address>,
     /// Wrong tokens from each address.
     failures: Rates<Address>,
     quotas: Arc<Quotas>,
@@ -54,8 +58,10 @@ impl App {
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(writer.repository().layout()),
+            workers: Arc::new(Semaphore::new(limits.blocking_threads)),
             flight: Arc::new(Flight::new(limits.requests, limits.requests_per_caller)),
             rates: Rates::new(per_second, 2.0 * per_second),
+            strangers: Rates::new(per_second, 2.0 * per_second),
             failures: Rates::new(failures / 60.0, failures),
             quotas: Arc::new(Quotas::new(settings.quotas.clone())),
             writer,
@@ -88,8 +94,13 @@ impl App {
         &self.flight
     }
 
-    pub(super) fn rates(&self) -> &Rates<String> {
-        &self.rates
+    /// Counts a request, of a caller or of a stranger from an address; how many seconds are to be waited, if it is one too
+    /// many.
+    pub(super) fn count_request(&self, caller: Option<&Caller>, address: Address) -> Result<(), u32> {
+        match caller {
+            Some(caller) => self.rates.take(caller.who.clone()),
+            None => self.strangers.take(address),
+        }
     }
 
     pub(super) fn failures(&self) -> &Rates<Address> {
@@ -147,9 +158,13 @@ impl App {
         job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, Refused> {
         let app = Arc::clone(self);
+        // Waited for here, where it ends with the client that goes away: what has been begun cannot be ended, and whoever
+        // asks and goes, again and again, is not to leave a queue behind.
         let waits = Counted::of(&self.metrics.threads_wanted);
+        let room = Arc::clone(&self.workers).acquire_owned().await;
         let run = move || {
             drop(waits);
+            let _room = room;
             let _works = Counted::of(&app.metrics.threads_busy);
             job(&app)
         };

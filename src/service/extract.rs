@@ -79,3 +79,43 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         serde_json::from_slice(&bytes).map(Self).map_err(wrong)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::extract::DefaultBodyLimit;
+    use axum::http::Request;
+    use axum::routing::post;
+    use futures_util::stream::{self, StreamExt};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::service::limits::PatientBody;
+
+    /// Posts a body to what takes JSON of at most 100 bytes, and returns the status.
+    fn post_json(body: Body) -> u16 {
+        let take = |Json(number): Json<u32>| async move { number.to_string() };
+        let router = Router::new().route("/", post(take)).layer(DefaultBodyLimit::max(100));
+        let body = Body::new(PatientBody::new(body, Duration::from_millis(30), 1000));
+        let request = Request::post("/").header(header::CONTENT_TYPE, "application/json").body(body).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(router.oneshot(request)).unwrap().status().as_u16()
+    }
+
+    #[test]
+    fn a_body_is_refused_for_what_is_wrong_with_it() {
+        type Piece = Result<&'static str, std::io::Error>;
+        let silent = stream::once(async { Piece::Ok("1") }).chain(stream::pending());
+        assert_eq!(post_json(Body::from("17")), 200);
+        assert_eq!(post_json(Body::from_stream(silent)), 408);
+        assert_eq!(post_json(Body::from("1".repeat(101))), 413);
+        let endless = stream::repeat_with(|| Piece::Ok(" "));
+        assert_eq!(post_json(Body::from_stream(endless)), 413);
+        let cut = stream::iter([Piece::Ok("1"), Err(std::io::Error::other("cut"))]);
+        assert_eq!(post_json(Body::from_stream(cut)), 400);
+        assert_eq!(post_json(Body::from("{")), 400);
+    }
+}

@@ -104,7 +104,7 @@ async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Resu
     let too_fast = |seconds| {
         Refused::new(Refusal::TooMany, "more requests in a second came than are taken").retry_after(seconds)
     };
-    app.rates().take(who.clone()).map_err(too_fast)?;
+    app.count_request(caller.as_ref(), address).map_err(too_fast)?;
     let pass = app.flight().begin(&who)?;
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);

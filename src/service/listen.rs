@@ -1,5 +1,6 @@
 //! Listening: on addresses, encrypted or of this machine alone, and on a socket in the repository.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -136,8 +137,17 @@ fn bind_socket(path: &std::path::Path) -> Result<UnixListener, ServiceError> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    // The repository's folder lets nobody in but its owner, who alone can reach it.
-    UnixListener::bind(path).map_err(failed)
+    // The repository's folder lets nobody in but its owner, who alone can reach it; should that have been changed, neither
+    // the socket nor we do.
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Says whether whoever is at the other end is the user that the service runs as, or root.
+fn is_owner(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
 /// Gives sessions up that have gone silent.
@@ -202,6 +212,10 @@ async fn accept_unix(door: Door, listener: UnixListener) {
                 continue;
             }
         };
+        if !is_owner(&stream) {
+            tracing::warn!("another user came by the socket, and was not let in");
+            continue;
+        }
         let door = door.clone();
         tokio::spawn(async move { converse(&door, stream, Origin::Owner).await });
     }

@@ -546,7 +546,7 @@ fn the_socket_lets_the_owner_in_and_files_are_for_them_alone() {
         0,
         "nobody else reaches what is in it"
     );
-    for file in ["tokens.toml", "tokens.lock"] {
+    for file in ["tokens.toml", "tokens.lock", "ekko.sock"] {
         let mode = repository.join(file).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
@@ -555,4 +555,29 @@ fn the_socket_lets_the_owner_in_and_files_are_for_them_alone() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("blue:web") && answer.contains("\"own\""), "{answer}");
+}
+
+#[test]
+fn another_user_is_not_let_in_by_the_socket_whatever_its_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let mut target = Target::new("");
+    let repository = target.served.repository();
+    let socket = repository.join("ekko.sock");
+    let ask = |user: Option<u32>| {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--max-time", "10", "--unix-socket"]).arg(&socket).arg("http://x/v1/images");
+        user.map(|user| command.uid(user));
+        command.output().map(|output| String::from_utf8(output.stdout).unwrap())
+    };
+    // Only root can ask as somebody else, and only with curl.
+    let Ok(owner) = ask(None) else { return };
+    assert!(owner.contains("blue:web"), "{owner}");
+    for path in [target.served.folder(), &repository, &socket] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    if let Ok(other) = ask(Some(65_534)) {
+        assert_eq!(other, "", "nothing is answered");
+    }
+    target.still_serves();
 }

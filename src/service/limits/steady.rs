@@ -79,3 +79,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Steady<S> {
         self.bound(result, |()| 0, cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn who_does_not_read_is_let_go_and_who_reads_steadily_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = tokio::io::duplex(1024);
+            let mut ours = Steady::new(ours, Duration::from_millis(50), 10_000);
+            let error = ours.write_all(&[1; 100_000]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            drop(theirs);
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let mut ours = Steady::new(ours, Duration::from_millis(500), 1);
+            let read = async {
+                let mut all = vec![0; 100_000];
+                theirs.read_exact(&mut all).await.unwrap();
+            };
+            let (written, ()) = tokio::join!(ours.write_all(&[1; 100_000]), read);
+            written.unwrap();
+        });
+    }
+}
