@@ -36,6 +36,13 @@ pub struct CheckDocument {
     pub cancelled: bool,
 }
 
+impl CheckDocument {
+    /// Says whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty() && self.damaged.is_empty()
+    }
+}
+
 /// What a check found about the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum CheckedIndex {

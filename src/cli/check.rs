@@ -7,13 +7,16 @@ use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, check_w
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, over_service};
 use crate::error::ErrorKind;
 use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
 use crate::repository::{Repository, SharedWriter};
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
+    if let Some(remote) = context.service()? {
+        return over_service::check(args, &remote, context);
+    }
     let read_data = match args.read_data {
         None => ReadData::None,
         Some(percent) if percent >= 100.0 => ReadData::All,
@@ -35,10 +38,18 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
             crate::check::check(&context.open()?, &options, context.progress())?
         }
     };
-    let clean = summary.is_clean();
-    let document = CheckDocument::from(summary);
-    context.print(&document, |out| {
-        let CheckDocument { backups, segments, garbage_segments, .. } = &document;
+    tell(&CheckDocument::from(summary), args.read_data.is_some(), context)
+}
+
+/// Tells what a check found.
+pub(super) fn tell(
+    document: &CheckDocument,
+    read_data: bool,
+    context: &Context,
+) -> Result<Outcome, CliError> {
+    let clean = document.is_clean();
+    context.print(document, |out| {
+        let CheckDocument { backups, segments, garbage_segments, .. } = document;
         for problem in &document.problems {
             writeln!(out, "problem: {problem}")?;
         }
@@ -53,7 +64,7 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
                 "{number} damaged segments are in quarantine; a backup that brings them stores them anew"
             )?;
         }
-        let read = if args.read_data.is_some() {
+        let read = if read_data {
             format!("{} were read and verified", format::bytes(document.read_bytes))
         } else {
             "their data was not read".to_owned()

@@ -7,18 +7,21 @@ use crate::cli::args::{DeleteArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::machine::disks_of;
-use crate::cli::{Outcome, format, gc};
+use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
 use crate::repository::{
     BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository, SharedWriter, Which,
 };
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_shared(1)?;
     let mut backups = args.backups.clone();
     if args.machine {
-        backups.extend(disks(&args.backups, writer.repository(), context)?);
+        backups.extend(disks(&args.backups, &context.open()?, context)?);
     }
+    if let Some(remote) = context.service()? {
+        return over_service::delete(args, &backups, &remote, context);
+    }
+    let writer = context.open_shared(1)?;
     let plan = DeletionPlan::of(&writer, &View::everything(), &backups)?;
     show(&plan, args.dry_run, context)?;
     let gc = change(&writer, &plan, args.dry_run, args.gc, context)?;

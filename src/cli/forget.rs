@@ -1,11 +1,11 @@
 //! `ekko forget`
 
-use crate::api::{ForgetDocument, ForgetPlan, View};
+use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, View};
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
 use crate::cli::delete::{change, show, shown};
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format, gc};
+use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
 use crate::repository::RepositoryError;
 
@@ -14,6 +14,9 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
     if policy.is_empty() {
         let message = "nothing would be kept: say what is, with --keep-last, --keep-daily or another of them";
         return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    if let Some(remote) = context.service()? {
+        return over_service::forget(args, &remote, context);
     }
     let writer = context.open_shared(1)?;
     let plan = ForgetPlan::of(&writer, &View::everything(), &policy, args.name.as_ref());
@@ -25,13 +28,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         error => error.into(),
     })?;
     if !context.json {
-        let lines = kept.iter().map(|kept| {
-            let [backup, time] = shown(&kept.row);
-            vec![backup, time, kept.reasons.join(", ")]
-        });
-        let mut text = Vec::new();
-        format::table(&mut text, &["KEEPS", "TIME", "BECAUSE"], &[], lines)?;
-        String::from_utf8_lossy(&text).lines().for_each(|line| context.progress().line(line));
+        show_kept(&kept, context)?;
     }
     show(&goes, args.dry_run, context)?;
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
@@ -45,4 +42,16 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
     Ok(gc::outcome(document.gc.as_ref(), context))
+}
+
+/// Shows what is kept, and why.
+pub(super) fn show_kept(kept: &[KeptBackup], context: &Context) -> Result<(), CliError> {
+    let lines = kept.iter().map(|kept| {
+        let [backup, time] = shown(&kept.row);
+        vec![backup, time, kept.reasons.join(", ")]
+    });
+    let mut text = Vec::new();
+    format::table(&mut text, &["KEEPS", "TIME", "BECAUSE"], &[], lines)?;
+    String::from_utf8_lossy(&text).lines().for_each(|line| context.progress().line(line));
+    Ok(())
 }

@@ -7,10 +7,13 @@ use crate::api::{GcDocument, collect};
 use crate::cli::args::GcArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, over_service};
 use crate::repository::GcOptions;
 
 pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError> {
+    if let Some(remote) = context.service()? {
+        return over_service::gc(args, &remote, context);
+    }
     let writer = context.open_shared(1)?;
     let options = GcOptions {
         dry_run: args.dry_run,

@@ -19,6 +19,7 @@ mod init;
 mod list;
 mod machine;
 mod manifest;
+mod over_service;
 mod progress;
 mod protect;
 mod rebuild;

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use crate::api::{self, ProtectionDocument, View};
-use crate::cli::Outcome;
 use crate::cli::args::{ProtectArgs, RenameArgs, UnprotectArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::{Outcome, over_service};
 use crate::repository::{BackupSelector, Protection};
 
 pub(super) fn protect(args: &ProtectArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -19,9 +19,15 @@ pub(super) fn unprotect(args: &UnprotectArgs, context: &Context) -> Result<Outco
 }
 
 fn set(selector: &BackupSelector, protection: Protection, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_shared(1)?;
-    let document = api::protect(&writer, &View::everything(), selector, protection)?;
-    writer.close()?;
+    let document = match context.service()? {
+        Some(remote) => over_service::protect(selector, protection, &remote)?,
+        None => {
+            let writer = context.open_shared(1)?;
+            let document = api::protect(&writer, &View::everything(), selector, protection)?;
+            writer.close()?;
+            document
+        }
+    };
     context.print(&document, |out| {
         let ProtectionDocument { backup, until, .. } = &document;
         match (document.protected, until) {

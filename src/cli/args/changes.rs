@@ -3,6 +3,7 @@
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::api::{KeepNumber, KeepRules, Unlimited};
 use crate::cli::args::Jobs;
 use crate::manifest::ImageName;
 use crate::repository::retention::{Keep, RetentionPolicy};
@@ -77,6 +78,27 @@ impl ForgetArgs {
             monthly: self.keep_monthly.unwrap_or_default(),
             yearly: self.keep_yearly.unwrap_or_default(),
             within: self.keep_within,
+            tags: self.keep_tag.clone(),
+        }
+    }
+}
+
+impl ForgetArgs {
+    /// Returns the same as it is said to a service.
+    pub(in crate::cli) fn rules(&self) -> KeepRules {
+        let number = |keep: Option<Keep>| match keep {
+            None | Some(Keep::None) => None,
+            Some(Keep::Number(number)) => Some(KeepNumber::Number(number)),
+            Some(Keep::Unlimited) => Some(KeepNumber::Word(Unlimited::Unlimited)),
+        };
+        KeepRules {
+            last: number(self.keep_last),
+            hourly: number(self.keep_hourly),
+            daily: number(self.keep_daily),
+            weekly: number(self.keep_weekly),
+            monthly: number(self.keep_monthly),
+            yearly: number(self.keep_yearly),
+            within: self.keep_within.map(|span| format!("{}h", span.as_hours())),
             tags: self.keep_tag.clone(),
         }
     }

@@ -64,6 +64,13 @@ enum NoBackup {
 fn by_name(source: &str, context: &Context) -> Result<Named, NoBackup> {
     let invalid = |error: InvalidSelector| CliError::new(ErrorKind::Invalid, error.to_string());
     let selector: BackupSelector = source.parse().map_err(|error| NoBackup::There(invalid(error)))?;
+    if let Some(remote) = context.network().map_err(NoBackup::There)? {
+        let manifest = remote.manifest(&selector.to_string()).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => NoBackup::There(error.into()),
+            _ => NoBackup::Failed(error.into()),
+        })?;
+        return Ok(Named { manifest, repository: None });
+    }
     let root = context.repository_path().map_err(NoBackup::There)?;
     let failed = |error: RepositoryError| match error {
         RepositoryError::NotFound { .. } | RepositoryError::NoSuchBackup { .. } => {

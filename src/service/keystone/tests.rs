@@ -6,7 +6,6 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::service::Role;
 
 /// What the small Keystone does with questions about a client's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,220 @@
+//! Commands that a service does which has the repository: one on another host, or one on this.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::api::{
+    CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument, JobDocument, JobRequest,
+    JobResult, ProtectionDocument, ProtectionRequest,
+};
+use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs};
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::{Outcome, check, delete, forget, gc};
+use crate::error::ErrorKind;
+use crate::progress::Part;
+use crate::remote::{RemoteRepository, part};
+use crate::repository::{BackupSelector, Protection};
+
+/// How often it is asked how far a job is.
+const ASKS: Duration = Duration::from_millis(300);
+
+/// Has a job done, and waits for it.
+fn job(remote: &RemoteRepository, request: &JobRequest, context: &Context) -> Result<JobResult, CliError> {
+    let mut job: JobDocument = remote.send("POST", "/v1/jobs", Some(request))?;
+    // The first answer comes soon: most jobs are short.
+    let mut pause = Duration::from_millis(10);
+    let mut shown = None;
+    while !job.state.has_ended() {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(ASKS);
+        job = remote.get(&format!("/v1/jobs/{}", part(&job.id)))?;
+        if shown.is_none() && job.progress.total_bytes > 0 {
+            let label = job.progress.part.as_deref().unwrap_or("job");
+            shown = Some(Part::begin(context.progress(), label, job.progress.total_bytes));
+        }
+        shown.iter_mut().for_each(|shown| shown.reached(job.progress.done_bytes));
+    }
+    drop(shown);
+    for notice in &job.notices {
+        context.progress().line(notice);
+    }
+    match (job.result, job.error) {
+        (Some(result), _) => Ok(result),
+        (None, Some(failure)) => {
+            let message = format!("{} (job {})", failure.detail, job.id);
+            Err(CliError::new(failure.kind.error_kind(), message))
+        }
+        (None, None) => Err(CliError::new(ErrorKind::Io, format!("job {} was cancelled", job.id))),
+    }
+}
+
+fn unexpected() -> CliError {
+    CliError::new(ErrorKind::Corrupt, "the service answers a job with the result of another kind")
+}
+
+/// What came of a collection, as far as it is told.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Collected {
+    All(GcDocument),
+    OfProject(CollectedDocument),
+}
+
+impl Collected {
+    fn of(result: JobResult) -> Result<Self, CliError> {
+        match result {
+            JobResult::Gc(document) => Ok(Self::All(document)),
+            JobResult::Collected(document) => Ok(Self::OfProject(document)),
+            JobResult::Check(_) | JobResult::Checked(_) | JobResult::Forget(_) => Err(unexpected()),
+        }
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::All(document) => gc::describe(document, out),
+            Self::OfProject(CollectedDocument { problems: true, .. }) => {
+                writeln!(out, "problem: not all garbage could be collected; the service's admin can see why")
+            }
+            Self::OfProject(_) => writeln!(out, "garbage was collected"),
+        }
+    }
+
+    fn outcome(&self, context: &Context) -> Outcome {
+        match self {
+            Self::All(document) => gc::outcome(Some(document), context),
+            Self::OfProject(CollectedDocument { problems: true, .. }) => Outcome::Problems,
+            Self::OfProject(_) => context.outcome(),
+        }
+    }
+}
+
+fn collected(remote: &RemoteRepository, context: &Context) -> Result<Collected, CliError> {
+    Collected::of(job(remote, &JobRequest::Gc { dry_run: false, keep_unfinished: None }, context)?)
+}
+
+pub(super) fn gc(args: &GcArgs, remote: &RemoteRepository, context: &Context) -> Result<Outcome, CliError> {
+    // The service reads spans in whole hours.
+    let keep_unfinished = args.keep_unfinished.map(|span| format!("{}h", span.as_hours().clamp(0, 9999)));
+    let request = JobRequest::Gc { dry_run: args.dry_run, keep_unfinished };
+    let collected = Collected::of(job(remote, &request, context)?)?;
+    context.print(&collected, |out| collected.describe(out))?;
+    Ok(collected.outcome(context))
+}
+
+pub(super) fn check(
+    args: &CheckArgs,
+    remote: &RemoteRepository,
+    context: &Context,
+) -> Result<Outcome, CliError> {
+    let request = JobRequest::Check { read_data: args.read_data, repair: args.repair };
+    match job(remote, &request, context)? {
+        JobResult::Check(document) => check::tell(&document, args.read_data.is_some(), context),
+        JobResult::Checked(document) => {
+            let CheckedBackups { backups, damaged, .. } = &document;
+            context.print(&document, |out| {
+                damaged.iter().try_for_each(|backup| writeln!(out, "problem: {backup} is damaged"))?;
+                writeln!(out, "{backups} backups, {} of them damaged", damaged.len())
+            })?;
+            Ok(if damaged.is_empty() { context.outcome() } else { Outcome::Problems })
+        }
+        JobResult::Gc(_) | JobResult::Collected(_) | JobResult::Forget(_) => Err(unexpected()),
+    }
+}
+
+/// What a deletion and the collection after it did.
+#[derive(Serialize)]
+struct Deleted<T> {
+    #[serde(flatten)]
+    document: T,
+    #[serde(rename = "gc", skip_serializing_if = "Option::is_none")]
+    collected: Option<Collected>,
+}
+
+impl<T> Deleted<T> {
+    fn outcome(&self, context: &Context) -> Outcome {
+        self.collected.as_ref().map_or_else(|| context.outcome(), |it| it.outcome(context))
+    }
+}
+
+pub(super) fn delete(
+    args: &DeleteArgs,
+    backups: &[BackupSelector],
+    remote: &RemoteRepository,
+    context: &Context,
+) -> Result<Outcome, CliError> {
+    let pass = |dry_run: bool| -> Result<DeleteDocument, CliError> {
+        let mut all = DeleteDocument { dry_run, deleted: Vec::new(), freed_bytes: Some(0), gc: None };
+        for backup in backups {
+            let path = format!("/v1/backups/{}?dry_run={dry_run}", part(&backup.to_string()));
+            let one: DeleteDocument = remote.send("DELETE", &path, None::<&()>)?;
+            all.freed_bytes = all.freed_bytes.zip(one.freed_bytes).map(|(sum, freed)| sum + freed);
+            all.deleted.extend(one.deleted);
+        }
+        Ok(all)
+    };
+    // First everything is only asked for: nothing goes if one of them may not.
+    let mut all = pass(true)?;
+    if backups.len() > 1 {
+        // What two of them free together is known once the first has gone.
+        all.freed_bytes = None;
+    }
+    if !args.dry_run {
+        all = pass(false)?;
+    }
+    let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
+    let deleted = Deleted { document: all, collected };
+    context.print(&deleted, |out| {
+        for row in &deleted.document.deleted {
+            let [backup, time] = delete::shown(row);
+            writeln!(out, "{backup} {time}")?;
+        }
+        let done = if args.dry_run { "would delete" } else { "deleted" };
+        writeln!(out, "{done} {} backups", deleted.document.deleted.len())?;
+        deleted.collected.iter().try_for_each(|it| it.describe(out))
+    })?;
+    Ok(deleted.outcome(context))
+}
+
+pub(super) fn forget(
+    args: &ForgetArgs,
+    remote: &RemoteRepository,
+    context: &Context,
+) -> Result<Outcome, CliError> {
+    let request = JobRequest::Forget {
+        name: args.name.as_ref().map(ToString::to_string),
+        keep: args.rules(),
+        dry_run: args.dry_run,
+    };
+    let JobResult::Forget(document) = job(remote, &request, context)? else { return Err(unexpected()) };
+    if !context.json {
+        forget::show_kept(&document.kept, context)?;
+        document.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
+    }
+    let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
+    let deleted = Deleted { document, collected };
+    context.print(&deleted, |out| {
+        let ForgetDocument { kept, deleted: gone, .. } = &deleted.document;
+        let done = if args.dry_run { "would delete" } else { "deleted" };
+        writeln!(out, "{done} {} backups, {} are kept", gone.len(), kept.len())?;
+        deleted.collected.iter().try_for_each(|it| it.describe(out))
+    })?;
+    Ok(deleted.outcome(context))
+}
+
+pub(super) fn protect(
+    backup: &BackupSelector,
+    protection: Protection,
+    remote: &RemoteRepository,
+) -> Result<ProtectionDocument, CliError> {
+    let path = format!("/v1/backups/{}/protection", part(&backup.to_string()));
+    Ok(match protection {
+        Protection::None => remote.send("DELETE", &path, None::<&()>)?,
+        Protection::Always => remote.send("PUT", &path, Some(&ProtectionRequest { until: None }))?,
+        Protection::Until(end) => {
+            remote.send("PUT", &path, Some(&ProtectionRequest { until: Some(end.to_string()) }))?
+        }
+    })
+}
