@@ -87,6 +87,11 @@ impl Served {
         &mut self.child
     }
 
+    /// Another process serves it now.
+    pub fn replace(&mut self, child: Child, address: String) {
+        (self.child, self.address) = (child, address);
+    }
+
     /// Asks with a token, or without one.
     pub fn ask(&self, method: &str, path: &str, token: Option<&str>, body: Option<&[u8]>) -> Answer {
         let mut request =

@@ -10,4 +10,5 @@ mod document;
 mod harness;
 mod jobs;
 mod reading;
+mod sending;
 mod tokens;

@@ -1,0 +1,167 @@
+//! Backups that are sent, and the command line over the network.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{Served, disk, ekko, ekko_done, start};
+use crate::tokens::token;
+
+/// Runs `ekko` on a service, with a token.
+fn over_network(served: &Served, token: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
+    command.env("EKKO_REPOSITORY", &served.address).env("EKKO_TOKEN", token).args(arguments);
+    command.output().unwrap()
+}
+
+fn done(served: &Served, token: &str, arguments: &[&str]) -> String {
+    let output = over_network(served, token, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn document(served: &Served, token: &str, arguments: &[&str]) -> Value {
+    let text = done(served, token, &[&["--json"], arguments].concat());
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"))
+}
+
+fn source(path: &Path, bytes: &[u8]) -> String {
+    std::fs::write(path, bytes).unwrap();
+    format!("web={}", path.display())
+}
+
+#[test]
+fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
+    let served = Served::new();
+    let token = token(&served.repository(), "blue", "operator");
+    let (path, out) = (served.folder().join("disk"), served.folder().join("out"));
+    let out_text = out.to_str().unwrap();
+    let mut bytes = [disk(1, 1_000_000), vec![0; 500_000], disk(2, 300_001)].concat();
+    let web = source(&path, &bytes);
+    let first = document(&served, &token, &["backup", "--tag", "gold", &web]);
+    let first = &first["backups"][0];
+    assert_eq!((&first["backup"], &first["incremental"]), (&"web@0".into(), &0.into()));
+    assert_eq!(first["segments"], 28);
+    let before = bytes.clone();
+    bytes[70_000] ^= 1;
+    source(&path, &bytes);
+    let second = document(&served, &token, &["backup", &web]);
+    let counts = ["new_segments", "unchanged_segments"].map(|it| second["backups"][0][it].as_u64().unwrap());
+    assert_eq!(counts[0], 1);
+    assert_eq!(counts[1], first["new_segments"].as_u64().unwrap() - 1);
+    for (backup, expected) in [("web@0", &before), ("web", &bytes)] {
+        done(&served, &token, &["restore", "--force", backup, out_text]);
+        assert!(std::fs::read(&out).unwrap() == *expected, "{backup}");
+        let stdout = over_network(&served, &token, &["restore", backup, "-"]);
+        assert!(stdout.status.success() && stdout.stdout == *expected, "{backup}");
+    }
+    let names = |value: &Value| -> Vec<String> {
+        let rows = value["backups"].as_array().unwrap();
+        rows.iter().map(|row| row["backup"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&document(&served, &token, &["list", "web"])), ["web@0", "web@1"]);
+    assert_eq!(document(&served, &token, &["show", "web@0"])["tags"][0], "gold");
+    let diff = document(&served, &token, &["diff", "web@0", "web@1"]);
+    assert_eq!(diff.as_array().unwrap().len(), 1);
+    let sqlite = served.folder().join("web.sqlite");
+    done(&served, &token, &["manifest", "export", "web@1", sqlite.to_str().unwrap()]);
+    assert!(std::fs::read(&sqlite).unwrap().starts_with(b"SQLite format 3"));
+    done(&served, &token, &["protect", "web@0"]);
+    assert!(!over_network(&served, &token, &["delete", "web@0"]).status.success());
+    done(&served, &token, &["unprotect", "web@0"]);
+    let planned = document(&served, &token, &["forget", "--keep-last", "1", "--dry-run"]);
+    assert_eq!(planned["deleted"][0]["backup"], "web@0");
+    done(&served, &token, &["delete", "web@0", "--gc"]);
+    assert_eq!(names(&document(&served, &token, &["list"])), ["web@1"]);
+    done(&served, &token, &["check", "--read-data"]);
+    done(&served, &token, &["gc"]);
+    done(&served, &token, &["restore", "--force", "web", out_text]);
+    assert!(std::fs::read(&out).unwrap() == bytes);
+    // What is not done over the network says so.
+    for arguments in
+        [["rebuild"].as_slice(), &["undelete", "web@0"], &["restore", "--over", "web", "web", "x"]]
+    {
+        let refused = over_network(&served, &token, arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn who_may_only_back_up_reads_its_own_and_takes_nothing_away() {
+    let served = Served::new();
+    let (blue, red) =
+        (token(&served.repository(), "blue", "backup"), token(&served.repository(), "red", "admin"));
+    let web = source(&served.folder().join("disk"), &disk(3, 200_000));
+    done(&served, &blue, &["backup", &web]);
+    done(&served, &blue, &["restore", "web", served.folder().join("out").to_str().unwrap()]);
+    for arguments in
+        [["delete", "web@0"].as_slice(), &["forget", "--keep-last", "1"], &["gc"], &["unprotect", "web"]]
+    {
+        let refused = over_network(&served, &blue, arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("role"), "{arguments:?}");
+    }
+    for arguments in [["show", "web@0"], ["restore", "web@0"], ["delete", "web@0"], ["diff", "web@0"]] {
+        let more = [arguments.as_slice(), &["x"]].concat();
+        let arguments =
+            if arguments[0] == "show" || arguments[0] == "delete" { &arguments[..] } else { &more };
+        assert_eq!(over_network(&served, &red, arguments).status.code(), Some(1), "{arguments:?}");
+    }
+    assert_eq!(document(&served, &blue, &["list"])["backups"].as_array().unwrap().len(), 1);
+    let restorer = token(&served.repository(), "blue", "restore");
+    assert_eq!(over_network(&served, &restorer, &["backup", &web]).status.code(), Some(1));
+    assert_eq!(over_network(&served, "ekko_nonsense", &["list"]).status.code(), Some(1));
+}
+
+#[test]
+fn on_its_own_machine_nobody_meets_the_lock_of_a_service() {
+    let mut served = Served::new();
+    let repository = served.repository();
+    let web = source(&served.folder().join("disk"), &disk(4, 300_000));
+    ekko_done(&repository, &["backup", &web]);
+    ekko_done(&repository, &["backup", &web]);
+    ekko_done(&repository, &["protect", "web@1"]);
+    ekko_done(&repository, &["delete", "web@0"]);
+    ekko_done(&repository, &["gc"]);
+    ekko_done(&repository, &["check", "--read-data"]);
+    let out = served.folder().join("out");
+    ekko_done(&repository, &["restore", "web", out.to_str().unwrap()]);
+    assert!(std::fs::read(&out).unwrap() == disk(4, 300_000));
+    let rebuild = ekko(&repository, &["rebuild"]);
+    assert!(String::from_utf8_lossy(&rebuild.stderr).contains("in use"));
+    served.stop();
+    // And when it has gone, the repository is opened as ever.
+    ekko_done(&repository, &["backup", &web]);
+    assert!(ekko_done(&repository, &["list"]).contains("web@2"));
+}
+
+#[test]
+fn a_service_that_is_killed_in_mid_backup_is_waited_for_and_gone_on_with() {
+    let mut served = Served::new();
+    let repository = served.repository();
+    // 16 MB at 8 MB a second.
+    let bytes = disk(5, 16_000_000);
+    let web = source(&served.folder().join("disk"), &bytes);
+    let client = Command::new(env!("CARGO_BIN_EXE_ekko"))
+        .arg("-r")
+        .arg(&repository)
+        .args(["--json", "backup", "--limit-rate", "8MiB", &web])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    served.until("something was sent", || served.metric("ekko_segments_stored_total") > 20.0);
+    served.process().kill().unwrap();
+    served.process().wait().unwrap();
+    let (child, address) = start(&repository, &[]);
+    served.replace(child, address);
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["backups"][0]["backup"], "web@0");
+    let out = served.folder().join("out");
+    ekko_done(&repository, &["restore", "web", out.to_str().unwrap()]);
+    assert!(std::fs::read(&out).unwrap() == bytes);
+    ekko_done(&repository, &["check", "--read-data"]);
+}
