@@ -83,6 +83,7 @@ def set_up():
     FOLDER.mkdir(parents=True)
     run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-addext", "basicConstraints=critical,CA:FALSE",
         "-keyout", FOLDER / "key.pem", "-out", FOLDER / "cert.pem")
     run(EKKO, "-r", STORE, "init")
     (FOLDER / "service.toml").write_text("")
@@ -97,17 +98,22 @@ def environment(service, secret):
             "EKKO_CACERT": str(FOLDER / "cert.pem")}
 
 
-WORDS = [bytes(random.Random(n).choices(b"etaoin shrdlu", k=random.Random(n).randint(3, 12))) for n in range(4096)]
+def blocks():
+    """Text of 4 KiB each, which compresses to about a quarter."""
+    source = random.Random(1)
+    words = [bytes(source.choices(b"etaoin shrdlu", k=source.randint(3, 12))) for _ in range(4096)]
+    return [b" ".join(source.choices(words, k=600))[:4096] for _ in range(2048)]
+
+
+BLOCKS = blocks()
 
 
 def content(seed, size):
-    """Bytes that compress to about a third."""
+    """Bytes that compress to about a third, no mebibyte of them like another."""
     source = random.Random(seed)
-    parts, length = [], 0
-    while length < size:
-        part = b" ".join(source.choices(WORDS, k=4000)) + source.randbytes(6000)
-        parts.append(part)
-        length += len(part)
+    parts = []
+    for _ in range(size // (1 << 20) + 1):
+        parts.append(b"".join(source.choices(BLOCKS, k=230)) + source.randbytes(26 * 4096))
     return b"".join(parts)[:size]
 
 
