@@ -75,7 +75,9 @@ impl Jobs {
     /// Ends them all: the service stops.
     pub(super) fn cancel_all(&self) {
         let all: Vec<_> = self.known().iter().map(Arc::clone).collect();
-        all.iter().for_each(|job| job.cancel());
+        for job in &all {
+            job.cancel();
+        }
     }
 
     fn add(&self, job: &Arc<Job>) -> Result<(), Refused> {

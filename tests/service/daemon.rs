@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Served, disk, ekko_done, signal};
+use crate::harness::{Served, disk, ekko_done, signal, until};
 
 #[test]
 fn a_download_under_way_is_finished_and_new_requests_are_refused() {
@@ -22,7 +22,7 @@ fn a_download_under_way_is_finished_and_new_requests_are_refused() {
     let mut begin = vec![0; 4096];
     download.read_exact(&mut begin).unwrap();
     signal(served.process(), "TERM");
-    served.until("it stops", || served.get("/readyz").status == 503);
+    until("it stops", || served.get("/readyz").status == 503);
     let refused = served.get("/v1/backups");
     assert_eq!((refused.status, refused.kind().as_str()), (503, "unavailable"));
     assert!(refused.headers.contains_key("retry-after"));
@@ -41,7 +41,7 @@ fn it_tells_systemd_how_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let told = UnixDatagram::bind(&path).unwrap();
-    told.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    told.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let repository = folder.path().join("store");
     ekko_done(&repository, &["init"]);
     let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
@@ -154,6 +154,6 @@ fn certificates_are_read_again_at_once_when_that_is_asked_for() {
     certificate(folder.path(), "second");
     let begun = std::time::Instant::now();
     signal(served.process(), "HUP");
-    served.until("it is read", || subject().ends_with("second"));
+    until("it is read", || subject().ends_with("second"));
     assert!(begun.elapsed() < Duration::from_secs(4), "before it looks by itself");
 }

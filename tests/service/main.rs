@@ -9,3 +9,4 @@ mod document;
 mod harness;
 mod jobs;
 mod reading;
+mod views;
