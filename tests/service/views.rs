@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ekko::api::{self, CheckedBackups, DeletionPlan, ForgetPlan, View};
+use ekko::api::{self, CheckedBackups, DeletionPlan, ForgetPlan, ListFilter, View};
 use ekko::check::{CheckOptions, ReadData, StatusOptions, check};
 use ekko::manifest::{ImageName, ManifestReader, renamed};
 use ekko::progress::Silent;
@@ -51,7 +51,7 @@ fn a_project_deletes_its_own_and_is_not_told_what_that_frees() {
     }
     assert_eq!(plan.apply(&writer, &Silent).unwrap(), 1);
     let left = |view: &View| {
-        api::list(writer.repository(), view, &Default::default(), &Silent).unwrap().backups.len()
+        api::list(writer.repository(), view, &ListFilter::default(), &Silent).unwrap().backups.len()
     };
     assert_eq!((left(&blue()), left(&View::everything())), (2, 8));
 }
