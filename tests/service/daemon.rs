@@ -37,6 +37,53 @@ fn a_download_under_way_is_finished_and_new_requests_are_refused() {
 }
 
 #[test]
+fn neither_jobs_nor_clients_that_stall_keep_it_from_ending_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("ekko.toml");
+    std::fs::write(&settings, "[limits]\ngrace_seconds = 1\n").unwrap();
+    let log = folder.path().join("log");
+    let repository = folder.path().join("store");
+    ekko_done(&repository, &["init", "--segment-size", "64KiB"]);
+    let source = folder.path().join("raw");
+    std::fs::write(&source, disk(1, 64 << 20)).unwrap();
+    ekko_done(&repository, &["backup", &format!("web={}", source.display())]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
+        .arg("-r")
+        .arg(&repository)
+        .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+        .arg(&settings)
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let socket = repository.join("ekko.sock");
+    until("it listens", || UnixStream::connect(&socket).is_ok());
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        (stream, String::from_utf8_lossy(&begin).into_owned())
+    };
+    let stalled: Vec<_> =
+        (0..4).map(|_| ask("GET /v1/backups/web@0/data HTTP/1.1\r\nHost: e\r\n\r\n")).collect();
+    let body = "{\"kind\":\"check\",\"read_data\":100}";
+    let post = format!(
+        "POST /v1/jobs HTTP/1.1\r\nHost: e\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let posted: Vec<_> = (0..6).map(|_| ask(&post).1).collect();
+    assert!(posted.iter().all(|begin| begin == "HTTP/1.1 202"), "{posted:?}");
+    let begun = std::time::Instant::now();
+    signal(&mut child, "TERM");
+    let code = child.wait().unwrap().code();
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(stalled);
+}
+
+#[test]
 fn it_tells_systemd_how_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");

@@ -125,6 +125,26 @@ fn a_client_that_goes_ends_the_reading() {
 }
 
 #[test]
+fn a_client_that_takes_nothing_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("ekko.toml");
+    std::fs::write(&settings, "[limits]\nbody_seconds = 1\n").unwrap();
+    let served = Served::with(&["--config", settings.to_str().unwrap()], |repository| {
+        let source = repository.with_extension("raw");
+        std::fs::write(&source, disk(6, 32 << 20)).unwrap();
+        ekko_done(repository, &["backup", &format!("web={}", source.display())]);
+    });
+    let mut stream = UnixStream::connect(served.socket()).unwrap();
+    stream.write_all(b"GET /v1/backups/web@0/data HTTP/1.1\r\nHost: ekko\r\n\r\n").unwrap();
+    stream.read_exact(&mut [0; 100]).unwrap();
+    assert!(served.metric("ekko_threads_busy") > 1.0);
+    until("its thread is free", || served.metric("ekko_threads_busy") <= 1.0);
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.len() < 32 << 20, "it did not get all");
+}
+
+#[test]
 fn sixteen_clients_read_at_once_and_each_gets_its_disk() {
     let bytes = disk(5, 4 << 20);
     let served = with_web(&bytes);
