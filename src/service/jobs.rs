@@ -131,6 +131,7 @@ pub(super) fn submit(app: &Arc<App>, caller: Caller, request: JobRequest) -> Res
         cancelled: AtomicBool::new(false),
     });
     app.jobs().add(&job)?;
+    tracing::info!(job = job.shown.borrow().id, who = job.caller.who, kind = ?job.request.kind(), "a job was taken on");
     tokio::spawn(wait_and_run(Arc::clone(app), Arc::clone(&job)));
     Ok(job)
 }
