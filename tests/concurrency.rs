@@ -13,7 +13,7 @@ use common::{MemoryImage, Noise, SEGMENT, Told, name, open, options, restore, sm
 use ekko::backup::{SegmentWriter, back_up};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, VerifyOptions, check, check_with_index, verify};
 use ekko::manifest::{BackupsetId, BaseIndex, Incremental, SegmentRef};
-use ekko::progress::Silent;
+use ekko::progress::{Notice, Progress, Silent};
 use ekko::repository::{
     Changed, Deletion, GcOptions, GcSummary, Protection, Repository, RepositoryError, SharedWriter,
 };
@@ -372,4 +372,98 @@ fn backups_deletions_and_collections_in_loops_lose_nothing() {
     writer.close().unwrap();
     let writer = SharedWriter::new(open(Path::new(&root), &Told::default()));
     holds(&writer, &known, "opened again");
+}
+
+/// Is cancelled from the moment on at which it was asked so often.
+struct CancelledAt(AtomicU64);
+
+impl Progress for CancelledAt {
+    fn is_cancelled(&self) -> bool {
+        let left = self.0.load(Ordering::Acquire);
+        left == 0 || self.0.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+}
+
+#[test]
+fn a_collection_that_is_cancelled_at_any_moment_leaves_all_whole_and_the_next_one_finishes_it() {
+    let scene = Scene::new();
+    scene.forget(scene.deleted);
+    delete(&scene.writer, scene.doomed).unwrap();
+    scene.forget(scene.doomed);
+    let expected =
+        scene.writer.with(|writer| writer.gc(&GcOptions { dry_run: true, ..GC }, &Silent)).unwrap();
+    assert!(expected.freed_segments > 0);
+    let (mut freed, mut cancelled) = (0, 0);
+    for moment in 1.. {
+        let progress = CancelledAt(AtomicU64::new(moment));
+        let summary = scene.writer.with(|writer| writer.gc(&GC, &progress)).unwrap();
+        assert!(summary.problems.is_empty() && !summary.replace_index, "{moment}: {:?}", summary.problems);
+        freed += summary.freed_segments;
+        holds(&scene.writer, &scene.known, &format!("cancelled when asked the {moment}. time"));
+        if !summary.cancelled {
+            break;
+        }
+        cancelled += 1;
+    }
+    assert!(cancelled >= 4, "{cancelled}: before the list, the proof, the freeing");
+    assert_eq!(freed, expected.freed_segments);
+}
+
+#[test]
+fn a_check_that_is_cancelled_says_nothing_and_changes_nothing() {
+    let scene = Scene::new();
+    scene.forget(scene.deleted);
+    let options = CheckOptions { read_data: ReadData::All, jobs: 1 };
+    let mut cancelled = 0;
+    for moment in 1.. {
+        let progress = CancelledAt(AtomicU64::new(moment));
+        let summary = check_with_index(&scene.writer, &options, true, &progress).unwrap();
+        assert!(summary.is_clean() && summary.quarantined_segments == 0, "{moment}: {:?}", summary.damaged);
+        if !summary.cancelled {
+            assert!(summary.backups > 0);
+            break;
+        }
+        assert_eq!((summary.backups, summary.segments), (0, 0));
+        cancelled += 1;
+    }
+    assert!(cancelled > 2, "{cancelled}");
+    holds(&scene.writer, &scene.known, "after cancelled checks");
+}
+
+/// Waits at its first notice until it may go on.
+struct Halts {
+    reached: Barrier,
+    go_on: Barrier,
+    has_halted: AtomicBool,
+}
+
+impl Progress for Halts {
+    fn notice(&self, _: Notice) {
+        if !self.has_halted.swap(true, Ordering::AcqRel) {
+            self.reached.wait();
+            self.go_on.wait();
+        }
+    }
+}
+
+#[test]
+fn whether_changes_are_taken_is_said_while_the_index_is_made_anew() {
+    let scene = Scene::new();
+    scene.forget(scene.deleted);
+    scene.writer.readiness().unwrap();
+    let halts =
+        Halts { reached: Barrier::new(2), go_on: Barrier::new(2), has_halted: AtomicBool::new(false) };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let replace = |(): &()| true;
+            scene.writer.run_job::<_, RepositoryError>(&halts, replace, |_| Ok(())).unwrap();
+        });
+        halts.reached.wait();
+        // This does not wait: nobody could go on.
+        let error = scene.writer.readiness().unwrap_err();
+        assert!(matches!(error, RepositoryError::IndexBeingReplaced { .. }), "{error}");
+        halts.go_on.wait();
+    });
+    scene.writer.readiness().unwrap();
+    holds(&scene.writer, &scene.known, "after a new index");
 }

@@ -332,7 +332,7 @@ mod tests {
             r#"{"kind": "forget", "keep": [1]}"#,
             r#"{"kind": "rebuild"}"#,
             r#"{"dry_run": true}"#,
-            r#"[]"#,
+            "[]",
         ] {
             assert!(request(text).is_err(), "{text}");
         }

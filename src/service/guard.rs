@@ -16,7 +16,7 @@ use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
 use crate::service::metrics::Counting;
 use crate::service::{App, Caller, Refused};
 
-/// The header that tells a request's id, as OpenStack's services have it.
+/// The header that tells a request's id, as those of `OpenStack` have it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
 
 /// Where a connection comes from.

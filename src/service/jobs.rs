@@ -75,7 +75,9 @@ impl Jobs {
     /// Ends them all: the service stops.
     pub(super) fn cancel_all(&self) {
         let all: Vec<_> = self.known().iter().map(Arc::clone).collect();
-        all.iter().for_each(|job| job.cancel());
+        for job in &all {
+            job.cancel();
+        }
     }
 
     fn add(&self, job: &Arc<Job>) -> Result<(), Refused> {
@@ -129,6 +131,7 @@ pub(super) fn submit(app: &Arc<App>, caller: Caller, request: JobRequest) -> Res
         cancelled: AtomicBool::new(false),
     });
     app.jobs().add(&job)?;
+    tracing::info!(job = job.shown.borrow().id, who = job.caller.who, kind = ?job.request.kind(), "a job was taken on");
     tokio::spawn(wait_and_run(Arc::clone(app), Arc::clone(&job)));
     Ok(job)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Served, disk, ekko_done, signal};
+use crate::harness::{Served, disk, ekko_done, signal, until};
 
 #[test]
 fn a_download_under_way_is_finished_and_new_requests_are_refused() {
@@ -22,7 +22,7 @@ fn a_download_under_way_is_finished_and_new_requests_are_refused() {
     let mut begin = vec![0; 4096];
     download.read_exact(&mut begin).unwrap();
     signal(served.process(), "TERM");
-    served.until("it stops", || served.get("/readyz").status == 503);
+    until("it stops", || served.get("/readyz").status == 503);
     let refused = served.get("/v1/backups");
     assert_eq!((refused.status, refused.kind().as_str()), (503, "unavailable"));
     assert!(refused.headers.contains_key("retry-after"));
@@ -37,11 +37,58 @@ fn a_download_under_way_is_finished_and_new_requests_are_refused() {
 }
 
 #[test]
+fn neither_jobs_nor_clients_that_stall_keep_it_from_ending_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("ekko.toml");
+    std::fs::write(&settings, "[limits]\ngrace_seconds = 1\n").unwrap();
+    let log = folder.path().join("log");
+    let repository = folder.path().join("store");
+    ekko_done(&repository, &["init", "--segment-size", "64KiB"]);
+    let source = folder.path().join("raw");
+    std::fs::write(&source, disk(1, 64 << 20)).unwrap();
+    ekko_done(&repository, &["backup", &format!("web={}", source.display())]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
+        .arg("-r")
+        .arg(&repository)
+        .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+        .arg(&settings)
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let socket = repository.join("ekko.sock");
+    until("it listens", || UnixStream::connect(&socket).is_ok());
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        (stream, String::from_utf8_lossy(&begin).into_owned())
+    };
+    let stalled: Vec<_> =
+        (0..4).map(|_| ask("GET /v1/backups/web@0/data HTTP/1.1\r\nHost: e\r\n\r\n")).collect();
+    let body = "{\"kind\":\"check\",\"read_data\":100}";
+    let post = format!(
+        "POST /v1/jobs HTTP/1.1\r\nHost: e\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let posted: Vec<_> = (0..6).map(|_| ask(&post).1).collect();
+    assert!(posted.iter().all(|begin| begin == "HTTP/1.1 202"), "{posted:?}");
+    let begun = std::time::Instant::now();
+    signal(&mut child, "TERM");
+    let code = child.wait().unwrap().code();
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(stalled);
+}
+
+#[test]
 fn it_tells_systemd_how_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let told = UnixDatagram::bind(&path).unwrap();
-    told.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    told.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let repository = folder.path().join("store");
     ekko_done(&repository, &["init"]);
     let mut child = Command::new(env!("CARGO_BIN_EXE_ekko"))
@@ -154,6 +201,6 @@ fn certificates_are_read_again_at_once_when_that_is_asked_for() {
     certificate(folder.path(), "second");
     let begun = std::time::Instant::now();
     signal(served.process(), "HUP");
-    served.until("it is read", || subject().ends_with("second"));
+    until("it is read", || subject().ends_with("second"));
     assert!(begun.elapsed() < Duration::from_secs(4), "before it looks by itself");
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{Answer, Served, disk, ekko_done};
+use crate::harness::{Answer, Served, disk, ekko_done, until};
 
 fn with_web(bytes: &[u8]) -> Served {
     Served::with(&[], |repository| {
@@ -116,12 +116,32 @@ fn a_client_that_goes_ends_the_reading() {
     for _ in 0..12 {
         let mut stream = UnixStream::connect(served.socket()).unwrap();
         stream.write_all(b"GET /v1/backups/web@0/data HTTP/1.1\r\nHost: ekko\r\n\r\n").unwrap();
-        let mut begin = [0; 20_000];
+        let mut begin = vec![0; 20_000];
         stream.read_exact(&mut begin).unwrap();
     }
     // More than are read at a time have gone; the next one has its turn all the same.
     assert!(part(&served, &[("Range", "bytes=5-9")]).body == disk(4, 64 << 20)[5..10]);
-    served.until("every thread is free", || served.metric("ekko_threads_busy") <= 1.0);
+    until("every thread is free", || served.metric("ekko_threads_busy") <= 1.0);
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("ekko.toml");
+    std::fs::write(&settings, "[limits]\nbody_seconds = 1\n").unwrap();
+    let served = Served::with(&["--config", settings.to_str().unwrap()], |repository| {
+        let source = repository.with_extension("raw");
+        std::fs::write(&source, disk(6, 32 << 20)).unwrap();
+        ekko_done(repository, &["backup", &format!("web={}", source.display())]);
+    });
+    let mut stream = UnixStream::connect(served.socket()).unwrap();
+    stream.write_all(b"GET /v1/backups/web@0/data HTTP/1.1\r\nHost: ekko\r\n\r\n").unwrap();
+    stream.read_exact(&mut [0; 100]).unwrap();
+    assert!(served.metric("ekko_threads_busy") > 1.0);
+    until("its thread is free", || served.metric("ekko_threads_busy") <= 1.0);
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.len() < 32 << 20, "it did not get all");
 }
 
 #[test]

@@ -138,19 +138,15 @@ impl Served {
 
     /// Asks as the owner.
     pub fn owner(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: ekko\r\nConnection: close\r\n");
-        for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
+        let mut lines =
+            vec![format!("{method} {path} HTTP/1.1"), "Host: ekko".into(), "Connection: close".into()];
+        lines.extend(headers.iter().map(|(name, value)| format!("{name}: {value}")));
+        let body = body.map(ToString::to_string);
+        if let Some(body) = &body {
+            lines
+                .extend(["Content-Type: application/json".into(), format!("Content-Length: {}", body.len())]);
         }
-        if let Some(body) = body {
-            let body = body.to_string();
-            request.push_str(&format!(
-                "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            ));
-        } else {
-            request.push_str("\r\n");
-        }
+        let request = format!("{}\r\n\r\n{}", lines.join("\r\n"), body.unwrap_or_default());
         answer(&self.raw(&request), method == "HEAD")
     }
 
@@ -158,15 +154,6 @@ impl Served {
     pub fn stop(&mut self) {
         signal(&mut self.child, "TERM");
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
-    }
-
-    /// Waits until something is so.
-    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while !is_so() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "it does not come that {what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
 
     /// Returns a number that is counted.
@@ -205,7 +192,7 @@ pub fn start(repository: &Path, arguments: &[&str]) -> (Child, String) {
 
 /// Reads an answer of HTTP/1.1 that ended with its link.
 fn answer(raw: &[u8], is_head: bool) -> Answer {
-    let end = raw.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer has a header") + 4;
+    let end = raw.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
     let text = std::str::from_utf8(&raw[..end]).unwrap();
     let mut lines = text.trim_end().split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -227,13 +214,22 @@ fn answer(raw: &[u8], is_head: bool) -> Answer {
 fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     loop {
-        let end = bytes.windows(2).position(|window| window == b"\r\n").expect("the answer came whole");
+        let end = bytes.windows(2).position(|window| window == b"\r\n").unwrap();
         let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
         if length == 0 {
             return body;
         }
         body.extend_from_slice(&bytes[end + 2..end + 2 + length]);
         bytes = &bytes[end + 4 + length..];
+    }
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_mins(1), "it does not come that {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Served, disk, ekko_done};
+use crate::harness::{Answer, Served, disk, ekko_done, until};
 
 /// Four backups of web, of which each but the first has a segment of its own.
 fn served() -> Served {
@@ -27,7 +27,7 @@ fn done(served: &Served, request: &Value) -> Value {
     assert_eq!(answer.status, 202, "{}", answer.json());
     let path = format!("/v1/jobs/{}", answer.json()["id"].as_str().unwrap());
     let job = || served.owner("GET", &path, &[], None).json();
-    served.until("the job ends", || !["queued", "running"].contains(&job()["state"].as_str().unwrap()));
+    until("the job ends", || !["queued", "running"].contains(&job()["state"].as_str().unwrap()));
     job()
 }
 
@@ -47,7 +47,7 @@ fn a_policy_deletes_and_a_collection_gives_the_space_back() {
     assert_eq!((gc["purged_backups"].as_u64(), gc["problems"].clone()), (Some(3), json!([])));
     let freed = gc["freed_bytes"].as_u64().unwrap();
     assert!(freed > 0);
-    assert_eq!(served.metric("ekko_gc_freed_bytes_total") as u64, freed);
+    assert_eq!(served.metric("ekko_gc_freed_bytes_total").to_string(), freed.to_string());
     let checked = done(&served, &json!({"kind": "check", "read_data": 100}));
     let check = &checked["result"]["check"];
     assert_eq!((check["index"].clone(), check["damaged"].clone()), (json!("agrees"), json!([])));
@@ -106,7 +106,7 @@ fn jobs_wait_for_their_turn_can_be_cancelled_and_are_not_taken_without_bound() {
     }
     let jobs = || served.owner("GET", "/v1/jobs", &[], None).json()["jobs"].as_array().unwrap().clone();
     let ended = |job: &Value| ["done", "cancelled"].contains(&job["state"].as_str().unwrap());
-    served.until("all end", || jobs().iter().all(ended));
+    until("all end", || jobs().iter().all(ended));
     assert!(jobs().iter().any(|job| job["state"] == "cancelled"));
     // The store is as it was.
     assert_eq!(

@@ -12,3 +12,4 @@ mod jobs;
 mod reading;
 mod sending;
 mod tokens;
+mod views;

@@ -17,11 +17,12 @@ use crate::service::extract::Path;
 use crate::service::routes::backups::selector;
 use crate::service::{App, Caller, Refused, pump};
 
-/// How many disks are read at a time. Each takes up to six segments of memory, and three threads.
+/// How many disks are read at a time. Each has one thread that fetches, and takes three segments of memory; one that is read
+/// alone, two threads and six segments.
 pub(in crate::service) const READ_AT_ONCE: usize = 8;
 /// How long a request waits for others to end.
 const TURN: Duration = Duration::from_secs(20);
-/// Up to this size of a segment, two threads fetch.
+/// Up to this size of a segment, two threads fetch for a disk that is read alone.
 const TWO_THREADS: u32 = 4 << 20;
 
 /// A disk that is asked for.
@@ -183,7 +184,8 @@ pub(super) async fn data(
     let body = pump::body(&app, move |app, out| {
         let _turn = turn;
         let small = disk.manifest.info().geometry.segment_size().bytes() <= TWO_THREADS;
-        let jobs = if small { 2 } else { 1 };
+        let is_alone = app.disks().available_permits() + 1 == READ_AT_ONCE;
+        let jobs = if small && is_alone { 2 } else { 1 };
         stream_exactly(app.repository(), &disk.manifest, out, range, jobs, &Silent).map_err(refused)
     });
     *answer.body_mut() = body.await?;

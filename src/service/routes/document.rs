@@ -1,4 +1,4 @@
-//! The document that describes the API (OpenAPI), and the page that shows it.
+//! The document that describes the API (`OpenAPI`), and the page that shows it.
 
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};

@@ -52,7 +52,7 @@ pub(super) async fn diff(
             }
             error => error.into(),
         })?;
-        write_diff(&diff, out).map_err(gone)
+        write_diff(&diff, out).map_err(|error| gone(&error))
     });
     Ok(([(header::CONTENT_TYPE, "application/json")], body.await?).into_response())
 }
@@ -99,7 +99,7 @@ pub(super) async fn export(
     let asked = selector(&backup)?;
     let body = pump::body(&app, move |app, out| {
         let mut file = file(app, &caller.view, &asked, format)?;
-        io::copy(&mut file, out).map(|_| ()).map_err(gone)
+        io::copy(&mut file, out).map(|_| ()).map_err(|error| gone(&error))
     });
     let extension = match format {
         Format::Ekko => "ekko",
@@ -166,6 +166,6 @@ fn cannot_say() -> Refused {
     )
 }
 
-fn gone(error: io::Error) -> Refused {
-    Refused::internal(Refusal::Timeout, &error)
+fn gone(error: &io::Error) -> Refused {
+    Refused::internal(Refusal::Timeout, error)
 }

@@ -14,7 +14,7 @@ use crate::api::{Refusal, version};
 use crate::service::guard::Origin;
 use crate::service::{App, Caller, Refused, Role};
 
-/// The versions of the API, as OpenStack's services tell them.
+/// The versions of the API, as those of `OpenStack` tell them.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Versions {
     versions: Vec<VersionRow>,
