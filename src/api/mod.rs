@@ -5,6 +5,7 @@
 //! the command line both speak this.
 
 mod backups;
+mod own;
 mod problem;
 pub mod version;
 mod view;
@@ -13,5 +14,6 @@ pub use backups::{
     BackupDetails, BackupList, BackupRow, ImageList, ImageRow, ListFilter, MOST_LISTED, Statistics, images,
     list, show, statistics,
 };
+pub use own::Own;
 pub use problem::{Problem, Refusal};
 pub use view::{InvalidProject, Project, View};

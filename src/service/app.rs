@@ -67,6 +67,7 @@ impl App {
     /// # Errors
     ///
     /// If the project has used up its quota.
+    #[allow(dead_code, reason = "upload sessions and jobs call it; goes with the first of them")]
     pub(super) fn allowance(&self, caller: &Caller) -> Result<Allowance, Refused> {
         self.quotas.begin(self.repository(), &caller.view)
     }

@@ -2,6 +2,7 @@
 
 mod backups;
 mod everywhere;
+mod own;
 mod versions;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(versions::versions))
         .routes(routes!(versions::health))
         .routes(routes!(versions::ready))
+        .routes(routes!(own::own))
         .routes(routes!(backups::images))
         .routes(routes!(backups::list))
         .routes(routes!(backups::show))

@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::{Refusal, version};
+use crate::repository::RepositoryWriter;
 use crate::service::{App, Refused};
 
 /// The versions of the API, as OpenStack's services tell them.
@@ -66,7 +67,7 @@ pub(super) async fn health() -> Json<Health> {
     (status = 503, description = "They are not", body = crate::api::Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
-    let open = app.blocking(|app| Ok(app.writer().with(|writer| writer.prepare_for_growth()))).await?;
+    let open = app.blocking(|app| Ok(app.writer().with(RepositoryWriter::prepare_for_growth))).await?;
     match open {
         Ok(()) => Ok(Json(Health { status: "ok" })),
         Err(error) => Err(Refused::internal(Refusal::Unavailable, &error).retry_after(5)),
