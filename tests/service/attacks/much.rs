@@ -22,7 +22,7 @@ fn descriptors(wanted: u64) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let has = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(wanted.min(has.saturating_sub(2000))).unwrap()
+    usize::try_from(wanted.min(has.saturating_sub(500))).unwrap()
 }
 
 #[test]
