@@ -44,6 +44,12 @@ impl Target {
         assert!(peak < self.memory + MORE_MEMORY, "{peak} KiB, and {} KiB before", self.memory);
     }
 
+    /// Says whether the document of the API has this.
+    fn can_be_asked(&self, method: &str, template: &str) -> bool {
+        let document = self.served.get("/v1/openapi.json").json();
+        document["paths"][template].get(method.to_lowercase()).is_some()
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.served.address.strip_prefix("http://").unwrap()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

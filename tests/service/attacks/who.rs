@@ -29,10 +29,11 @@ fn another_projects_backup_is_not_there_by_whatever_name() {
         answer.json()["detail"].as_str().unwrap().to_owned()
     };
     for name in ["db", "red:db", "own", ":own", "blue:web", "blue:red:db", &set, &owners] {
-        for tail in ["", "/data", "/manifest", "/manifest?format=sqlite"] {
+        for tail in ["", "/data", "/manifest", "/manifest?format=sqlite", "/segments", "/diff/web@0"] {
             detail(&format!("/v1/backups/{name}@0{tail}"));
         }
         detail(&format!("/v1/backups/{name}@latest"));
+        detail(&format!("/v1/backups/web@0/diff/{name}@0"));
     }
     // What is another's is answered as what is nobody's.
     let path = |set: &str| format!("/v1/backups/{set}@0");
@@ -46,27 +47,34 @@ fn another_projects_backup_is_not_there_by_whatever_name() {
     target.still_serves();
 }
 
-/// What takes something away: no `backup` token may, and neither may what only reads.
-const TAKING_AWAY: &[(&str, &str, Option<&str>)] = &[
-    ("DELETE", "/v1/backups/web@0", None),
-    ("DELETE", "/v1/images/web", None),
-    ("PUT", "/v1/backups/web@0/protection", Some("{\"protected\":false}")),
-    ("POST", "/v1/jobs", Some("{\"job\":\"gc\"}")),
-    ("POST", "/v1/jobs", Some("{\"job\":\"forget\",\"keep_last\":1}")),
+/// What takes something away, as the document of the API has it, and with what is asked: no `backup` token may, and neither
+/// may what only reads.
+const TAKING_AWAY: &[(&str, &str, &str, Option<&str>)] = &[
+    ("DELETE", "/v1/backups/{backup}", "/v1/backups/web@0", None),
+    ("PUT", "/v1/backups/{backup}/protection", "/v1/backups/web@0/protection", Some("{}")),
+    ("DELETE", "/v1/backups/{backup}/protection", "/v1/backups/web@0/protection", None),
+    ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"gc\"}")),
+    ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"gc\",\"keep_unfinished\":\"0h\"}")),
+    ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"check\",\"repair\":true}")),
+    ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"forget\",\"keep\":{\"last\":1}}")),
+    ("DELETE", "/v1/jobs/{id}", "/v1/jobs/00000000-0000-4000-8000-000000000000", None),
 ];
 
 #[test]
 fn a_backup_token_takes_nothing_away() {
     let mut target = Target::new("");
-    for (method, path, body) in TAKING_AWAY {
-        for role in ["restore", "backup"] {
-            let token = token(&target.served.repository(), "blue", role);
-            let answer = target.served.ask(method, path, Some(&token), body.map(str::as_bytes));
-            assert!([403, 404, 405].contains(&answer.status), "{role}: {method} {path}: {}", answer.status);
+    let repository = target.served.repository();
+    let tokens = ["restore", "backup"].map(|role| token(&repository, "blue", role));
+    for (method, template, path, body) in TAKING_AWAY {
+        let is_there = target.can_be_asked(method, template);
+        for token in &tokens {
+            let answer = target.served.ask(method, path, Some(token), body.map(str::as_bytes));
+            let expected: &[u16] = if is_there { &[403] } else { &[404, 405] };
+            assert!(expected.contains(&answer.status), "{method} {path} {body:?}: {}", answer.status);
         }
     }
     let shown = target.served.ask("GET", "/v1/backups/web@0", Some(&target.token), None);
-    assert_eq!(shown.status, 200, "it is still there");
+    assert_eq!((shown.status, shown.json()["protected"].clone()), (200, false.into()), "it is as it was");
     target.still_serves();
 }
 
