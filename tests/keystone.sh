@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Starts a real Keystone on loopback (sqlite, Fernet tokens), makes projects, users and roles in it, and asks "ekko serve" with
+# Starts a real Keystone on loopback (sqlite, Fernet tokens, TLS), makes projects, users and roles in it, and asks "ekko serve" with
 # the tokens that it gives: who sees what, and who is refused.
 #
 # usage: EKKO=target/release/ekko tests/keystone.sh [FOLDER]
-#        needs python3 with venv, and pip's index; VENV=PATH uses a virtual environment that has keystone already. No root.
+#        needs python3 with venv, openssl, curl, and pip's index; VENV=PATH uses a virtual environment that has keystone already. No root.
 set -euo pipefail
 
 EKKO=$(realpath "${EKKO:-target/release/ekko}")
@@ -18,7 +18,7 @@ stop() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done; }
 trap stop EXIT
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 port=$(free_port)
-url=http://127.0.0.1:$port/v3
+url=https://127.0.0.1:$port/v3
 
 cat >keystone.conf <<END
 [DEFAULT]
@@ -41,9 +41,18 @@ manage fernet_setup "${who[@]}"
 manage credential_setup "${who[@]}"
 manage bootstrap --bootstrap-password boot --bootstrap-public-url "$url" --bootstrap-region-id one
 
+for ca in ca other; do
+    openssl req -x509 -newkey rsa:2048 -nodes -keyout $ca.key -out $ca.pem -subj /CN=$ca -days 2 2>>manage.log
+done
+openssl req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=keystone 2>>manage.log
+printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' >leaf.ext
+openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -out cert.pem -days 2 -extfile leaf.ext 2>>manage.log
+# Asks Keystone.
+ask() { curl -sf --cacert "$folder/ca.pem" "$@"; }
+
 start_keystone() {
     "$venv/bin/python" - "$port" >>server.log 2>&1 <<'END' &
-import socketserver, sys
+import socketserver, ssl, sys
 from wsgiref import simple_server
 from keystone.server.wsgi import initialize_public_application
 class Server(socketserver.ThreadingMixIn, simple_server.WSGIServer):
@@ -51,11 +60,15 @@ class Server(socketserver.ThreadingMixIn, simple_server.WSGIServer):
 port = int(sys.argv[1])
 sys.argv = ["keystone"]
 application = initialize_public_application()
-simple_server.make_server("127.0.0.1", port, application, server_class=Server).serve_forever()
+server = simple_server.make_server("127.0.0.1", port, application, server_class=Server)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("cert.pem", "key.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 END
     keystone=$!
     pids+=("$keystone")
-    for _ in $(seq 300); do curl -sf "$url" >/dev/null && return; sleep 0.2; done
+    for _ in $(seq 300); do ask "$url" >/dev/null && return; sleep 0.2; done
     echo "Keystone does not answer" >&2; tail -20 server.log >&2; exit 1
 }
 start_keystone
@@ -68,12 +81,12 @@ print(it)' "$1"; }
 token() {
     local scope=
     [ -z "${3:-}" ] || scope=',"scope":{"project":{"name":"'$3'","domain":{"id":"default"}}}'
-    curl -sf -D - -o /dev/null -H 'Content-Type: application/json' "$url/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
+    ask -D - -o /dev/null -H 'Content-Type: application/json' "$url/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
         "password":{"user":{"name":"'"$1"'","domain":{"id":"default"},"password":"'"$2"'"}}}'"$scope"'}}' |
         tr -d '\r' | awk 'tolower($1) == "x-subject-token:" { print $2 }'
 }
 admin=$(token admin boot admin)
-keystone() { curl -sf -H "X-Auth-Token: $admin" -H 'Content-Type: application/json' "$@"; }
+keystone() { ask -H "X-Auth-Token: $admin" -H 'Content-Type: application/json' "$@"; }
 new() { keystone "$url/$1s" -d "{\"$1\":$2}" | json "$1.id"; }
 # The service's own user may look tokens up by its role "service", and nothing else.
 role_id() { keystone "$url/roles?name=$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)["roles"][0]["id"])'; }
@@ -99,12 +112,14 @@ store=$folder/store
 head -c 300000 /dev/urandom >disk.raw
 "$EKKO" -q -r "$store" backup "$blue:web=disk.raw" "$red:db=disk.raw" own=disk.raw
 
+ca=ca.pem
 settings() {
     cat >service.toml <<END
 [limits]
 failures_per_minute = 1000
 [keystone]
 url = "$url"
+ca = "$ca"
 cache_seconds = 2
 project = "$1"
 $2
@@ -159,10 +174,10 @@ try "a token of no project lets nobody in" "$(token host pass-host)" /v1/images 
 try "the service's own user has no way in" "$(token ekko pass-ekko services)" /v1/images 403
 try "a token that was made up is refused" "gAAAAABmadeup" /v1/images 401
 try "a token that was cut is refused" "${host:0:100}" /v1/images 401
-try "a token of Keystone's is no bearer token" "" /v1/images 401
+try "who shows nothing is refused" "" /v1/images 401
 revoked=$(token host pass-host blue)
 try "a token is let in" "$revoked" /v1/images 200
-curl -sf -X DELETE -H "X-Auth-Token: $admin" -H "X-Subject-Token: $revoked" "$url/auth/tokens"
+ask -X DELETE -H "X-Auth-Token: $admin" -H "X-Subject-Token: $revoked" "$url/auth/tokens"
 sleep 2.5
 try "revoked, it is refused when the cache's two seconds are over" "$revoked" /v1/images 401
 keystone -X PATCH "$url/users/$user_other" -d '{"user":{"enabled":false}}' >/dev/null
@@ -181,7 +196,7 @@ stop_ekko
 
 # By an application credential, and with projects by their names.
 service=$(token ekko pass-ekko services)
-credential=$(curl -sf -H "X-Auth-Token: $service" -H 'Content-Type: application/json' "$url/users/$user_ekko/application_credentials" \
+credential=$(ask -H "X-Auth-Token: $service" -H 'Content-Type: application/json' "$url/users/$user_ekko/application_credentials" \
     -d '{"application_credential":{"name":"ekko","roles":[{"name":"service"}]}}')
 head -c 100000 /dev/urandom >named.raw
 "$EKKO" -q -r "$store" backup "blue:named=named.raw"
@@ -192,10 +207,17 @@ try "by names of projects, through an application credential" "$host" /v1/images
 elsewhere=$(new domain '{"name":"elsewhere"}')
 twin=$(new project "{\"name\":\"blue\",\"domain_id\":\"$elsewhere\"}")
 grant "$user_host" "$twin" "$(role_id ekko-backup)"
-stolen=$(curl -sf -D - -o /dev/null -H 'Content-Type: application/json' "$url/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
+stolen=$(ask -D - -o /dev/null -H 'Content-Type: application/json' "$url/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
     "password":{"user":{"name":"host","domain":{"id":"default"},"password":"pass-host"}}},"scope":{"project":{"id":"'"$twin"'"}}}}' |
     tr -d '\r' | awk 'tolower($1) == "x-subject-token:" { print $2 }')
 try "a project of the same name in another domain is another one" "$stolen" /v1/images 403
+stop_ekko
+ca=other.pem
+settings id 'user = "ekko"
+password = "pass-ekko"
+user_project = "services"'
+start_ekko
+try "a Keystone with a certificate of somebody else is not believed" "$host" /v1/images 503
 stop_ekko
 if grep -qF -e "$host" -e pass-ekko ekko.log; then echo "WRONG the log holds a secret"; failed=1; fi
 [ "$failed" = 0 ] && echo "all as it should be"

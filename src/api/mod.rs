@@ -10,6 +10,7 @@ mod check;
 mod diff;
 pub mod frames;
 mod jobs;
+mod own;
 mod problem;
 mod sessions;
 pub mod version;
@@ -31,6 +32,7 @@ pub use jobs::{
     CollectedDocument, InvalidRules, JobDocument, JobEvent, JobEventKind, JobFailure, JobKind, JobList,
     JobProgress, JobRequest, JobResult, JobState, KeepNumber, KeepRules, Unlimited,
 };
+pub use own::Own;
 pub use problem::{Problem, Refusal};
 pub use sessions::{Committed, NewSession, SessionState};
 pub use view::{InvalidProject, Project, View};

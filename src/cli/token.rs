@@ -65,7 +65,10 @@ fn create(args: &TokenCreateArgs, tokens: &TokenFile, context: &Context) -> Resu
     let document = Created { token: text.reveal().to_owned(), row: row(&token) };
     context.print(&document, |out| writeln!(out, "{}", document.token))?;
     if !context.json {
-        let note = format!("token {} lets {} {}; it is not shown again", token.id, token.project, token.role);
+        let note = format!(
+            "this is token {} (project {}, role {}); it is not shown again",
+            token.id, token.project, token.role
+        );
         context.progress().line(&note);
     }
     Ok(Outcome::Done)

@@ -48,6 +48,25 @@ pub(super) fn body_failed(error: &(dyn std::error::Error + 'static)) -> Refused 
     }
 }
 
+/// A body of frames, no longer than the limits allow.
+#[derive(Debug)]
+pub(super) struct Frames(pub(super) Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Frames {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+        Bytes::from_request(request, state).await.map(Self).map_err(refuse_bytes)
+    }
+}
+
+fn refuse_bytes(error: BytesRejection) -> Refused {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Refused::new(Refusal::TooLarge, "the body is longer than is taken"),
+        _ => body_failed(&error),
+    }
+}
+
 /// A body of JSON, no longer than the limits allow.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
@@ -64,13 +83,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         if !is_json {
             return Err(Refused::new(Refusal::Invalid, "the body is to be application/json"));
         }
-        let refuse = |error: BytesRejection| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                Refused::new(Refusal::TooLarge, "the body is longer than is taken")
-            }
-            _ => body_failed(&error),
-        };
-        let bytes = Bytes::from_request(request, state).await.map_err(refuse)?;
+        let bytes = Bytes::from_request(request, state).await.map_err(refuse_bytes)?;
         // A list of a document's fields would pass for it.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(Refused::new(Refusal::Invalid, "the body is to be an object"));
@@ -96,26 +109,28 @@ mod tests {
     use crate::service::limits::PatientBody;
 
     /// Posts a body to what takes JSON of at most 100 bytes, and returns the status.
-    fn post_json(body: Body) -> u16 {
+    fn post_json(body: impl Into<Body>) -> u16 {
         let take = |Json(number): Json<u32>| async move { number.to_string() };
         let router = Router::new().route("/", post(take)).layer(DefaultBodyLimit::max(100));
-        let body = Body::new(PatientBody::new(body, Duration::from_millis(30), 1000));
-        let request = Request::post("/").header(header::CONTENT_TYPE, "application/json").body(body).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(router.oneshot(request)).unwrap().status().as_u16()
+        runtime.block_on(async {
+            let body = Body::new(PatientBody::new(body.into(), Duration::from_millis(30), 1000));
+            let request = Request::post("/").header(header::CONTENT_TYPE, "application/json").body(body);
+            router.oneshot(request.unwrap()).await.unwrap().status().as_u16()
+        })
     }
 
     #[test]
     fn a_body_is_refused_for_what_is_wrong_with_it() {
         type Piece = Result<&'static str, std::io::Error>;
         let silent = stream::once(async { Piece::Ok("1") }).chain(stream::pending());
-        assert_eq!(post_json(Body::from("17")), 200);
+        assert_eq!(post_json("17"), 200);
         assert_eq!(post_json(Body::from_stream(silent)), 408);
-        assert_eq!(post_json(Body::from("1".repeat(101))), 413);
+        assert_eq!(post_json("1".repeat(101)), 413);
         let endless = stream::repeat_with(|| Piece::Ok(" "));
         assert_eq!(post_json(Body::from_stream(endless)), 413);
         let cut = stream::iter([Piece::Ok("1"), Err(std::io::Error::other("cut"))]);
         assert_eq!(post_json(Body::from_stream(cut)), 400);
-        assert_eq!(post_json(Body::from("{")), 400);
+        assert_eq!(post_json("{"), 400);
     }
 }

@@ -19,6 +19,9 @@ use crate::service::{App, Caller, Refused};
 /// The header that tells a request's id, as those of `OpenStack` have it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
 
+/// What the paths of requests begin with that a session consists of.
+const IN_A_SESSION: &str = "/v1/sessions/";
+
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
@@ -59,7 +62,12 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
-    tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
+    // A backup is sent in thousands of requests: only its beginning, its end and what goes wrong are told.
+    if status < 400 && path.starts_with(IN_A_SESSION) && !path.ends_with("/commit") {
+        tracing::debug!(request_id = %id, who, %method, path, status, seconds, "request");
+    } else {
+        tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
+    }
     counting.end(response)
 }
 

@@ -91,13 +91,12 @@ fn too_many_failures(seconds: u32) -> Refused {
 
 async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<Caller>, Refused> {
     let Some(keystone) = app.keystone() else { return Ok(None) };
-    let verdict = match keystone.known(token)? {
-        Some(verdict) => verdict,
-        None => {
-            // Each guess would cost Keystone something.
-            app.failures().check(&address).map_err(too_many_failures)?;
-            keystone.ask(token).await?
-        }
+    let verdict = if let Some(verdict) = keystone.known(token)? {
+        verdict
+    } else {
+        // Each guess would cost Keystone something.
+        app.failures().check(&address).map_err(too_many_failures)?;
+        keystone.ask(token).await?
     };
     Ok(match verdict {
         Verdict::In(caller) => Some(caller),
@@ -106,15 +105,14 @@ async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<
 }
 
 async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Option<Caller>, Refused> {
-    let tokens = match app.tokens().current() {
-        Some(tokens) => tokens,
-        None => {
-            let renew = |app: &Arc<App>| {
-                let failed = |error| Refused::internal(Refusal::Unavailable, &error).retry_after(5);
-                app.tokens().renew().map_err(failed)
-            };
-            app.blocking(renew).await?
-        }
+    let tokens = if let Some(tokens) = app.tokens().current() {
+        tokens
+    } else {
+        let renew = |app: &Arc<App>| {
+            let failed = |error| Refused::internal(Refusal::Unavailable, &error).retry_after(5);
+            app.tokens().renew().map_err(failed)
+        };
+        app.blocking(renew).await?
     };
     let Some(token) = tokens.get(&shown.id()) else { return Ok(None) };
     // `blake3::Hash` is compared in constant time; and what is compared are hashes, which nobody can steer.

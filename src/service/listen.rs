@@ -1,5 +1,6 @@
 //! Listening: on addresses, encrypted or of this machine alone, and on a socket in the repository.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -22,6 +23,8 @@ use crate::service::{App, Keeper, ServiceError, routes, sessions};
 const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether certificates have changed.
 const RENEWAL: Duration = Duration::from_secs(5);
+/// Connections that wait to be accepted; the system may allow fewer.
+const WAITING: u32 = 4096;
 /// hyper takes no buffer that is smaller, in bytes.
 const LEAST_BUFFER: usize = 8 << 10;
 
@@ -60,7 +63,7 @@ pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), Servi
             return Err(ServiceError::Insecure { address: address.to_string() });
         }
         let failed = |source| ServiceError::Listen { address: address.to_string(), source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = bind(*address).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         told.push(format!("{}://{bound}", if certificates.is_some() { "https" } else { "http" }));
         listeners.push(tokio::spawn(accept_tcp(door.clone(), listener, certificates.clone())));
@@ -128,6 +131,16 @@ impl Signals {
             }
         }
     }
+}
+
+/// Listens on an address. Behind others that come all at once, a client is to find a place to wait in: without one, its
+/// system tries again a second later.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A service that is started again finds its address, though links of the one before are still being closed.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING)
 }
 
 fn bind_socket(path: &std::path::Path) -> Result<UnixListener, ServiceError> {

@@ -131,6 +131,21 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Returns the name of a limit that lets nobody do anything.
+    fn nothing(&self) -> Option<&'static str> {
+        let all = [
+            ("connections", self.connections as u64),
+            ("connections_per_address", self.connections_per_address as u64),
+            ("requests", self.requests as u64),
+            ("requests_per_caller", self.requests_per_caller as u64),
+            ("requests_per_second", u64::from(self.requests_per_second)),
+            ("blocking_threads", self.blocking_threads as u64),
+            ("header_seconds", self.header_seconds),
+            ("body_seconds", self.body_seconds),
+        ];
+        all.into_iter().find(|(_, limit)| *limit == 0).map(|(name, _)| name)
+    }
+
     /// Returns how long a header may take.
     pub const fn header(&self) -> Duration {
         Duration::from_secs(self.header_seconds)
@@ -156,13 +171,27 @@ impl ServiceSettings {
     pub fn read(path: &Path) -> Result<Self, ServiceError> {
         let wrong = |what: String| ServiceError::Settings { path: path.to_owned(), what };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))
+        let settings: Self = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+        match settings.limits.nothing() {
+            None => Ok(settings),
+            Some(name) => Err(wrong(format!("with {name} = 0 nobody could be served"))),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_that_let_nobody_do_anything_are_refused() {
+        assert_eq!(Limits::default().nothing(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("service.toml");
+        std::fs::write(&file, "[limits]\nrequests = 0\n").unwrap();
+        let error = ServiceSettings::read(&file).unwrap_err();
+        assert!(error.to_string().contains("requests = 0"), "{error}");
+    }
 
     #[test]
     fn what_is_not_known_is_refused() {

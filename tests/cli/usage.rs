@@ -3,7 +3,7 @@ use std::process::Command;
 
 use crate::harness::{World, keys, noise};
 
-const COMMANDS: [&[&str]; 12] = [
+const COMMANDS: [&[&str]; 15] = [
     &["init"],
     &["backup"],
     &["restore"],
@@ -13,6 +13,9 @@ const COMMANDS: [&[&str]; 12] = [
     &["rebuild"],
     &["manifest", "dump"],
     &["manifest", "info"],
+    &["token", "create"],
+    &["token", "list"],
+    &["token", "revoke"],
     &["completions"],
     &["man"],
     &[],

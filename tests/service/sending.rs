@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Served, disk, ekko, ekko_done, start};
+use crate::harness::{Served, disk, ekko, ekko_done, start, until};
 use crate::tokens::token;
 
 /// Runs `ekko` on a service, with a token.
@@ -151,7 +151,7 @@ fn a_service_that_is_killed_in_mid_backup_is_waited_for_and_gone_on_with() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    served.until("something was sent", || served.metric("ekko_segments_stored_total") > 20.0);
+    until("something was sent", || served.metric("ekko_segments_stored_total") > 20.0);
     served.process().kill().unwrap();
     served.process().wait().unwrap();
     let (child, address) = start(&repository, &[]);

@@ -121,3 +121,18 @@ fn a_file_of_tokens_that_is_damaged_lets_nobody_in_and_serving_goes_on() {
     std::fs::write(&file, whole).unwrap();
     assert_eq!(served.ask("GET", "/v1/images", Some(&blue), None).status, 200);
 }
+
+#[test]
+fn a_client_is_told_who_it_is_and_how_much_of_its_quota_is_used() {
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(settings.path(), "[quotas]\ndefault = 1_000_000\n[quotas.projects]\nred = 5\n").unwrap();
+    let served = Served::with(&["--config", settings.path().to_str().unwrap()], two_projects);
+    for (project, quota) in [("blue", 1_000_000), ("red", 5), ("green", 1_000_000)] {
+        let token = token(&served.repository(), project, "restore");
+        let own = served.ask("GET", "/v1/own", Some(&token), None).json();
+        let used = if project == "green" { 0 } else { 200_000 };
+        assert_eq!(own["who"], format!("token:{}", id_of(&token)));
+        assert_eq!((&own["project"], &own["role"]), (&project.into(), &"restore".into()));
+        assert_eq!((&own["used_bytes"], &own["quota_bytes"]), (&used.into(), &quota.into()), "{project}");
+    }
+}

@@ -18,7 +18,7 @@ const LONGEST: u64 = 1 << 20;
 /// How long it may take until a connection stands.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long before its end a token of the service's own is not used any longer.
-const MARGIN: Duration = Duration::from_secs(60);
+const MARGIN: Duration = Duration::from_mins(1);
 /// Where systems have the roots that they trust.
 const ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];

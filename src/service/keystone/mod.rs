@@ -83,9 +83,8 @@ impl Keystone {
     /// If the user has no role here, or if Keystone cannot be asked now.
     pub(super) async fn ask(self: &Arc<Self>, token: &str) -> Result<Verdict, Refused> {
         let limit = self.settings.timeout();
-        let _room = match tokio::time::timeout(limit, self.room.acquire()).await {
-            Ok(Ok(permit)) => permit,
-            _ => return Err(unavailable(&"too many questions to Keystone are under way")),
+        let Ok(Ok(_room)) = tokio::time::timeout(limit, self.room.acquire()).await else {
+            return Err(unavailable(&"too many questions to Keystone are under way"));
         };
         // Somebody else may have asked the same, or found out that it does not answer.
         if let Some(verdict) = self.known(token)? {

@@ -19,7 +19,7 @@ use crate::segment::{Fingerprint, SegmentIndex};
 use crate::service::{QuotaSettings, Refused};
 
 /// What was given up within this counts as given up at one time.
-const SAME_TIME: Duration = Duration::from_secs(600);
+const SAME_TIME: Duration = Duration::from_mins(10);
 
 /// Two neighbours of a backupset: the later one, and the one before it if there is one.
 type Pair = (Option<Fingerprint>, Fingerprint);
@@ -274,7 +274,7 @@ mod tests {
         assert!(quotas.begin(&repository, &blue()).is_err(), "there is nothing left");
         drop(second);
         assert!(first.take(1).is_err(), "what was sent lies there all the same");
-        quotas.collected(Duration::from_secs(60));
+        quotas.collected(Duration::from_mins(1));
         assert!(first.take(1).is_err(), "it was kept for its next run");
         quotas.collected(Duration::ZERO);
         first.take(400).unwrap();

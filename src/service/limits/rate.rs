@@ -54,7 +54,7 @@ impl<K: Hash + Eq> Rates<K> {
 
     fn take_at(&self, key: K, at: Instant) -> Result<(), u32> {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.each.len() >= MOST && !now.each.contains_key(&key) && self.may_sweep(&now, at) {
+        if now.each.len() >= MOST && !now.each.contains_key(&key) && Self::may_sweep(&now, at) {
             // A full bucket says no more than none.
             now.each.retain(|_, bucket| self.level(*bucket, at) < self.burst);
             now.swept = Some(at);
@@ -71,7 +71,7 @@ impl<K: Hash + Eq> Rates<K> {
         missing
     }
 
-    fn may_sweep(&self, now: &Now<K>, at: Instant) -> bool {
+    fn may_sweep(now: &Now<K>, at: Instant) -> bool {
         now.swept.is_none_or(|swept| at.saturating_duration_since(swept) >= SWEEP)
     }
 

@@ -91,16 +91,17 @@ mod tests {
         runtime.block_on(async {
             let (ours, theirs) = tokio::io::duplex(1024);
             let mut ours = Steady::new(ours, Duration::from_millis(50), 10_000);
-            let error = ours.write_all(&[1; 100_000]).await.unwrap_err();
+            let error = ours.write_all(&vec![1; 100_000]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             drop(theirs);
             let (ours, mut theirs) = tokio::io::duplex(1024);
             let mut ours = Steady::new(ours, Duration::from_millis(500), 1);
+            let all = vec![1; 100_000];
             let read = async {
                 let mut all = vec![0; 100_000];
                 theirs.read_exact(&mut all).await.unwrap();
             };
-            let (written, ()) = tokio::join!(ours.write_all(&[1; 100_000]), read);
+            let (written, ()) = tokio::join!(ours.write_all(&all), read);
             written.unwrap();
         });
     }

@@ -6,6 +6,7 @@ mod data;
 mod document;
 mod jobs;
 mod manifests;
+mod own;
 mod segments;
 mod sessions;
 mod versions;
@@ -46,6 +47,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(versions::versions))
         .routes(routes!(versions::health))
         .routes(routes!(versions::ready))
+        .routes(routes!(own::own))
         .routes(routes!(backups::images))
         .routes(routes!(backups::list))
         .routes(routes!(backups::show, changes::delete))

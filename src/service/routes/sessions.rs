@@ -14,7 +14,7 @@ use utoipa::IntoParams;
 use crate::api::frames::{Entry, Question, SegmentHead, encode_answer};
 use crate::api::{Committed, NewSession, Problem, Refusal, SessionState};
 use crate::segment::SegmentSize;
-use crate::service::extract::{Json as JsonBody, Path, Query};
+use crate::service::extract::{Frames, Json as JsonBody, Path, Query, body_failed};
 use crate::service::sessions::receive::{Received, check_head};
 use crate::service::sessions::session::{MOST_PARENT_SEGMENTS, Session};
 use crate::service::{App, Caller, Refused, Role, sessions};
@@ -165,7 +165,7 @@ pub(super) async fn lacking(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    body: Bytes,
+    Frames(body): Frames,
 ) -> Result<impl IntoResponse, Refused> {
     let session = find(&app, &caller, &id)?;
     if body.len() > MOST_AT_ONCE * Question::LENGTH {
@@ -220,9 +220,7 @@ impl Reader {
             match self.body.frame().await {
                 None => return Ok(false),
                 Some(Ok(frame)) => self.piece = frame.into_data().unwrap_or_default(),
-                Some(Err(_)) => {
-                    return Err(Refused::new(Refusal::Timeout, "the body did not come whole, or in time"));
-                }
+                Some(Err(error)) => return Err(body_failed(&error)),
             }
         }
         Ok(true)
@@ -287,7 +285,7 @@ pub(super) async fn entries(
     caller: Caller,
     Path(id): Path<String>,
     Query(Part { part }): Query<Part>,
-    body: Bytes,
+    Frames(body): Frames,
 ) -> Result<StatusCode, Refused> {
     let session = find(&app, &caller, &id)?;
     if body.len() > MOST_AT_ONCE * Entry::LONGEST {

@@ -10,7 +10,7 @@ use crate::service::{ServiceError, Token, TokenFile, TokenId};
 
 /// A file that was changed so shortly before it was read may be changed again without a newer time: the clock of
 /// filesystems ticks some hundred times a second, and numbers of files are used again.
-const UNSETTLED: Duration = Duration::from_secs(1);
+const UNSETTLED: Duration = Duration::from_secs(2);
 
 /// What a file looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,20 @@ struct Look {
     modified: (i64, i64),
 }
 
+/// What was seen of the file when it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sight {
+    /// Nothing that can be relied on: it must be read again in any case.
+    #[default]
+    Unsure,
+    /// It was not there.
+    Nothing,
+    File(Look),
+}
+
 #[derive(Debug, Default)]
 struct Now {
-    /// What the file looked like when it was read; nothing if it must be read again in any case.
-    look: Option<Option<Look>>,
+    sight: Sight,
     tokens: Arc<HashMap<TokenId, Token>>,
 }
 
@@ -44,39 +54,41 @@ impl KnownTokens {
     /// system for no more than what the file looks like, so it may be called where nothing may block.
     pub(in crate::service) fn current(&self) -> Option<Arc<HashMap<TokenId, Token>>> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
-        (now.look? == self.look().ok()?).then(|| Arc::clone(&now.tokens))
+        let is_same = now.sight != Sight::Unsure && now.sight == self.look();
+        is_same.then(|| Arc::clone(&now.tokens))
     }
 
     /// Reads the file again. Blocks.
     pub(in crate::service) fn renew(&self) -> Result<Arc<HashMap<TokenId, Token>>, ServiceError> {
         // It is looked at before it is read: what changes between is seen by the next look.
-        let look = self.look();
+        let sight = self.look();
         let tokens = self.file.list()?;
         let tokens = Arc::new(tokens.into_iter().map(|token| (token.id, token)).collect());
-        let now = Now { look: look.ok().filter(|look| is_settled(*look)), tokens: Arc::clone(&tokens) };
+        let sight = if is_settled(sight) { sight } else { Sight::Unsure };
+        let now = Now { sight, tokens: Arc::clone(&tokens) };
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(tokens)
     }
 
-    fn look(&self) -> std::io::Result<Option<Look>> {
+    fn look(&self) -> Sight {
         match std::fs::metadata(self.file.path()) {
-            Ok(it) => Ok(Some(Look {
+            Ok(it) => Sight::File(Look {
                 inode: it.ino(),
                 bytes: it.len(),
                 changed: (it.ctime(), it.ctime_nsec()),
                 modified: (it.mtime(), it.mtime_nsec()),
-            })),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Sight::Nothing,
+            Err(_) => Sight::Unsure,
         }
     }
 }
 
-fn is_settled(look: Option<Look>) -> bool {
-    let Some(look) = look else { return true };
+fn is_settled(sight: Sight) -> bool {
+    let Sight::File(look) = sight else { return true };
     let changed =
         u64::try_from(look.changed.0).map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > UNSETTLED + Duration::from_secs(1)))
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > UNSETTLED))
 }
 
 #[cfg(test)]
@@ -89,7 +101,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::new(folder.path());
         let (file, known) = (TokenFile::at(&layout), KnownTokens::new(&layout));
-        let now = || known.current().map_or_else(|| known.renew().unwrap(), |it| it);
+        let now = || known.current().unwrap_or_else(|| known.renew().unwrap());
         assert!(now().is_empty());
         for _ in 0..50 {
             let project = "blue".parse().unwrap();
