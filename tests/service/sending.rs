@@ -1,11 +1,12 @@
 //! Backups that are sent, and the command line over the network.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Served, disk, ekko, ekko_done, start, until};
+use crate::harness::{Served, disk, ekko, ekko_done, signal, start, until};
 use crate::tokens::token;
 
 /// Runs `ekko` on a service, with a token.
@@ -164,4 +165,44 @@ fn a_service_that_is_killed_in_mid_backup_is_waited_for_and_gone_on_with() {
     ekko_done(&repository, &["restore", "web", out.to_str().unwrap()]);
     assert!(std::fs::read(&out).unwrap() == bytes);
     ekko_done(&repository, &["check", "--read-data"]);
+}
+
+#[test]
+fn the_two_commands_of_the_documentation_make_a_first_backup_over_tls_with_a_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut host = Command::new("sh")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/setup.sh"))
+        .args(["localhost", "blue"])
+        .arg(folder.path().join("ekko"))
+        .env("LISTEN", format!("127.0.0.1:{port}"))
+        .env("EKKO", env!("CARGO_BIN_EXE_ekko"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(host.stdout.take().unwrap()).lines();
+    let second = lines.find_map(|line| line.ok().filter(|line| line.contains("ekko backup"))).unwrap();
+    until("it listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let bytes = disk(6, 300_000);
+    let web = source(&folder.path().join("disk"), &bytes);
+    let program = Path::new(env!("CARGO_BIN_EXE_ekko")).display().to_string();
+    let run = |what: &str| {
+        let line = second.replace("ekko backup NAME=DISK", &format!("{program} {what}"));
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&format!("backup {web}"));
+    let out = folder.path().join("out");
+    run(&format!("restore web {}", out.display()));
+    assert!(std::fs::read(&out).unwrap() == bytes);
+    // Without the certificate nobody is believed, and without the token nobody is let in.
+    for without in ["EKKO_CACERT=", "EKKO_TOKEN_FILE="] {
+        let words: Vec<_> = second.split(' ').filter(|word| !word.starts_with(without)).collect();
+        let line = words.join(" ").replace("ekko backup NAME=DISK", &format!("{program} list"));
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}");
+    }
+    signal(&mut host, "TERM");
+    assert!(host.wait().unwrap().success());
 }
