@@ -303,7 +303,9 @@ mod tests {
             Entry::Segment { index: SegmentIndex(9), hash: hash(1), fingerprint: fingerprint(1) },
         ];
         let mut frames = Vec::new();
-        entries.iter().for_each(|entry| entry.encode(&mut frames));
+        for entry in &entries {
+            entry.encode(&mut frames);
+        }
         assert_eq!(frames.len(), 8 + Entry::LONGEST);
         assert_eq!(Entry::decode_all(&frames).unwrap(), entries);
         for cut in (1..8).chain(9..frames.len()) {

@@ -10,7 +10,8 @@ use crate::cli::machine::disks_of;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository, SharedWriter, Which,
+    BackupId, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository,
+    SharedWriter, Which,
 };
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -142,9 +143,9 @@ fn disks(
     for moment in moments {
         let found = repository.find(&sets, moment)?;
         let of_moment = disks_of(repository, &sets, found, context)?;
-        disks.extend(of_moment.into_iter().map(|(set, backup)| BackupSelector {
-            name: set.id.to_string(),
-            which: Which::Number(backup.incremental),
+        disks.extend(of_moment.into_iter().map(|(set, backup)| {
+            let BackupId { name, incremental } = Repository::backup_id(&sets, set, backup.incremental);
+            BackupSelector { name, which: Which::Number(incremental) }
         }));
     }
     Ok(disks)

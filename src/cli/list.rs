@@ -9,13 +9,12 @@ use crate::error::ErrorKind;
 use crate::remote::{RemoteRepository, part};
 
 pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliError> {
-    let document = match context.network()? {
-        Some(remote) => from_service(args, &remote)?,
-        None => {
-            let name = args.name.as_ref().map(ToString::to_string);
-            let filter = ListFilter { name, ..ListFilter::default() };
-            api::list(&context.open()?, &View::everything(), &filter, context.progress())?
-        }
+    let document = if let Some(remote) = context.network()? {
+        from_service(args, &remote)?
+    } else {
+        let name = args.name.as_ref().map(ToString::to_string);
+        let filter = ListFilter { name, ..ListFilter::default() };
+        api::list(&context.open()?, &View::everything(), &filter, context.progress())?
     };
     if let Some(name) = args.name.as_ref().filter(|_| document.backups.is_empty()) {
         let message = format!("there is no backup of {name} in {}", context.repository_name()?.display());

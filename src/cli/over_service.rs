@@ -35,7 +35,9 @@ fn job(remote: &RemoteRepository, request: &JobRequest, context: &Context) -> Re
             let label = job.progress.part.as_deref().unwrap_or("job");
             shown = Some(Part::begin(context.progress(), label, job.progress.total_bytes));
         }
-        shown.iter_mut().for_each(|shown| shown.reached(job.progress.done_bytes));
+        if let Some(shown) = &mut shown {
+            shown.reached(job.progress.done_bytes);
+        }
     }
     drop(shown);
     for notice in &job.notices {

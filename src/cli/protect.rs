@@ -19,14 +19,13 @@ pub(super) fn unprotect(args: &UnprotectArgs, context: &Context) -> Result<Outco
 }
 
 fn set(selector: &BackupSelector, protection: Protection, context: &Context) -> Result<Outcome, CliError> {
-    let document = match context.service()? {
-        Some(remote) => over_service::protect(selector, protection, &remote)?,
-        None => {
-            let writer = context.open_shared(1)?;
-            let document = api::protect(&writer, &View::everything(), selector, protection)?;
-            writer.close()?;
-            document
-        }
+    let document = if let Some(remote) = context.service()? {
+        over_service::protect(selector, protection, &remote)?
+    } else {
+        let writer = context.open_shared(1)?;
+        let document = api::protect(&writer, &View::everything(), selector, protection)?;
+        writer.close()?;
+        document
     };
     context.print(&document, |out| {
         let ProtectionDocument { backup, until, .. } = &document;

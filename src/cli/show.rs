@@ -21,16 +21,13 @@ struct Document {
 }
 
 pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliError> {
-    let whole = match context.network()? {
-        Some(remote) => {
-            let path = format!("/v1/backups/{}", part(&args.backup.to_string()));
-            Document { details: remote.get(&path)?, parts: None }
-        }
-        None => {
-            let repository = context.open()?;
-            let details = api::show(&repository, &View::everything(), &args.backup)?;
-            Document { details, parts: parts_of(&repository, &args.backup, context)? }
-        }
+    let whole = if let Some(remote) = context.network()? {
+        let path = format!("/v1/backups/{}", part(&args.backup.to_string()));
+        Document { details: remote.get(&path)?, parts: None }
+    } else {
+        let repository = context.open()?;
+        let details = api::show(&repository, &View::everything(), &args.backup)?;
+        Document { details, parts: parts_of(&repository, &args.backup, context)? }
     };
     let Document { details: document, parts } = &whole;
     context.print(&whole, |out| {

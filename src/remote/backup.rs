@@ -178,22 +178,20 @@ impl<'a> Session<'a> {
         // Held over I/O: whoever else comes wants the same window.
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let known = windows.iter().find(|(start, _)| *start == first).map(|(_, window)| Arc::clone(window));
-        let window = match known {
-            Some(window) => window,
-            None => {
-                let path =
-                    self.path(&format!("/parent?first={first}&behind={}", first.saturating_add(WINDOW)));
-                let limit = u64::from(WINDOW) * ParentSegment::LENGTH as u64;
-                let frames = self.link.bytes("GET", &path, Sent::Nothing, limit)?;
-                let segments =
-                    ParentSegment::decode_all(&frames).map_err(|error| self.link.misunderstood(&error))?;
-                let window = Arc::new(segments);
-                windows.push_back((first, Arc::clone(&window)));
-                if windows.len() > WINDOWS {
-                    windows.pop_front();
-                }
-                window
+        let window = if let Some(window) = known {
+            window
+        } else {
+            let path = self.path(&format!("/parent?first={first}&behind={}", first.saturating_add(WINDOW)));
+            let limit = u64::from(WINDOW) * ParentSegment::LENGTH as u64;
+            let frames = self.link.bytes("GET", &path, Sent::Nothing, limit)?;
+            let segments =
+                ParentSegment::decode_all(&frames).map_err(|error| self.link.misunderstood(&error))?;
+            let window = Arc::new(segments);
+            windows.push_back((first, Arc::clone(&window)));
+            if windows.len() > WINDOWS {
+                windows.pop_front();
             }
+            window
         };
         drop(windows);
         let found = window.binary_search_by_key(&index, |segment| segment.index).ok();
@@ -256,7 +254,9 @@ impl Worker<'_> {
     ) -> Result<(), BackupError> {
         let Session { link, .. } = *self.session;
         let mut questions = Vec::with_capacity(asked.len() * Question::LENGTH);
-        asked.iter().for_each(|(_, question, _)| question.encode(&mut questions));
+        for (_, question, _) in asked {
+            question.encode(&mut questions);
+        }
         let limit = asked.len() as u64;
         let answer = link.bytes("POST", &self.session.path("/lacking"), Sent::Frames(&questions), limit)?;
         let lacking = decode_answer(&answer, asked.len()).map_err(|error| link.misunderstood(&error))?;
@@ -332,7 +332,9 @@ impl Order<'_> {
             return Ok(());
         }
         let mut frames = Vec::with_capacity(self.entries.len() * Entry::LONGEST);
-        self.entries.drain(..).for_each(|entry| entry.encode(&mut frames));
+        for entry in self.entries.drain(..) {
+            entry.encode(&mut frames);
+        }
         let path = self.session.path(&format!("/entries?part={}", self.parts));
         self.session.link.bytes("POST", &path, Sent::Frames(&frames), 1 << 20)?;
         self.parts += 1;

@@ -56,14 +56,14 @@ impl<S: Send + Sync> FromRequest<S> for Frames {
     type Rejection = Refused;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
-        Bytes::from_request(request, state).await.map(Self).map_err(refuse_bytes)
+        Bytes::from_request(request, state).await.map(Self).map_err(|error| refuse_bytes(&error))
     }
 }
 
-fn refuse_bytes(error: BytesRejection) -> Refused {
+fn refuse_bytes(error: &BytesRejection) -> Refused {
     match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Refused::new(Refusal::TooLarge, "the body is longer than is taken"),
-        _ => body_failed(&error),
+        _ => body_failed(error),
     }
 }
 
@@ -83,7 +83,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         if !is_json {
             return Err(Refused::new(Refusal::Invalid, "the body is to be application/json"));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(refuse_bytes)?;
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| refuse_bytes(&error))?;
         // A list of a document's fields would pass for it.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(Refused::new(Refusal::Invalid, "the body is to be an object"));
@@ -95,6 +95,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::time::Duration;
 
     use axum::Router;
@@ -110,7 +111,7 @@ mod tests {
 
     /// Posts a body to what takes JSON of at most 100 bytes, and returns the status.
     fn post_json(body: impl Into<Body>) -> u16 {
-        let take = |Json(number): Json<u32>| async move { number.to_string() };
+        let take = |Json(object): Json<HashMap<String, u32>>| async move { object.len().to_string() };
         let router = Router::new().route("/", post(take)).layer(DefaultBodyLimit::max(100));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
@@ -124,7 +125,8 @@ mod tests {
     fn a_body_is_refused_for_what_is_wrong_with_it() {
         type Piece = Result<&'static str, std::io::Error>;
         let silent = stream::once(async { Piece::Ok("1") }).chain(stream::pending());
-        assert_eq!(post_json("17"), 200);
+        assert_eq!(post_json(r#"{"a": 17}"#), 200);
+        assert_eq!(post_json("[17]"), 400);
         assert_eq!(post_json(Body::from_stream(silent)), 408);
         assert_eq!(post_json("1".repeat(101)), 413);
         let endless = stream::repeat_with(|| Piece::Ok(" "));

@@ -48,7 +48,7 @@ pub(in crate::cli) struct Global {
     /// The roots of certificates to believe, in PEM, for a repository that is https://HOST:PORT/ [default: the machine's]
     #[arg(long, global = true, value_name = "FILE", env = "EKKO_CACERT")]
     pub(in crate::cli) cacert: Option<PathBuf>,
-    /// The file with the token for a repository that is https://HOST:PORT/; EKKO_TOKEN may hold the token itself
+    /// The file with the token for a repository that is https://HOST:PORT/; `EKKO_TOKEN` may hold the token itself
     #[arg(long, global = true, value_name = "FILE", env = "EKKO_TOKEN_FILE")]
     pub(in crate::cli) token_file: Option<PathBuf>,
     /// Print one JSON document (on stderr where stdout carries data)

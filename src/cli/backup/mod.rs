@@ -96,7 +96,7 @@ fn back_up_sources(
     let mut place = Place::there(context)?;
     // What the commands keep still is not kept waiting for a repository.
     if place.is_none() && hooks.are_there() && Repository::open(context.repository_path()?).is_ok() {
-        place = Some(Place::Here(context.open_shared(args.jobs())?));
+        place = Some(Place::Here(Box::new(context.open_shared(args.jobs())?)));
     }
     let ran = open_and_back_up(sources, &mut place, args, hooks, context);
     if let Some(place) = place {
@@ -140,7 +140,7 @@ fn open_and_back_up(
     } else {
         let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
         document.created_repository = created;
-        place.insert(Place::Here(opened))
+        place.insert(Place::Here(Box::new(opened)))
     };
     if changes.iter().any(Option::is_some) {
         place.here()?;

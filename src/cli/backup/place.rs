@@ -14,7 +14,7 @@ use crate::repository::SharedWriter;
 /// Where backups go.
 pub(super) enum Place {
     /// A repository that this process has open.
-    Here(SharedWriter),
+    Here(Box<SharedWriter>),
     /// A service.
     There(RemoteRepository),
 }

@@ -92,7 +92,9 @@ impl Known {
             Ok(file) => *known.journal.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
             Err(error) => tracing::warn!(%error, "what is sent will be sent again if the session is cut off"),
         }
-        earlier.iter().for_each(|from| known.go_on_from(from, name));
+        for from in &earlier {
+            known.go_on_from(from, name);
+        }
         known
     }
 

@@ -32,7 +32,7 @@ use crate::service::sessions::session::Session;
 use crate::service::{App, Caller, Refused};
 
 /// How long a session of an image keeps another from being begun, if nothing is heard of it.
-const YIELDS_AFTER: Duration = Duration::from_secs(60);
+const YIELDS_AFTER: Duration = Duration::from_mins(1);
 /// How long the file of a session that was cut off is kept.
 const KEPT: Duration = Duration::from_hours(48);
 /// How much memory segments take that are being taken in, in bytes: stored, decoded, and on their way to the disk.
@@ -185,7 +185,9 @@ fn make_way(app: &App, caller: &Caller, name: &ImageName) {
         .filter(|session| session.silence() > YIELDS_AFTER)
         .cloned()
         .collect();
-    stale.iter().for_each(|session| give_up(app, session));
+    for session in &stale {
+        give_up(app, session);
+    }
 }
 
 /// Gives a session up; what was sent can be gone on from.

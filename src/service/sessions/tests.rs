@@ -16,6 +16,7 @@ use crate::service::sessions::{begin, commit, extend, give_up, lacking, parent, 
 use crate::service::{App, Caller, Role, ServiceSettings};
 
 const SIZE: usize = 64 << 10;
+const MORE: u32 = (64 << 10) + 1;
 
 struct World {
     folder: tempfile::TempDir,
@@ -194,8 +195,8 @@ fn segments_that_are_not_what_they_are_said_to_be_are_refused() {
         ("cut bytes", with(&|it| it.stored.truncate(it.stored.len() - 1))),
         ("another length", with(&|it| it.head.plain_length -= 1)),
         ("no length", with(&|it| it.head.plain_length = 0)),
-        ("more than a segment", with(&|it| it.head.plain_length = SIZE as u32 + 1)),
-        ("more stored than plain", with(&|it| it.head.stored_length = SIZE as u32 + 1)),
+        ("more than a segment", with(&|it| it.head.plain_length = MORE)),
+        ("more stored than plain", with(&|it| it.head.stored_length = MORE)),
         ("an unknown compression", with(&|it| it.head.compression = 9)),
         ("an unknown encryption", with(&|it| it.head.encryption = 1)),
         ("zeros", Received { head: head(&zeros, none, &zeros), stored: zeros.clone() }),
