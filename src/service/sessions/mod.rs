@@ -71,9 +71,11 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many are open.
-    pub(super) fn count(&self) -> usize {
-        self.open().values().filter(|session| !session.is_over()).count()
+    /// Returns how many are open, of a caller or of all.
+    pub(super) fn count(&self, of: Option<&Caller>) -> usize {
+        let open = self.open();
+        let own = |session: &&Arc<Session>| of.is_none_or(|caller| session.belongs_to(caller));
+        open.values().filter(own).filter(|session| !session.is_over()).count()
     }
 
     /// Returns what is told of a caller's sessions.
@@ -126,8 +128,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     let sessions = app.sessions();
     let limits = &app.settings().limits;
     make_way(app, caller, &name);
-    let own = sessions.list(caller).len();
-    if sessions.count() >= limits.sessions || own >= limits.sessions_each {
+    if sessions.count(None) >= limits.sessions || sessions.count(Some(caller)) >= limits.sessions_each {
         let refused = Refused::new(Refusal::TooMany, "as many backups are being sent as are taken at once");
         return Err(refused.retry_after(30));
     }

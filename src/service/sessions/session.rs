@@ -1,6 +1,7 @@
 //! One backup that is being sent.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(in crate::service) struct Session {
     manifest: Mutex<Growing>,
     budget: Mutex<Budget>,
     seen: Mutex<Instant>,
+    /// Whether the backup is committed, or was given up: told without waiting for what is being written.
+    over: AtomicBool,
     state: SessionState,
 }
 
@@ -96,6 +99,7 @@ impl Session {
             budget: Mutex::new(Budget { allowance: Some(allowance), sent: 0, named: 0, taken: 0 }),
             manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
             seen: Mutex::new(Instant::now()),
+            over: AtomicBool::new(false),
             state,
         }
     }
@@ -124,7 +128,7 @@ impl Session {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.manifest().writer.is_none()
+        self.over.load(Ordering::Acquire)
     }
 
     /// Does something with the draft, unless it is gone or was begun with a store that has been replaced.
@@ -223,6 +227,7 @@ impl Session {
             let Some(target) = manifest.writer.as_mut() else { return gone() };
             if let Err(error) = resolved.into_iter().try_for_each(|part| part.write(draft, target)) {
                 manifest.writer = None;
+                self.over.store(true, Ordering::Release);
                 return Err(RepositoryError::from(error).into());
             }
             manifest.parts += 1;
@@ -282,6 +287,7 @@ impl Session {
         }
         self.with_draft(writer, |_| Ok(()))?;
         let taken = self.draft.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.over.store(true, Ordering::Release);
         let (Some(draft), Some(target)) = (taken, manifest.writer.take()) else { return gone() };
         let backup = writer.commit(draft, target)?;
         let shown = self.view.shown(&self.name).unwrap_or_default();
@@ -302,6 +308,7 @@ impl Session {
     /// Gives the backup up, if it is not committed. What was sent can be gone on from.
     pub(super) fn give_up(&self, writer: &RepositoryWriter) {
         let mut manifest = self.manifest();
+        self.over.store(true, Ordering::Release);
         manifest.writer = None;
         self.budget().allowance = None;
         if let Some(draft) = self.draft.write().unwrap_or_else(PoisonError::into_inner).take() {

@@ -29,7 +29,9 @@ fn another_projects_backup_is_not_there_by_whatever_name() {
         answer.json()["detail"].as_str().unwrap().to_owned()
     };
     for name in ["db", "red:db", "own", ":own", "blue:web", "blue:red:db", &set, &owners] {
-        for tail in ["", "/data", "/manifest", "/manifest?format=sqlite", "/segments?first=0&behind=9", "/diff/web@0"] {
+        for tail in
+            ["", "/data", "/manifest", "/manifest?format=sqlite", "/segments?first=0&behind=9", "/diff/web@0"]
+        {
             detail(&format!("/v1/backups/{name}@0{tail}"));
         }
         detail(&format!("/v1/backups/{name}@latest"));
