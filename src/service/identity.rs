@@ -34,7 +34,7 @@ fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Refused> {
     let mut also = headers.get_all(AUTH_TOKEN).iter().map(|value| (false, value));
     let Some((is_authorization, value)) = shown.next().or_else(|| also.next()) else { return Ok(None) };
     if shown.next().is_some() || also.next().is_some() {
-        return Err(Refused::new(Refusal::Invalid, "one token is to be shown, once"));
+        return Err(Refused::new(Refusal::Unauthorized, "one token is to be shown, once"));
     }
     let Ok(text) = value.to_str() else { return Ok(Some(Credential::Malformed)) };
     let text = if is_authorization {

@@ -145,7 +145,7 @@ fn two_tokens_at_once_are_refused() {
     let request = format!(
         "GET /v1/images HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {good}\r\nX-Auth-Token: {good}\r\n\r\n"
     );
-    assert_eq!(status_of(&target.raw(request.as_bytes())), 400);
+    assert_eq!(status_of(&target.raw(request.as_bytes())), 401);
     target.still_serves();
 }
 
