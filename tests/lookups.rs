@@ -72,8 +72,8 @@ fn who_commits_waits_for_what_another_has_claimed_and_is_still_encoding() {
             store.flush().unwrap();
             store.require_stored(key)
         });
-        // The other has seen the claim by now, or sees it yet: either way it waits.
-        std::thread::yield_now();
+        // Right whatever the other has done by now; without the wait it would have flushed and looked in vain.
+        std::thread::sleep(std::time::Duration::from_millis(200));
         let mut buffer = store.buffer().unwrap();
         buffer.restart().push(1);
         store.append(new, Codec::default(), buffer).unwrap();

@@ -1,6 +1,6 @@
 //! `ekko restore`
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -192,7 +192,7 @@ fn from_service(
     let backup = args.backup.to_string();
     if args.target == Path::new("-") {
         let path = format!("/v1/backups/{}/data", part(&backup));
-        io::copy(&mut remote.read(&path)?, &mut io::stdout().lock())?;
+        to_stdout(&mut remote.read(&path)?)?;
         return Ok(Outcome::Done);
     }
     let options = RestoreOptions {
@@ -214,4 +214,22 @@ fn from_service(
         new_backupset: None,
     };
     tell(&document, context)
+}
+
+/// Writes what comes to stdout, and tells a link that is cut from a reader that is gone.
+fn to_stdout(disk: &mut impl Read) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let read = match disk.read(&mut buffer) {
+            Ok(0) => return Ok(stdout.flush()?),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                let message = format!("the disk did not come whole: {error}");
+                return Err(CliError::new(ErrorKind::Io, message));
+            }
+        };
+        stdout.write_all(buffer.get(..read).unwrap_or_default())?;
+    }
 }

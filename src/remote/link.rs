@@ -125,6 +125,12 @@ impl Link {
             .timeout_per_read(Some(SILENCE));
         let agent = match &address {
             Address::Network { url } => {
+                if credentials.token.is_some() && goes_in_the_clear(url) {
+                    tracing::warn!(
+                        url,
+                        "the token is sent without encryption: whoever is on the way can read it"
+                    );
+                }
                 let config = config.tls_config(tls(url, credentials.authority.as_deref())?);
                 config.build().new_agent()
             }
@@ -270,6 +276,14 @@ impl Link {
     }
 }
 
+/// Says whether others can read what is sent to a URL.
+fn goes_in_the_clear(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let host = rest.split(['/', ':']).next().unwrap_or_default();
+    let is_here = |address: std::net::Ipv4Addr| address.is_loopback();
+    host != "localhost" && !host.parse().is_ok_and(is_here) && !rest.starts_with("[::1]")
+}
+
 /// Returns what links are encrypted with.
 fn tls(url: &str, authority: Option<&Path>) -> Result<TlsConfig, RemoteError> {
     let config = TlsConfig::builder()
@@ -291,4 +305,30 @@ fn tls(url: &str, authority: Option<&Path>) -> Result<TlsConfig, RemoteError> {
     };
     let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
     Ok(config.root_certs(RootCerts::new_with_certs(&roots)).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_can_read_is_known() {
+        for url in [
+            "https://h:6800",
+            "http://localhost:6800",
+            "http://127.0.0.1:6800",
+            "http://[::1]:6800/",
+            "http://127.9.9.9",
+        ] {
+            assert!(!goes_in_the_clear(url), "{url}");
+        }
+        for url in [
+            "http://h:6800",
+            "http://127.evil.example",
+            "http://localhost.evil.example/",
+            "http://10.0.0.1:6800",
+        ] {
+            assert!(goes_in_the_clear(url), "{url}");
+        }
+    }
 }

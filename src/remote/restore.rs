@@ -15,8 +15,9 @@ use crate::restore::{
 };
 use crate::segment::{Fingerprint, Geometry, SegmentIndex, SegmentKey};
 
-/// How many plain bytes are asked for at once, unless a segment is larger.
-const BATCH: u32 = 8 << 20;
+/// How many plain bytes are asked for at once. The service opens the manifest for each request; what comes is taken segment by
+/// segment, so memory does not follow this.
+const BATCH: u32 = 64 << 20;
 /// How often a request whose answer is cut is made.
 const ATTEMPTS: u32 = 5;
 
