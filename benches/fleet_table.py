@@ -98,12 +98,14 @@ def many():
             if not runs("ekko", f"{place}together-{what}"):
                 continue
             together, in_turn = (wall("ekko", f"{place}{way}-{what}") for way in ["together", "in_turn"])
-            # What computing alone takes, all cores at work, for whoever does it.
-            busy = cpu("ekko", f"{place}in_turn-{what}") / os.cpu_count() / in_turn
             ratio = in_turn / together
+            # Cores that are busy already leave no more than this to be gained; where that is less, being slower is what fails.
+            most = in_turn / (cpu("ekko", f"{place}in_turn-{what}") / os.cpu_count())
+            least = 1.3 if most >= 1.3 else 1
+            wanted = f"at least {least}x" + ("" if least > 1 else f", as full cores allow {most:.2f}x")
             print(
-                f"six disks {where}, {what}: in one call {together:.2f} s, in six {in_turn:.2f} s (cores {busy:.0%} busy):"
-                f" {ratio:.2f}x, at least 1.3x: {verdict(ratio >= 1.3)}"
+                f"six disks {where}, {what}: in one call {together:.2f} s, in six {in_turn:.2f} s: {ratio:.2f}x,"
+                f" {wanted}: {verdict(ratio >= least)}"
             )
 
 

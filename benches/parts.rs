@@ -42,6 +42,11 @@ fn bytes(criterion: &mut Criterion) {
     group.bench_function("runs of data", |bench| bench.iter(|| data_runs(black_box(&noise)).count()));
     group.bench_function("BLAKE3", |bench| bench.iter(|| Fingerprint::of(black_box(&noise))));
     group.bench_function("SHA-1", |bench| bench.iter(|| SegmentHash::of(black_box(&noise))));
+    let several = [&noise[..], &text, &zeros];
+    for (what, some) in [("two", &several[..2]), ("three", &several)] {
+        let name = format!("SHA-1 of {what} at once");
+        group.bench_function(name, |bench| bench.iter(|| SegmentHash::of_each(black_box(some))));
+    }
     let mut stored = Vec::with_capacity(SEGMENT);
     for setting in ["zstd:1", "zstd:3", "zlib:1"] {
         let mut encoder = Encoder::new(setting.parse().unwrap()).unwrap();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::backup::BackupError;
-use crate::backup::pieces::Pieces;
+use crate::backup::pieces::{PIECE, Pieces};
 use crate::backup::plan::Plan;
 use crate::codec::{Codec, CodecError, CompressionSetting, Decoder, Encoder};
 use crate::image::{Image, ReadBuffer};
@@ -39,7 +39,7 @@ pub struct Rates {
     pub zero_test: f64,
     /// BLAKE3.
     pub blake3: f64,
-    /// SHA-1.
+    /// SHA-1, of as many segments at once as a backup takes.
     pub sha1: f64,
     /// Compression, of plain bytes.
     pub compress: f64,
@@ -143,6 +143,7 @@ impl Sample {
     pub fn rates(&self, compression: CompressionSetting, cores: usize) -> Result<Rates, CodecError> {
         let length = self.segments.first().map_or(0, Vec::len);
         let zeros = vec![vec![0; length.max(1)]];
+        let together = (PIECE as usize / length.max(1)).clamp(1, SegmentHash::LANES);
         let mut encoder = Encoder::new(compression)?;
         let mut stored_segments: Vec<(Codec, Vec<u8>, u32)> = Vec::new();
         for plain in &self.segments {
@@ -193,13 +194,15 @@ impl Sample {
                     plain.len()
                 },
             ),
+            // As many at once as a backup takes.
             sha1: busy(
                 cores,
-                &self.segments,
+                &self.segments.chunks(together).collect::<Vec<_>>(),
                 || (),
-                |(), plain| {
-                    black_box(SegmentHash::of(plain));
-                    plain.len()
+                |(), some| {
+                    let plains: Vec<&[u8]> = some.iter().map(Vec::as_slice).collect();
+                    black_box(SegmentHash::of_each(&plains));
+                    plains.iter().map(|plain| plain.len()).sum()
                 },
             ),
             compress,

@@ -53,14 +53,21 @@ pub struct Put {
     pub stored_bytes: Option<u64>,
     /// Whether a backup that was not finished had stored it.
     pub resumed: bool,
-    /// Whether it was found without its SHA-1.
-    pub recalled: bool,
 }
 
 impl Put {
     /// Makes that of a segment that was stored before.
     pub fn found(key: SegmentKey) -> Self {
-        Self { key, stored_bytes: None, resumed: false, recalled: false }
+        Self { key, stored_bytes: None, resumed: false }
+    }
+
+    /// Says what a segment of so many bytes turned out to be.
+    fn class(self, plain_bytes: u64) -> Class {
+        match self.stored_bytes {
+            Some(stored_bytes) => Class::New { plain_bytes, stored_bytes },
+            None if self.resumed => Class::Resumed { recalled: false },
+            None => Class::Deduplicated { recalled: false },
+        }
     }
 }
 
@@ -73,16 +80,6 @@ impl<'a> SegmentWriter<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
         Ok(Self { store, job, progress, encoder: Encoder::new(compression)? })
-    }
-
-    /// Stores a segment, unless it is stored already. Its SHA-1 is computed only if it is not remembered.
-    pub(super) fn put_unnamed(&mut self, plain: &[u8], fingerprint: Fingerprint) -> Result<Put, BackupError> {
-        let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        match self.store.recall(self.job, fingerprint, length)? {
-            Some(Claim::Known(key)) => Ok(Put { recalled: true, ..Put::found(key) }),
-            Some(Claim::Unfinished(key)) => Ok(Put { recalled: true, resumed: true, ..Put::found(key) }),
-            Some(Claim::New(_)) | None => self.put(plain, SegmentHash::of(plain), fingerprint),
-        }
     }
 
     /// Stores a segment whose hashes are these, unless it is stored already.
@@ -118,6 +115,22 @@ pub(super) struct Worker<'a> {
     writer: SegmentWriter<'a>,
 }
 
+/// A segment that was looked at.
+struct Seen<'a> {
+    index: SegmentIndex,
+    /// What the parent has there.
+    before: Option<SegmentRef>,
+    found: Found<'a>,
+}
+
+/// What a look at a segment told.
+enum Found<'a> {
+    /// What it is.
+    This(Class, Option<SegmentRef>),
+    /// That its SHA-1 is needed to tell.
+    Unnamed { plain: &'a [u8], fingerprint: Fingerprint },
+}
+
 impl SegmentWorker for Worker<'_> {
     type Segment = SegmentRef;
 
@@ -130,19 +143,22 @@ impl SegmentWorker for Worker<'_> {
     ) -> Result<(), BackupError> {
         let size = usize::try_from(self.draft.info().geometry.segment_size().bytes()).unwrap_or(usize::MAX);
         let mut parent = self.draft.parent().map(|parent| parent.manifest.cursor(first));
-        for (index, plain) in (first.0..).map(SegmentIndex).zip(bytes.chunks(size)) {
+        let (mut seen, mut unnamed) = (Vec::new(), 0);
+        let mut all = (first.0..).map(SegmentIndex).zip(bytes.chunks(size));
+        let result = all.try_for_each(|(index, plain)| {
             let before = parent.as_mut().and_then(|cursor| cursor.at(index));
-            let fate = self.plan.fate(index.0);
-            if fate == (Fate::Audit { zero: true }) && !is_zero(plain) {
-                return Err(BackupError::ListWrong { segment: index });
+            let found = self.look(index, plain, before)?;
+            unnamed += usize::from(matches!(found, Found::Unnamed { .. }));
+            seen.push(Seen { index, before, found });
+            if unnamed < SegmentHash::LANES {
+                return Ok(());
             }
-            let (class, segment) = self.segment(index, plain, before)?;
-            outcomes.push(Outcome { index, class, segment });
-            if fate == (Fate::Audit { zero: false }) && !is_as_before(class, before) {
-                return Err(BackupError::ListWrong { segment: index });
-            }
-        }
-        Ok(())
+            // Not more at once, so that the bytes are still near when they are encoded.
+            unnamed = 0;
+            self.settle(&mut seen, outcomes)
+        });
+        let settled = self.settle(&mut seen, outcomes);
+        result.and(settled)
     }
 }
 
@@ -157,19 +173,23 @@ impl<'a> Worker<'a> {
         Ok(Self { store, draft, plan, writer })
     }
 
-    /// Finds out what one segment is, of which the parent says `before`.
+    /// Finds out what one segment is, of which the parent says `before`, as far as that needs no SHA-1.
     ///
     /// BLAKE3 comes first, as it is the faster hash: it alone tells that a segment is its parent's, or one whose SHA-1
-    /// is remembered. That is computed for the others, encoding happens for new ones.
-    fn segment(
-        &mut self,
+    /// is remembered.
+    fn look<'b>(
+        &self,
         index: SegmentIndex,
-        plain: &[u8],
+        plain: &'b [u8],
         before: Option<SegmentRef>,
-    ) -> Result<(Class, Option<SegmentRef>), BackupError> {
+    ) -> Result<Found<'b>, BackupError> {
         let geometry = self.draft.info().geometry;
-        if !geometry.keeps_zeros(index) && is_zero(plain) {
-            return Ok((Class::Zero, None));
+        let zero = is_zero(plain);
+        if !zero && self.plan.fate(index.0) == (Fate::Audit { zero: true }) {
+            return Err(BackupError::ListWrong { segment: index });
+        }
+        if zero && !geometry.keeps_zeros(index) {
+            return Ok(Found::This(Class::Zero, None));
         }
         let fingerprint = Fingerprint::of(plain);
         let length = geometry.length(index);
@@ -177,17 +197,49 @@ impl<'a> Worker<'a> {
             let stored = self.store.require(segment.key)?;
             if !stored.is_lost() && stored.fingerprint() == fingerprint && stored.plain_length == length {
                 let segment = SegmentRef { base: parent.base(segment.base), ..segment };
-                return Ok((Class::Unchanged, Some(segment)));
+                return Ok(Found::This(Class::Unchanged, Some(segment)));
             }
         }
-        let Put { key, stored_bytes, resumed, recalled } = self.writer.put_unnamed(plain, fingerprint)?;
-        let class = match stored_bytes {
-            None if resumed => Class::Resumed { recalled },
-            None => Class::Deduplicated { recalled },
-            Some(stored_bytes) => Class::New { plain_bytes: u64::from(length), stored_bytes },
+        let (key, class) = match self.store.recall(self.draft.job(), fingerprint, length)? {
+            Some(Claim::Known(key)) => (key, Class::Deduplicated { recalled: true }),
+            Some(Claim::Unfinished(key)) => (key, Class::Resumed { recalled: true }),
+            Some(Claim::New(_)) | None => return Ok(Found::Unnamed { plain, fingerprint }),
         };
-        let incremental = self.draft.info().incremental;
-        Ok((class, Some(SegmentRef { key, incremental, base: BaseIndex(0) })))
+        Ok(Found::This(class, Some(self.refer(key))))
+    }
+
+    /// Names those of `seen` that have no name yet, stores those that are new, and adds what became of each.
+    fn settle(
+        &mut self,
+        seen: &mut Vec<Seen<'_>>,
+        outcomes: &mut Vec<Outcome<SegmentRef>>,
+    ) -> Result<(), BackupError> {
+        let unnamed = seen.iter().filter_map(|it| match it.found {
+            Found::This(..) => None,
+            Found::Unnamed { plain, .. } => Some(plain),
+        });
+        let mut hashes = SegmentHash::of_each(&unnamed.collect::<Vec<_>>()).into_iter();
+        for Seen { index, before, found } in seen.drain(..) {
+            let (class, segment) = match found {
+                Found::This(class, segment) => (class, segment),
+                Found::Unnamed { plain, fingerprint } => {
+                    // There is one for each.
+                    let hash = hashes.next().unwrap_or_else(|| SegmentHash::of(plain));
+                    let put = self.writer.put(plain, hash, fingerprint)?;
+                    (put.class(plain.len() as u64), Some(self.refer(put.key)))
+                }
+            };
+            outcomes.push(Outcome { index, class, segment });
+            if self.plan.fate(index.0) == (Fate::Audit { zero: false }) && !is_as_before(class, before) {
+                return Err(BackupError::ListWrong { segment: index });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what the manifest says of a segment that is not the parent's.
+    fn refer(&self, key: SegmentKey) -> SegmentRef {
+        SegmentRef { key, incremental: self.draft.info().incremental, base: BaseIndex(0) }
     }
 }
 

@@ -224,7 +224,7 @@ impl SegmentWorker for Worker<'_> {
     ) -> Result<(), BackupError> {
         let geometry = self.session.geometry;
         let size = usize::try_from(geometry.segment_size().bytes()).unwrap_or(usize::MAX);
-        let mut asked: Vec<(usize, Question, &[u8])> = Vec::new();
+        let mut unnamed: Vec<(usize, Fingerprint, &[u8])> = Vec::new();
         for (index, plain) in (first.0..).map(SegmentIndex).zip(bytes.chunks(size)) {
             if !geometry.keeps_zeros(index) && is_zero(plain) {
                 outcomes.push(Outcome { index, class: Class::Zero, segment: None });
@@ -236,10 +236,16 @@ impl SegmentWorker for Worker<'_> {
                 outcomes.push(Outcome { index, class: Class::Unchanged, segment: Some(Named::Kept) });
                 continue;
             }
-            let question = Question { hash: SegmentHash::of(plain), fingerprint, plain_length };
-            asked.push((outcomes.len(), question, plain));
-            let segment = Some(Named::Segment { hash: question.hash, fingerprint });
-            outcomes.push(Outcome { index, class: Class::Deduplicated { recalled: false }, segment });
+            unnamed.push((outcomes.len(), fingerprint, plain));
+            outcomes.push(Outcome { index, class: Class::Deduplicated { recalled: false }, segment: None });
+        }
+        let hashes = SegmentHash::of_each(&unnamed.iter().map(|(_, _, plain)| *plain).collect::<Vec<_>>());
+        let mut asked = Vec::with_capacity(unnamed.len());
+        for ((at, fingerprint, plain), hash) in unnamed.into_iter().zip(hashes) {
+            let Some(outcome) = outcomes.get_mut(at) else { continue };
+            outcome.segment = Some(Named::Segment { hash, fingerprint });
+            let plain_length = geometry.length(outcome.index);
+            asked.push((at, Question { hash, fingerprint, plain_length }, plain));
         }
         if asked.is_empty() { Ok(()) } else { self.send(&asked, outcomes) }
     }

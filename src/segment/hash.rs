@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use sha1::{Digest, Sha1};
 
+#[cfg(target_arch = "x86_64")]
+use crate::segment::lanes::digests;
+
 /// The SHA-1 of a segment's plain bytes: its name, as in the original Ekko, so that `sha1sum` can
 /// check it. Two different segments may share it (see [`Twin`]); [`Fingerprint`] decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +22,23 @@ impl SegmentHash {
         Self(Sha1::digest(plain).into())
     }
 
+    /// How many segments [`Self::of_each`] takes side by side at most.
+    pub const LANES: usize = 3;
+
+    /// Computes the hash of each of `plains`, in their order. Neighbours of one length are taken side by side where the
+    /// processor can do that: three take little longer than one.
+    pub fn of_each(mut plains: &[&[u8]]) -> Vec<Self> {
+        let mut hashes = Vec::with_capacity(plains.len());
+        while let Some((first, behind)) = plains.split_first() {
+            let some = side_by_side::<{ Self::LANES }>(plains, &mut hashes);
+            plains = some.or_else(|| side_by_side::<2>(plains, &mut hashes)).unwrap_or_else(|| {
+                hashes.push(Self::of(first));
+                behind
+            });
+        }
+        hashes
+    }
+
     /// Wraps 20 bytes that are already a SHA-1.
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {
         Self(bytes)
@@ -28,6 +48,21 @@ impl SegmentHash {
     pub const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
     }
+}
+
+/// Adds the hashes of the first `N` of `plains`, if they can be computed side by side, and returns the others.
+fn side_by_side<'a, 'b, const N: usize>(
+    plains: &'a [&'b [u8]],
+    hashes: &mut Vec<SegmentHash>,
+) -> Option<&'a [&'b [u8]]> {
+    let (some, behind) = plains.split_first_chunk::<N>()?;
+    hashes.extend(digests(some)?.map(SegmentHash));
+    Some(behind)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn digests<const N: usize>(_: &[&[u8]; N]) -> Option<[[u8; 20]; N]> {
+    None
 }
 
 impl fmt::Display for SegmentHash {
@@ -137,6 +172,47 @@ mod tests {
         let hash = SegmentHash::of(&vec![0; 4 << 20]);
         assert_eq!(hash.to_string(), "2bccbd2f38f15c13eb7d5a89fd9d85f595e23bc3");
         assert_eq!(hash.to_string().parse(), Ok(hash));
+    }
+
+    /// So many bytes of noise, others for each `seed`.
+    fn noise(seed: u8, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn assert_each_is_what_it_is_alone(plains: &[Vec<u8>]) {
+        let plains: Vec<&[u8]> = plains.iter().map(Vec::as_slice).collect();
+        let alone: Vec<_> = plains.iter().map(|plain| SegmentHash::of(plain)).collect();
+        assert_eq!(SegmentHash::of_each(&plains), alone, "{:?}", plains.iter().map(|plain| plain.len()));
+    }
+
+    #[test]
+    fn hashes_that_are_computed_side_by_side_are_those_that_are_computed_alone() {
+        // Whole blocks, and every length of what is left of one.
+        for length in (0..=300).chain([4095, 4096, 4097, 1 << 20]) {
+            let plains: Vec<_> = (0..3).map(|seed| noise(seed, length)).collect();
+            for some in 0..=3 {
+                assert_each_is_what_it_is_alone(&plains[..some]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_hashed_side_by_side_may_be_of_any_number_and_of_different_lengths() {
+        let lengths = [&[64; 8][..], &[64, 64, 64, 5], &[64, 5, 64, 64, 0, 0, 5], &[1, 2, 3, 4], &[]];
+        for lengths in lengths {
+            let plains: Vec<_> = (0..).zip(lengths).map(|(seed, length)| noise(seed, *length)).collect();
+            assert_each_is_what_it_is_alone(&plains);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_processor_that_can_hashes_side_by_side() {
+        let able = is_x86_feature_detected!("sha");
+        assert_eq!(digests(&[b"one", b"two"]).is_some(), able);
+        assert_eq!(digests(&[&b"one"[..], b"four"]), None);
     }
 
     #[test]

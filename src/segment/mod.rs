@@ -5,6 +5,8 @@
 
 mod geometry;
 mod hash;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod zero;
 
 pub use geometry::{DEFAULT_SEGMENT_SIZE, Geometry, GeometryError, SegmentIndex, SegmentSize};
