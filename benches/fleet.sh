@@ -22,7 +22,7 @@ work=$folder/work
 rm -rf "$work"
 mkdir -p "$work/home" "$work/source"
 cd "$work"
-trap 'far_end; rm -rf "$work"' EXIT
+trap 'far_end; rm -rf "$work" "${room:-}"' EXIT
 
 peers=
 for peer in ${PEERS:-borg restic rustic bupstash}; do
@@ -30,6 +30,8 @@ for peer in ${PEERS:-borg restic rustic bupstash}; do
 done
 export HOME=$work/home
 export BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_RELOCATED_REPO_ACCESS_IS_OK=yes
+room=room
+[ ! -w /dev/shm ] || room=$(mktemp /dev/shm/ekko-fleet.XXXXXX)
 export RESTIC_PASSWORD=fleet RUSTIC_PASSWORD=fleet
 disk=$work/source/disk.raw
 
@@ -70,9 +72,12 @@ quiet() { # COMMAND...: what it prints is shown if it fails
 measure() { # TOOL WHAT FUNCTION ARGUMENT: wall, CPU seconds and peak memory of all its processes
     local tool=$1 what=$2 function=$3
     shift 3
+    # Waits for what was deleted before, too: a filesystem that is mounted with "discard" tells the disk of it then.
     sync
     # A host may have taken free memory back: whoever needs a page first would pay for it.
-    head -c 3G /dev/zero >room && rm room
+    head -c 3G /dev/zero >"$room" && rm "$room"
+    # What was not touched for some seconds may have left the page cache: whoever is first would read it again.
+    [[ $function != *_backup ]] || warm "$disk"
     export -f "${function?}"
     /usr/bin/time -o time.txt -f '%e %U %S %M' bash -c 'eval "$0 \"\$@\""' "$function" "$@" >log.txt 2>&1 \
         || { echo "$tool: $what failed:" >&2; cat log.txt >&2; exit 1; }
@@ -133,7 +138,7 @@ ekko_in_turn() { (cd "$folder" && for name in base web app db-1 db-2 db-3; do "$
 export folder work
 many_round() {
     for way in together in_turn; do
-        warm
+        warm "$folder"/*.raw
         rm -rf ekko
         ekko_init >/dev/null
         measure ekko "$way-first" "ekko_$way" x
@@ -162,7 +167,7 @@ ekko_far_in_turn() { far_sources base web app db-1 db-2 db-3 | xargs -n 1 "$EKKO
 export -f far_sources
 far_round() {
     for way in far_together far_in_turn; do
-        warm
+        warm "$folder"/*.raw
         rm -rf ekko
         ekko_init >/dev/null
         measure ekko "$way-first" "ekko_$way" x
@@ -171,9 +176,9 @@ far_round() {
     rm -rf ekko
 }
 
-# Into the page cache, but for the holes.
+# Disks into the page cache, but for their holes.
 warm() {
-    python3 - "$folder"/*.raw <<'PY'
+    python3 - "$@" <<'PY'
 import os, sys
 
 for name in sys.argv[1:]:
@@ -193,7 +198,6 @@ PY
 case ${ONLY:-all} in all | rows)
     for _ in $(seq "$rounds"); do
         for tool in ekko $peers; do
-            warm
             row_round "$tool"
         done
     done

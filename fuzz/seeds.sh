@@ -1,13 +1,14 @@
 #!/bin/sh
-# Made fuzz/seeds: a few inputs for each target to start from, in the form that the target reads. Kept in the
-# repository, small; what a fuzzer finds beyond them goes to fuzz/corpus, which is not.
+# Made most of fuzz/seeds: a few inputs for each target to start from, in the form that the target reads. Kept in the
+# repository, small; what a fuzzer finds beyond them goes to fuzz/corpus, which is not. The seeds of changes and image are
+# what other programs wrote, and stay as they are.
 #
 # usage: EKKO=path/to/ekko sh fuzz/seeds.sh
 set -eu
 
 cd "$(dirname "$0")/.."
-rm -rf fuzz/seeds
 for target in codec manifest model osdk pack sqlite; do
+    rm -rf "fuzz/seeds/$target"
     mkdir -p "fuzz/seeds/$target"
 done
 work=$(mktemp -d)
