@@ -75,7 +75,9 @@ measure() { # TOOL WHAT FUNCTION ARGUMENT: wall, CPU seconds and peak memory of 
     # Waits for what was deleted before, too: a filesystem that is mounted with "discard" tells the disk of it then.
     sync
     # A host may have taken free memory back: whoever needs a page first would pay for it.
-    head -c 3G /dev/zero >"$room" && rm "$room"
+    # Less will do where there is not as much room.
+    head -c 3G /dev/zero >"$room" 2>/dev/null || true
+    rm -f "$room"
     # What was not touched for some seconds may have left the page cache: whoever is first would read it again.
     [[ $function != *_backup ]] || warm "$disk"
     export -f "${function?}"

@@ -157,8 +157,8 @@ impl SegmentWorker for Worker<'_> {
             unnamed = 0;
             self.settle(&mut seen, outcomes)
         });
-        let settled = self.settle(&mut seen, outcomes);
-        result.and(settled)
+        // What fails here comes before what failed above.
+        self.settle(&mut seen, outcomes).and(result)
     }
 }
 

@@ -26,7 +26,7 @@ impl SegmentHash {
     pub const LANES: usize = 3;
 
     /// Computes the hash of each of `plains`, in their order. Neighbours of one length are taken side by side where the
-    /// processor can do that: three take little longer than one.
+    /// processor can do that: three take half as long again as one.
     pub fn of_each(mut plains: &[&[u8]]) -> Vec<Self> {
         let mut hashes = Vec::with_capacity(plains.len());
         while let Some((first, behind)) = plains.split_first() {
