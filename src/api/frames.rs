@@ -313,7 +313,38 @@ mod tests {
         }
     }
 
+    fn encoded<T>(frames: &[T], encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for frame in frames {
+            encode(frame, &mut bytes);
+        }
+        bytes
+    }
+
     quickcheck! {
+        fn any_bytes_of_the_right_length_are_frames_and_come_back_as_they_were(bytes: Vec<u8>, count: u8) -> bool {
+            let whole = |length: usize| -> Vec<u8> {
+                bytes.iter().copied().chain(0..=255).cycle().take(length * usize::from(count % 8)).collect()
+            };
+            let (questions, parents) = (whole(Question::LENGTH), whole(ParentSegment::LENGTH));
+            encoded(&Question::decode_all(&questions).unwrap(), Question::encode) == questions
+                && encoded(&ParentSegment::decode_all(&parents).unwrap(), ParentSegment::encode) == parents
+                && whole(SegmentHead::LENGTH).chunks(SegmentHead::LENGTH).all(|head| {
+                    encoded(&[SegmentHead::decode(head).unwrap()], SegmentHead::encode) == head
+                })
+        }
+
+        fn whatever_is_read_as_entries_comes_back_as_it_was(words: Vec<u8>) -> bool {
+            // Few different words, so that many a count is zero; as many of them as make whole entries.
+            let bytes: Vec<u8> = words.iter().flat_map(|word| u32::from(word % 3).to_le_bytes()).collect();
+            let whole = (0..=bytes.len()).rev().find_map(|end| {
+                let bytes = &bytes[..end];
+                Some((bytes, Entry::decode_all(bytes).ok()?))
+            });
+            let (bytes, entries) = whole.unwrap();
+            encoded(&entries, Entry::encode) == bytes
+        }
+
         fn answers_come_back(lacking: Vec<bool>) -> bool {
             let answer = encode_answer(&lacking);
             decode_answer(&answer, lacking.len()).unwrap() == lacking

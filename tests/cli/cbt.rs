@@ -157,6 +157,18 @@ fn zeros_that_are_none_are_found_as_well() {
 }
 
 #[test]
+fn of_two_segments_that_a_list_has_wrong_the_first_is_named() {
+    let (world, mut disk) = world();
+    // That the second is wrong is seen at once, the first only once it has its SHA-1.
+    disk[19 * SEGMENT] ^= 1;
+    disk[20 * SEGMENT] ^= 1;
+    let wrong = list(&[(20 * SEGMENT, SEGMENT, false)]);
+    let done = backup(&world, &disk, &wrong, &["--cbt-base", "web@0", "--cbt-audit", "100"], 3);
+    assert_eq!(done["cbt"]["full_read"], "it is wrong about segment 19");
+    assert_restores(&world, "web", &disk);
+}
+
+#[test]
 fn a_list_of_other_changes_is_refused_or_the_disk_is_read_in_full() {
     let (world, mut disk) = world();
     world.write("list", b"[]");
