@@ -4,7 +4,7 @@
 use ekko::image::ChangeList;
 use libfuzzer_sys::fuzz_target;
 
-/// The size of the disk (8 bytes, big-endian), then the list.
+// The size of the disk (8 bytes, big-endian), then the list.
 fuzz_target!(|input: &[u8]| {
     let Some((size, bytes)) = input.split_first_chunk() else { return };
     let size = u64::from_be_bytes(*size);
