@@ -125,3 +125,26 @@ fn what_another_disk_has_stored_is_found_by_its_blake3_alone() {
     assert_eq!((fourth.new_segments, fourth.deduplicated_segments, fourth.recalled_segments), (20, 20, 20));
     writer.close().unwrap();
 }
+
+#[test]
+fn a_claim_that_cannot_read_the_names_of_what_is_stored_is_one_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    Repository::init(&root, &InitOptions::default()).unwrap();
+    let writer = RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap();
+    let (store, job) = (writer.store(), writer.store().begin_job());
+    assert!(put(store, &job, 1));
+    store.flush().unwrap();
+    // So much was hashed by now that the names in the packs are worth reading: and they cannot be listed.
+    let packs = root.join("packs");
+    std::fs::rename(&packs, root.join("elsewhere")).unwrap();
+    let claim = store.claim(&job, hash(2), Fingerprint::of(&2_u32.to_le_bytes()), 32 << 20);
+    std::fs::rename(root.join("elsewhere"), &packs).unwrap();
+    let Claim::New(new) = claim.unwrap() else { panic!("it is new") };
+    let mut buffer = store.buffer().unwrap();
+    buffer.restart().push(1);
+    store.append(new, Codec::default(), buffer).unwrap();
+    store.flush().unwrap();
+    drop(job);
+    writer.close().unwrap();
+}

@@ -11,9 +11,9 @@ use crate::backup::BackupError;
 use crate::backup::pieces::{PIECE, Pieces};
 use crate::backup::plan::Plan;
 use crate::codec::{Codec, CodecError, CompressionSetting, Decoder, Encoder};
-use crate::image::{Image, ReadBuffer};
+use crate::image::Image;
 use crate::segment::{Fingerprint, Geometry, GeometryError, SegmentHash, SegmentIndex, SegmentSize, is_zero};
-use crate::storage::{Storage, StorageError};
+use crate::storage::{AlignedBuffer, Storage, StorageError};
 
 /// The most bytes of a sample.
 const SAMPLE: usize = 192 << 20;
@@ -79,7 +79,7 @@ impl Sample {
         let most = (SAMPLE / Pieces::most_bytes(geometry).max(1)).max(1) as u64;
         let step = u64::div_ceil(count, most).max(1);
         let size = usize::try_from(segment_size.bytes()).unwrap_or(usize::MAX);
-        let mut buffer = ReadBuffer::new(Pieces::most_bytes(geometry));
+        let mut buffer = AlignedBuffer::new(Pieces::most_bytes(geometry));
         let mut sample = Self { segments: Vec::new(), data_bytes: 0, read: None };
         let (mut read_bytes, mut took, mut seen) = (0, Duration::ZERO, 0);
         let mut pieces = Pieces::new(image, geometry, &plan);
@@ -276,12 +276,13 @@ impl Rates {
 /// Writes a file in `folder`, as packs are written, and makes it durable. Returns the bytes a second; the file is removed.
 pub fn write_rate(storage: &dyn Storage, folder: &Path) -> Result<f64, StorageError> {
     let path = folder.join(format!("benchmark-{}.{}", std::process::id(), crate::storage::TEMPORARY));
-    let mut bytes = vec![0; 4 << 20];
-    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    let mut buffer = AlignedBuffer::new(1 << 20);
+    let bytes = buffer.of(1 << 20);
+    blake3::Hasher::new().finalize_xof().fill(bytes);
     let file = storage.create(&path)?;
     let begun = Instant::now();
     let written = (0..WRITTEN / bytes.len())
-        .try_for_each(|part| file.write_at(&bytes, (part * bytes.len()) as u64))
+        .try_for_each(|part| file.write_direct_at(bytes, (part * bytes.len()) as u64))
         .and_then(|()| file.sync());
     let took = begun.elapsed();
     drop(file);

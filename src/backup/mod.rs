@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Owns the pipeline and what it counts. Each thread reads for itself: the bytes stay near the core that hashes them, and
-//! while one waits for the disk the others compute. Memory: each has a buffer of a segment, at least 4 MiB, and what an
+//! while one waits for the disk the others compute. Memory: each has a buffer of a segment, at least 8 MiB, and what an
 //! encoder works with; the store has buffers for what is encoded. None of it depends on the disk's size.
 
 pub mod benchmark;

@@ -11,10 +11,11 @@ use crate::backup::pieces::Pieces;
 use crate::backup::plan::Plan;
 use crate::backup::worker::Class;
 use crate::backup::{BackupError, BackupOptions, BackupStats};
-use crate::image::{Image, ReadBuffer};
+use crate::image::Image;
 use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::segment::{Geometry, SegmentIndex};
+use crate::storage::AlignedBuffer;
 
 /// What became of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +91,17 @@ impl Failure {
     }
 }
 
+/// Stops the others if the thread that has it panics: nothing comes of what they would still read.
+struct StopOnPanic<'a>(&'a Failure);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set(BackupError::WorkerLost);
+        }
+    }
+}
+
 /// What was done.
 pub(super) struct Ran {
     pub(super) stats: BackupStats,
@@ -131,16 +143,23 @@ pub(super) fn run<W: SegmentWorker>(
     };
     let (done_in, done) = bounded(workers.len() * 4);
     let stats = std::thread::scope(|scope| {
-        for worker in workers {
+        let start = |worker| {
             let (shared, done) = (&shared, done_in.clone());
             scope.spawn(move || {
+                let _stop = StopOnPanic(&shared.failure);
                 if let Err(error) = run_worker(worker, shared, &done) {
                     shared.failure.set(error);
                 }
-            });
-        }
+            })
+        };
+        let threads: Vec<_> = workers.into_iter().map(start).collect();
         drop(done_in);
-        collect(&done, order, &shared, progress)
+        let stats = collect(&done, order, &shared, progress);
+        // One that panicked has said so in the failure.
+        for thread in threads {
+            drop(thread.join());
+        }
+        stats
     });
     match shared.failure.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(BackupError::ListWrong { segment }) => Ok(Ran { stats: stats?, wrong: Some(segment) }),
@@ -156,7 +175,7 @@ fn run_worker<W: SegmentWorker>(
 ) -> Result<(), BackupError> {
     let Shared { image, geometry, pieces, pace, job, options, failure, .. } = shared;
     let mut turn = pace.turn(*job);
-    let mut buffer = ReadBuffer::new(Pieces::most_bytes(*geometry));
+    let mut buffer = AlignedBuffer::new(Pieces::most_bytes(*geometry));
     while !failure.stopped() {
         let next = {
             // Held while the image is asked where its next data lies: the answer is what the next thread goes on from.
@@ -202,7 +221,9 @@ fn collect<S>(
         early.insert(one.sequence, one);
         while let Some(Done { end, outcomes, .. }) = early.remove(&next) {
             next += 1;
-            if let Err(error) = outcomes.into_iter().try_for_each(|outcome| order.push(outcome)) {
+            if !failure.stopped()
+                && let Err(error) = outcomes.into_iter().try_for_each(|outcome| order.push(outcome))
+            {
                 failure.set(error);
             }
             progress.advance(end - told);
@@ -242,5 +263,63 @@ fn count(stats: &mut BackupStats, class: Class) {
             stats.new_bytes += plain_bytes;
             stats.stored_bytes += stored_bytes;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::CompressionSetting;
+    use crate::image::RawImage;
+    use crate::progress::Silent;
+    use crate::segment::SegmentSize;
+
+    struct Panics;
+
+    impl SegmentWorker for Panics {
+        type Segment = ();
+
+        fn process(
+            &mut self,
+            _: SegmentIndex,
+            _: &[u8],
+            _: &mut Vec<Outcome<()>>,
+        ) -> Result<(), BackupError> {
+            panic!("as if there was a mistake");
+        }
+    }
+
+    /// Says whether it was told that no more come.
+    struct Finished(bool);
+
+    impl InOrder<()> for Finished {
+        fn push(&mut self, _: Outcome<()>) -> Result<(), BackupError> {
+            Ok(())
+        }
+
+        fn finish(&mut self) -> Result<u64, BackupError> {
+            self.0 = true;
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_thread_that_panics_ends_the_backup_with_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, vec![1; 64 << 10]).unwrap();
+        let image = RawImage::open(&path).unwrap();
+        let geometry = Geometry::new(64 << 10, SegmentSize::new(64 << 10).unwrap()).unwrap();
+        let plan = Plan::full(geometry);
+        let mut order = Finished(false);
+        let ran = run(
+            (&image, geometry, &plan),
+            vec![Panics, Panics],
+            &mut order,
+            &BackupOptions::new(CompressionSetting::default(), 2),
+            &Silent,
+        );
+        assert!(matches!(ran, Err(BackupError::WorkerLost)));
+        assert!(!order.0);
     }
 }

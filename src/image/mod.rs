@@ -4,7 +4,6 @@
 //! what can be found out about who else uses it ([`source_use`]). Must not know what becomes of the
 //! bytes: nothing of segments, of the store or of manifests.
 
-mod buffer;
 mod cbt;
 mod in_use;
 mod nbd;
@@ -17,7 +16,6 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use buffer::ReadBuffer;
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use in_use::source_use;
 pub use nbd::{NbdError, NbdTarget, is_nbd};

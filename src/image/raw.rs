@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
-use crate::image::buffer::DIRECT;
 use crate::image::{Extent, Image, ImageError};
+use crate::storage::DIRECT;
 
 /// The least extent answered when the holes move while they are looked for.
 const STEP: u64 = 4096;

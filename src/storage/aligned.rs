@@ -1,17 +1,17 @@
-//! Memory that a disk can be read into directly.
+//! Memory that a disk can be read into, and a file written from, past the page cache.
 
-/// What the memory, the offset and the length of a direct read are multiples of, in bytes: at least what any disk's
+/// What the memory, the offset and the length of a direct read or write are multiples of, in bytes: at least what any disk's
 /// logical block is.
-pub(super) const DIRECT: usize = 4096;
+pub const DIRECT: usize = 4096;
 
-/// A buffer that begins on a page, so that a direct read needs no copy. Filled with zeros when it is made.
+/// A buffer that begins on a page, as a direct read or write needs it. Filled with zeros when it is made.
 #[derive(Debug)]
-pub struct ReadBuffer {
+pub struct AlignedBuffer {
     bytes: Vec<u8>,
     start: usize,
 }
 
-impl ReadBuffer {
+impl AlignedBuffer {
     /// Makes one of `length` bytes.
     pub fn new(length: usize) -> Self {
         let bytes = vec![0; length.saturating_add(DIRECT)];
@@ -19,7 +19,7 @@ impl ReadBuffer {
         Self { bytes, start }
     }
 
-    /// Returns its first `length` bytes, or all if it has fewer; they hold what was read before.
+    /// Returns its first `length` bytes, or all if it has fewer; they hold what was put there before.
     pub fn of(&mut self, length: usize) -> &mut [u8] {
         let room = self.bytes.get_mut(self.start..).unwrap_or_default();
         let length = length.min(room.len());
@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn it_begins_on_a_page_and_has_the_room_that_was_asked_for() {
         for length in [0, 1, 4096, 4097, 4 << 20] {
-            let mut buffer = ReadBuffer::new(length);
+            let mut buffer = AlignedBuffer::new(length);
             let bytes = buffer.of(length);
             assert_eq!((bytes.as_ptr().align_offset(DIRECT), bytes.len()), (0, length));
         }

@@ -94,6 +94,11 @@ impl FaultStorage {
         self
     }
 
+    /// Makes every read fail with EIO that touches this byte of any file, until it is told another or none.
+    pub fn set_unreadable(&self, offset: Option<u64>) {
+        self.shared.state().unreadable = offset;
+    }
+
     /// Returns how many operations there were so far.
     pub fn operations(&self) -> u64 {
         self.shared.state().log.len() as u64
@@ -170,6 +175,7 @@ struct State {
     journal: Journal,
     asides: u64,
     without_holes: bool,
+    unreadable: Option<u64>,
 }
 
 /// What becomes of an operation.
@@ -340,6 +346,10 @@ impl StorageFile for FaultFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {
+        let unreadable = self.shared.state().unreadable;
+        if unreadable.is_some_and(|byte| (offset..offset + buffer.len() as u64).contains(&byte)) {
+            return Err(StorageError::new("read", self.path(), Errno::IO.into()));
+        }
         self.inner.read_at(buffer, offset)
     }
 

@@ -10,6 +10,7 @@
 //! - a name made, renamed or unlinked: after [`Storage::sync_folder`] on its folder;
 //! - [`replace`]: when it returns.
 
+mod aligned;
 mod behind;
 mod fault;
 mod fields;
@@ -21,6 +22,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use aligned::{AlignedBuffer, DIRECT};
 pub use behind::WriteBehind;
 pub use fault::{FaultPlan, FaultStorage, Keep};
 pub use fields::{FieldReader, FieldWriter, TooShort};
@@ -125,6 +127,13 @@ pub trait StorageFile: Send + Sync + Debug {
 
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError>;
+
+    /// Writes as [`Self::write_at`] does, and past the page cache where the filesystem can and the memory, the offset and the
+    /// length are multiples of [`DIRECT`]: what others have in it stays there, and nothing is left to be written back. It is
+    /// no more durable than what was written otherwise.
+    fn write_direct_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError> {
+        self.write_at(bytes, offset)
+    }
 
     /// Makes what was written durable. After a failure nothing that was written since the last
     /// success may be believed, whatever a later call says.

@@ -3,12 +3,15 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, RenameFlags, fallocate, renameat_with};
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with};
 
-use crate::storage::{Storage, StorageError, StorageFile};
+use crate::storage::{DIRECT, Storage, StorageError, StorageFile};
 
 /// Filesystems that keep what a hole was punched out of, in whole or in part: btrfs an extent until all of it
 /// is gone, ZFS a block that a snapshot holds. By their number in `statfs(2)`.
@@ -29,7 +32,7 @@ impl OsStorage {
         options: &OpenOptions,
     ) -> Result<Box<dyn StorageFile>, StorageError> {
         let file = options.open(path).map_err(failed(operation, path))?;
-        Ok(Box::new(OsFile { path: path.to_owned(), file }))
+        Ok(Box::new(OsFile::new(path.to_owned(), file)))
     }
 }
 
@@ -89,7 +92,7 @@ impl Storage for OsStorage {
         }
         let failed = failed("create a temporary file in", folder);
         let file = tempfile::tempfile_in(folder).map_err(failed)?;
-        let probe = OsFile { path: folder.join("probe"), file };
+        let probe = OsFile::new(folder.join("probe"), file);
         probe.write_at(&[1; 8192], 0)?;
         match probe.punch(0, 4096) {
             Ok(()) => Ok(true),
@@ -114,6 +117,39 @@ impl Storage for OsStorage {
 struct OsFile {
     path: PathBuf,
     file: File,
+    /// The same file, for writes past the page cache, once there was one; nothing where that cannot be.
+    direct: OnceLock<Option<File>>,
+    /// Whether such a write was refused.
+    refused: AtomicBool,
+}
+
+impl OsFile {
+    fn new(path: PathBuf, file: File) -> Self {
+        Self { path, file, direct: OnceLock::new(), refused: AtomicBool::new(false) }
+    }
+
+    /// Returns what `bytes` can be written to past the page cache.
+    fn direct(&self, bytes: &[u8], offset: u64) -> Option<&File> {
+        let aligned = bytes.as_ptr().align_offset(DIRECT) == 0
+            && bytes.len().is_multiple_of(DIRECT)
+            && offset.is_multiple_of(DIRECT as u64);
+        if !aligned || self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let open = || {
+            let flag = i32::try_from(OFlags::DIRECT.bits()).ok()?;
+            // Through what is open: the path may stand for another file by now.
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            OpenOptions::new().write(true).custom_flags(flag).open(path).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+}
+
+/// Says whether a filesystem cannot write past the page cache: its blocks are larger, or it cannot at all. What was
+/// written in part is written again.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
 impl StorageFile for OsFile {
@@ -155,6 +191,15 @@ impl StorageFile for OsFile {
         self.file.write_all_at(bytes, offset).map_err(failed("write", &self.path))
     }
 
+    fn write_direct_at(&self, bytes: &[u8], offset: u64) -> Result<(), StorageError> {
+        match self.direct(bytes, offset).map(|direct| direct.write_all_at(bytes, offset)) {
+            Some(Err(error)) if is_refusal(&error) => self.refused.store(true, Ordering::Relaxed),
+            Some(written) => return written.map_err(failed("write", &self.path)),
+            None => {}
+        }
+        self.write_at(bytes, offset)
+    }
+
     fn sync(&self) -> Result<(), StorageError> {
         // fdatasync: it covers the size, and no reader here looks at the other times and flags.
         self.file.sync_data().map_err(failed("sync", &self.path))
@@ -178,7 +223,7 @@ impl StorageFile for OsFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::replace;
+    use crate::storage::{AlignedBuffer, replace};
 
     #[test]
     fn rename_new_never_replaces() {
@@ -188,6 +233,52 @@ mod tests {
         fs::write(&b, "b").unwrap();
         assert!(OsStorage.rename_new(&a, &b).is_err());
         assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"a".to_vec(), b"b".to_vec()));
+    }
+
+    #[test]
+    fn what_is_written_past_the_page_cache_is_what_is_read_through_it() {
+        // One on a disk, one in memory, which cannot do it on older kernels.
+        for folder in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
+            let path = folder.path().join("file");
+            let file = OsFile::new(path.clone(), File::create_new(&path).unwrap());
+            let mut buffer = AlignedBuffer::new(3 * DIRECT);
+            buffer.of(3 * DIRECT).fill(1);
+            file.write_direct_at(buffer.of(3 * DIRECT), 0).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), vec![1; 3 * DIRECT]);
+            // What is in the page cache now is not what is read later.
+            buffer.of(DIRECT).fill(2);
+            file.write_direct_at(buffer.of(DIRECT), DIRECT as u64).unwrap();
+            // What is not aligned takes the other way.
+            for (length, offset) in [(100, 0), (DIRECT, 512)] {
+                assert!(file.direct(buffer.of(length), offset).is_none());
+            }
+            assert!(file.direct(&buffer.of(2 * DIRECT)[1..=DIRECT], 0).is_none());
+            file.write_direct_at(buffer.of(100), 0).unwrap();
+            file.write_at(&[3], 2 * DIRECT as u64).unwrap();
+            file.sync().unwrap();
+            let mut wanted = [vec![1; DIRECT], vec![2; DIRECT], vec![1; DIRECT]].concat();
+            wanted[..100].fill(2);
+            wanted[2 * DIRECT] = 3;
+            assert_eq!(fs::read(&path).unwrap(), wanted);
+            // Where it was refused, it is written as ever.
+            file.refused.store(true, Ordering::Relaxed);
+            buffer.of(DIRECT).fill(4);
+            file.write_direct_at(buffer.of(DIRECT), 0).unwrap();
+            assert_eq!(fs::read(&path).unwrap()[..DIRECT], [4; DIRECT]);
+        }
+    }
+
+    #[test]
+    fn a_write_past_the_page_cache_that_fails_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let failing = OsFile::new(path.clone(), File::create_new(&path).unwrap());
+        // Writing to it says that the disk is full.
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        failing.direct.set(Some(full)).unwrap();
+        let mut buffer = AlignedBuffer::new(DIRECT);
+        assert!(failing.write_direct_at(buffer.of(DIRECT), 0).is_err_and(|error| error.is_full()));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0, "and is not tried another way");
     }
 
     #[test]

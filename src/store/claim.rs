@@ -114,11 +114,11 @@ impl SegmentStore {
     ) -> Result<Claim, StoreError> {
         self.state.check()?;
         let identity = Identity { fingerprint, plain_length };
-        let claimed = self.state.pending.claim(hash, identity, || self.indexed(job, hash))?;
+        // Before anything is claimed, as others wait for what is.
         if self.names.computed(fingerprint, hash, plain_length) {
-            self.remember_packs()?;
+            self.remember_packs();
         }
-        match claimed {
+        match self.state.pending.claim(hash, identity, || self.indexed(job, hash))? {
             Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
             Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
             Claimed::New(twin) => {
@@ -215,10 +215,11 @@ impl SegmentStore {
         Ok(stored.collect())
     }
 
-    /// Remembers the names of the segments that were stored last, from the packs' tables.
-    fn remember_packs(&self) -> Result<(), StoreError> {
-        let catalog = Catalog::open(Arc::clone(&self.storage), &self.packs)?;
-        catalog.recent(|entry| self.names.remember_stored(entry.fingerprint, entry.key.hash));
-        Ok(())
+    /// Remembers the names of the segments that were stored last, from the packs' tables. Without them more is computed.
+    fn remember_packs(&self) {
+        match Catalog::open(Arc::clone(&self.storage), &self.packs) {
+            Ok(catalog) => catalog.recent(|it| self.names.remember_stored(it.fingerprint, it.key.hash)),
+            Err(error) => tracing::warn!(%error, "the names of what is stored could not be read"),
+        }
     }
 }

@@ -413,8 +413,10 @@ mod tests {
         pending.set_generation(2);
         assert_eq!(pending.begin_dying(vec![KEY], 2, |key| *key), [KEY]);
         let gone = std::sync::atomic::AtomicBool::new(false);
+        let (looked, looking) = crossbeam_channel::unbounded();
         std::thread::scope(|scope| {
-            let claimed = scope.spawn(|| {
+            let (pending, gone) = (&pending, &gone);
+            let claimed = scope.spawn(move || {
                 pending.claim(KEY.hash, identity(b"a"), || {
                     let found = Indexed {
                         twin: KEY.twin,
@@ -424,9 +426,12 @@ mod tests {
                         unfinished: false,
                     };
                     let there = !gone.load(Ordering::Acquire);
+                    looked.send(()).unwrap();
                     Ok::<_, Infallible>(there.then_some(found).into_iter().collect())
                 })
             });
+            // It has found what is dying by then.
+            looking.recv().unwrap();
             gone.store(true, Ordering::Release);
             pending.end_dying();
             assert_eq!(claimed.join().unwrap(), Ok(Claimed::New(Twin(0))));

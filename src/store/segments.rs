@@ -66,8 +66,8 @@ impl StoreState {
 
 /// A store that is open for writing. Shared between threads; one thread of its own does all writing.
 ///
-/// Memory: `buffers` record buffers of a segment each, and about 100 bytes for each segment appended since
-/// the last flush; the writer begins one by itself every 64 MiB.
+/// Memory: `buffers` record buffers of a segment each, and about 300 bytes for each segment appended since the last flush
+/// or full pack, of 2^18 at most.
 #[derive(Debug)]
 pub struct SegmentStore {
     pub(super) state: Arc<StoreState>,

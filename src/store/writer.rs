@@ -22,8 +22,8 @@ use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
 use crate::store::index::{IndexWork, IndexWriter};
 use crate::store::pack::{
-    Appended, DeadSegment, PACK_LIMIT, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer,
-    RecordPlace, SegmentMeta,
+    Appended, DeadSegment, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, RecordPlace,
+    SegmentMeta,
 };
 use crate::store::reconcile::highest_pack;
 use crate::store::segments::{Poison, StoreFolders, StoreState};
@@ -206,17 +206,31 @@ impl StoreWriter {
                         writer.seal()
                     });
                     let generation = self.index.generation();
+                    self.leave_pack();
                     let closed = sealed.and_then(|()| Ok(Closed { digest: self.index.close()?, generation }));
                     let _ = reply.send(closed);
                     return;
                 }
             }
         }
+        self.leave_pack();
         // Dropped without being closed. An index that failed is left as it is, and open.
         if self.state.check().is_ok()
             && let Err(error) = self.index.release()
         {
             tracing::warn!(%error, "the index was not let go");
+        }
+    }
+
+    /// Waits for a sync that is still running. One that failed is told of once: whoever opens the pack next would take for
+    /// durable what the page cache shows, so that is cut off.
+    fn leave_pack(&mut self) {
+        let Some(mut pack) = self.pack.take() else { return };
+        let Some((_, result)) = pack.syncing.take() else { return };
+        if !matches!(result.recv(), Ok(Ok(_)))
+            && let Err(error) = pack.writer.cut_unsynced(now())
+        {
+            tracing::warn!(%error, "the pack could not be cut at its last mark");
         }
     }
 
@@ -231,7 +245,7 @@ impl StoreWriter {
                 Poison { reason: error.to_string(), full: error.is_full(), index: error.distrusts_index() };
             self.state.poison(poison);
             if let Some(pack) = self.pack.take()
-                && let Err(error) = pack.writer.cut_unsynced()
+                && let Err(error) = pack.writer.cut_unsynced(now())
             {
                 tracing::warn!(%error, "the pack could not be cut at its last mark");
             }
@@ -261,7 +275,7 @@ impl StoreWriter {
         let pack = self.pack()?;
         let time = from.map_or_else(now, |from| from.time);
         pack.unflushed.push_back((pack.writer.append(meta, buffer, time)?, from));
-        if pack.writer.size() >= PACK_LIMIT {
+        if pack.writer.is_full() {
             self.flush()?;
             return self.seal();
         }

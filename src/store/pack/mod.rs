@@ -46,6 +46,8 @@ pub const BLOCK: u64 = 4096;
 
 /// The most bytes a pack holds before it is sealed and the next begun. One record may go beyond.
 pub const PACK_LIMIT: u64 = 1 << 30;
+/// The most records of a pack: 80 bytes each of its table, which is held three times when the pack is sealed.
+pub const PACK_RECORDS: usize = 1 << 18;
 
 /// Rounds up to [`ALIGNMENT`].
 const fn aligned(length: u64) -> u64 {

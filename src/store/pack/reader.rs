@@ -183,11 +183,17 @@ impl PackReader {
     }
 
     /// Reads up to which offset the mark at `offset` says that the pack is durable; nothing if it is damaged.
-    pub(super) fn marked(&self, offset: u64, record: &RecordHeader) -> Option<u64> {
-        let payload = self.own_payload(offset, record).ok()?;
-        let durable = u64::from_le_bytes(payload.try_into().ok()?);
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn marked(&self, offset: u64, record: &RecordHeader) -> Result<Option<u64>, PackError> {
+        let payload = match self.own_payload(offset, record) {
+            Err(PackError::Storage(error)) => return Err(error.into()),
+            payload => payload.ok(),
+        };
+        let durable = payload.and_then(|payload| Some(u64::from_le_bytes(payload.try_into().ok()?)));
         // A mark speaks of what was there before it.
-        (durable <= offset).then_some(durable)
+        Ok(durable.filter(|durable| *durable <= offset))
     }
 
     /// Reads which segments the dead record at `offset` names.

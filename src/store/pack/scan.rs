@@ -55,9 +55,10 @@ impl PackScan {
             offset = found.0.saturating_add(found.1.span());
             records.push(found);
         }
-        let marks = records.iter().filter(|(_, record)| record.kind == RecordKind::Mark);
-        let durable = marks.filter_map(|(offset, record)| pack.marked(*offset, record)).max();
-        let durable = durable.unwrap_or(FIRST_RECORD);
+        let mut durable = FIRST_RECORD;
+        for (offset, record) in records.iter().filter(|(_, record)| record.kind == RecordKind::Mark) {
+            durable = pack.marked(*offset, record)?.unwrap_or(0).max(durable);
+        }
         let mut scan = Self { entries: Vec::new(), end: durable, damaged: Vec::new() };
         scan.damaged.extend(gaps.iter().filter(|gap| **gap < durable));
         // A gap behind what was durable is where the pack ends.
@@ -68,7 +69,7 @@ impl PackScan {
             // A table there is one that was cut short, or is damaged: it is made anew.
             let ends = offset >= limit
                 || (behind && record.kind == RecordKind::Contents)
-                || (behind && depth == ScanDepth::Tail && !tail.holds(pack, offset, &record));
+                || (behind && depth == ScanDepth::Tail && !tail.holds(pack, offset, &record)?);
             if ends {
                 break;
             }
@@ -123,16 +124,25 @@ impl Tail {
         Ok(Self { decoder, stored: Vec::new(), plain: Vec::new() })
     }
 
-    fn holds(&mut self, pack: &PackReader, offset: u64, record: &RecordHeader) -> bool {
-        match record.kind {
+    /// Says whether a record is whole.
+    ///
+    /// # Errors
+    /// It cannot be read now: that says nothing of it, and must not decide where the pack ends.
+    fn holds(&mut self, pack: &PackReader, offset: u64, record: &RecordHeader) -> Result<bool, PackError> {
+        let read = match record.kind {
             RecordKind::Segment => {
-                let Ok(stored_length) = u32::try_from(record.stored_length) else { return false };
+                let Ok(stored_length) = u32::try_from(record.stored_length) else { return Ok(false) };
                 let Self { decoder, stored, plain } = self;
-                pack.segment(record.key, offset, stored_length, decoder, stored, plain).is_ok()
+                pack.segment(record.key, offset, stored_length, decoder, stored, plain).map(drop)
             }
-            RecordKind::Dead => pack.own_payload(offset, record).is_ok(),
-            RecordKind::Mark => pack.marked(offset, record).is_some(),
-            RecordKind::Contents => false,
+            RecordKind::Dead => pack.own_payload(offset, record).map(drop),
+            RecordKind::Mark => return Ok(pack.marked(offset, record)?.is_some()),
+            RecordKind::Contents => return Ok(false),
+        };
+        match read {
+            Ok(()) => Ok(true),
+            Err(PackError::Storage(error)) => Err(error.into()),
+            Err(_) => Ok(false),
         }
     }
 }

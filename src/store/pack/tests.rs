@@ -2,11 +2,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::codec::{Codec, Decoder};
+use crate::error::ErrorKind;
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
-use crate::storage::OsStorage;
+use crate::storage::{FaultPlan, FaultStorage, OsStorage, Storage};
 use crate::store::pack::{
-    BLOCK, ContentsEntry, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter, RecordBuffer,
-    ScanDepth, SegmentMeta,
+    BLOCK, ContentsEntry, PACK_RECORDS, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter,
+    RecordBuffer, ScanDepth, SegmentMeta,
 };
 
 struct Fixture {
@@ -92,17 +93,17 @@ fn written(writer: &mut PackWriter) {
 }
 
 #[test]
-fn small_records_are_written_many_at_once_and_large_ones_alone() {
+fn what_is_appended_is_written_a_mib_at_once() {
     let fixture = Fixture::new();
     let mut writer = fixture.create();
     let length = || fs::metadata(fixture.path()).unwrap().len();
     let empty = length();
     append(&mut writer, PLAIN[0]);
     assert_eq!(length(), empty, "it waits");
-    // A large one goes out at once, and what waited before it.
-    let large = vec![9; 300_000];
+    // Of a large one waits what makes no MiB.
+    let large = vec![9; 3 << 20];
     append(&mut writer, &large);
-    assert_eq!(length(), writer.size());
+    assert_eq!(length(), empty + (3 << 20));
     append(&mut writer, PLAIN[1]);
     written(&mut writer);
     assert_eq!(length(), writer.size());
@@ -272,4 +273,75 @@ fn a_segment_is_read_as_what_it_is_or_not_at_all() {
     fixture.change(|bytes| bytes[usize::try_from(entries[3].offset).unwrap() + 5000] ^= 1);
     let error = read(&fixture.open(), &entries[3]).unwrap_err();
     assert!(matches!(error, PackError::SegmentCorrupt { key, .. } if key == entries[3].key));
+}
+
+#[test]
+fn what_was_durable_when_a_pack_was_cut_stays_whatever_becomes_of_a_record_in_it() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let offset = writer.size();
+    let keys = [append(&mut writer, PLAIN[0]), append(&mut writer, PLAIN[3])];
+    writer.sync(7).unwrap();
+    append(&mut writer, PLAIN[1]);
+    written(&mut writer);
+    writer.cut_unsynced(8).unwrap();
+    // Where nothing said that it was durable, the pack would end there.
+    fixture.change(|bytes| bytes[usize::try_from(offset).unwrap() + 300] ^= 1);
+    let scan = fixture.scan();
+    assert_eq!(scan.entries.iter().map(|entry| entry.key).collect::<Vec<_>>(), keys);
+    // Nothing was ever durable: nothing is said of it.
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let empty = writer.size();
+    append(&mut writer, PLAIN[0]);
+    written(&mut writer);
+    writer.cut_unsynced(8).unwrap();
+    assert_eq!(fixture.open().size().unwrap(), empty);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_now_is_not_taken_for_the_end_of_a_pack() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let offset = writer.size();
+    for plain in PLAIN {
+        append(&mut writer, plain);
+    }
+    let mark = writer.size().next_multiple_of(BLOCK);
+    written(&mut writer);
+    writer.mark(mark, 7).unwrap();
+    written(&mut writer);
+    drop(writer);
+    let storage = FaultStorage::new(fixture.folder.path(), FaultPlan::Count).unwrap();
+    let scan = || {
+        let pack = PackReader::open(&storage, fixture.folder.path(), PackNumber(1)).unwrap();
+        PackScan::of(&pack, ScanDepth::Tail)
+    };
+    let whole = scan().unwrap();
+    assert_eq!(whole.entries.len(), 4);
+    // The payload of the mark, then, where there is no mark, that of a segment.
+    storage.set_unreadable(Some(mark + 256));
+    assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
+    storage.set_unreadable(None);
+    let file = storage.open(&fixture.path()).unwrap();
+    file.truncate(mark).unwrap();
+    storage.set_unreadable(Some(offset + 300));
+    assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
+    storage.set_unreadable(None);
+    assert_eq!(scan().unwrap().entries, whole.entries);
+}
+
+#[test]
+fn a_pack_of_many_records_is_full_although_it_is_small() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, PLAIN[2]);
+    writer.seal(7).unwrap();
+    let entry = fixture.open().contents().unwrap().unwrap()[0];
+    let file = OsStorage.open(&fixture.path()).unwrap();
+    let header = PackHeader::new(PackNumber(1), 5, [9; 16]).unwrap();
+    let mut writer = PackWriter::resume(file, header, 8192, vec![entry; PACK_RECORDS - 1]);
+    assert!(!writer.is_full());
+    append(&mut writer, PLAIN[2]);
+    assert!(writer.is_full());
 }

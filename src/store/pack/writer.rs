@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::storage::{Storage, StorageError, StorageFile, TEMPORARY};
+use crate::storage::{AlignedBuffer, Storage, StorageError, StorageFile, TEMPORARY};
 use crate::store::pack::contents::{ContentsEntry, encode_trailer};
 use crate::store::pack::header::{FIRST_RECORD, PackHeader, PackId, PackNumber};
 use crate::store::pack::record::{
     DeadSegment, RecordBuffer, RecordHeader, RecordKind, SegmentMeta, TRAILER_LENGTH,
 };
-use crate::store::pack::{BLOCK, PackError, RecordPlace};
+use crate::store::pack::{BLOCK, PACK_LIMIT, PACK_RECORDS, PackError, RecordPlace};
 
 /// A segment that was appended; it is durable after the next [`PackWriter::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,8 @@ impl PackSync {
 
 /// A pack that this process appends to.
 ///
-/// Small records wait in memory until there are enough for one write, or something is to be made durable.
+/// What is appended waits in memory until there is enough for one large write, past the page cache, or something is to be
+/// made durable.
 ///
 /// Durable are: the pack's name, after `create`; what was appended before `begin_sync`, after its `run`
 /// returned, and everything after `sync` returned; that the pack is complete, after `seal`.
@@ -52,14 +53,14 @@ pub struct PackWriter {
     synced: u64,
     entries: Vec<ContentsEntry>,
     own: RecordBuffer,
-    /// What lies before `end` and is not yet written.
-    tail: Vec<u8>,
+    /// What lies before `end` and is not yet written, in front; it begins on a block of the pack.
+    staged: AlignedBuffer,
+    /// How many bytes that are.
+    waiting: usize,
 }
 
-/// Records wait until they make so many bytes, and are then written at once...
+/// How many bytes are written at once: whole blocks.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
-/// ... but for those that are so long themselves.
-const WRITTEN_ALONE: usize = 128 << 10;
 
 impl PackWriter {
     /// Creates a pack in `folder`. It gets its name once its header is durable, so that a pack is never seen
@@ -77,7 +78,7 @@ impl PackWriter {
         Ok(Self::resume(file, header, FIRST_RECORD, Vec::new()))
     }
 
-    /// Goes on with a pack whose records up to `end` have been scanned and are durable: to seal it.
+    /// Goes on with a pack whose records up to `end`, the end of a block, have been scanned and are durable: to seal it.
     pub(super) fn resume(
         file: Box<dyn StorageFile>,
         header: PackHeader,
@@ -85,7 +86,8 @@ impl PackWriter {
         entries: Vec<ContentsEntry>,
     ) -> Self {
         let file = Arc::from(file);
-        Self { file, header, end, synced: end, entries, own: RecordBuffer::new(), tail: Vec::new() }
+        let staged = AlignedBuffer::new(WRITTEN_AT_ONCE);
+        Self { file, header, end, synced: end, entries, own: RecordBuffer::new(), staged, waiting: 0 }
     }
 
     /// Returns the pack's number.
@@ -101,6 +103,11 @@ impl PackWriter {
     /// Returns how many bytes it has.
     pub fn size(&self) -> u64 {
         self.end
+    }
+
+    /// Says whether it has as much as a pack should.
+    pub fn is_full(&self) -> bool {
+        self.end >= PACK_LIMIT || self.entries.len() >= PACK_RECORDS
     }
 
     /// Appends a segment whose stored bytes are in `buffer`.
@@ -121,32 +128,50 @@ impl PackWriter {
     }
 
     fn write(&mut self, record: &RecordHeader, buffer: &mut RecordBuffer) -> Result<(), StorageError> {
-        let bytes = buffer.seal(record, &self.header, self.end);
-        if bytes.len() < WRITTEN_ALONE {
-            self.tail.extend_from_slice(bytes);
-        } else {
-            self.write_tail()?;
-            self.file.write_at(bytes, self.end)?;
+        let offset = self.end;
+        let mut bytes = buffer.seal(record, &self.header, offset).as_slice();
+        while !bytes.is_empty() {
+            let room = self.staged.of(WRITTEN_AT_ONCE).get_mut(self.waiting..).unwrap_or_default();
+            let (now, later) = bytes.split_at(bytes.len().min(room.len()));
+            if let Some(room) = room.get_mut(..now.len()) {
+                room.copy_from_slice(now);
+            }
+            self.waiting += now.len();
+            self.end += now.len() as u64;
+            bytes = later;
+            if self.waiting >= WRITTEN_AT_ONCE {
+                self.write_staged()?;
+            }
         }
-        self.entries.extend(ContentsEntry::of(record, self.end));
-        self.end += record.span();
-        if self.tail.len() >= WRITTEN_AT_ONCE { self.write_tail() } else { Ok(()) }
+        self.entries.extend(ContentsEntry::of(record, offset));
+        Ok(())
     }
 
-    fn write_tail(&mut self) -> Result<(), StorageError> {
-        if !self.tail.is_empty() {
-            self.file.write_at(&self.tail, self.end - self.tail.len() as u64)?;
-            self.tail.clear();
+    /// Writes what waits, which is whole blocks.
+    fn write_staged(&mut self) -> Result<(), StorageError> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting > 0 {
+            self.file.write_direct_at(self.staged.of(waiting), self.end - waiting as u64)?;
         }
         Ok(())
     }
 
-    /// Fills the last block up with zeros, so that what is appended later leaves it alone.
-    fn fill_block(&mut self) {
+    /// Fills the last block up with zeros, so that what is appended later leaves it alone, and writes what waits.
+    fn write_out(&mut self) -> Result<(), StorageError> {
         let end = self.end.next_multiple_of(BLOCK);
         let zeros = usize::try_from(end - self.end).unwrap_or(0);
-        self.tail.resize(self.tail.len() + zeros, 0);
+        // There is room, as there is for whole blocks alone.
+        if let Some(rest) = self.staged.of(WRITTEN_AT_ONCE).get_mut(self.waiting..self.waiting + zeros) {
+            rest.fill(0);
+        }
+        self.waiting += zeros;
         self.end = end;
+        self.write_staged()
+    }
+
+    /// Writes a mark that waits, and lets it wait on: with what comes behind it its block is written once more, as a whole.
+    fn write_mark(&mut self) -> Result<(), StorageError> {
+        self.file.write_at(self.staged.of(self.waiting), self.end - self.waiting as u64)
     }
 
     fn write_own(&mut self, kind: RecordKind, payload: &[u8], time: u64) -> Result<(), StorageError> {
@@ -166,8 +191,7 @@ impl PackWriter {
     /// Writes what waits and returns what makes everything durable that is appended by now; [`Self::mark`] it when it
     /// has run.
     pub fn begin_sync(&mut self) -> Result<PackSync, PackError> {
-        self.fill_block();
-        self.write_tail()?;
+        self.write_out()?;
         Ok(PackSync { file: Arc::clone(&self.file), end: self.end })
     }
 
@@ -188,15 +212,23 @@ impl PackWriter {
         if self.entries.last().is_some_and(|entry| entry.offset >= self.synced) {
             let durable = self.begin_sync()?.run()?;
             self.mark(durable, time)?;
-            self.write_tail()?;
+            self.write_mark()?;
         }
         Ok(())
     }
 
     /// Cuts off what is not known to be durable, after a failed write or sync: the page cache may show
     /// bytes that never reached the disk.
-    pub fn cut_unsynced(&self) -> Result<(), StorageError> {
-        self.file.truncate(self.synced)
+    pub fn cut_unsynced(mut self, time: u64) -> Result<(), PackError> {
+        self.file.truncate(self.synced)?;
+        if self.synced > FIRST_RECORD {
+            // The mark that said so went with the rest: without it, what is durable would have to be whole to be kept.
+            self.end = self.synced;
+            self.waiting = 0;
+            self.write_own(RecordKind::Mark, &self.synced.to_le_bytes(), time)?;
+            self.write_mark()?;
+        }
+        Ok(())
     }
 
     /// Appends the table of contents and makes the pack durable. It is never appended to again.
@@ -204,8 +236,7 @@ impl PackWriter {
     /// Returns its final size.
     pub fn seal(mut self, time: u64) -> Result<u64, PackError> {
         self.sync(time)?;
-        self.fill_block();
-        self.write_tail()?;
+        self.write_out()?;
         let payload = ContentsEntry::encode(&self.entries);
         let record = RecordHeader::own(RecordKind::Contents, &payload, time);
         let size = self.end + record.span();
