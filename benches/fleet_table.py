@@ -76,15 +76,14 @@ def table():
 
 
 def bounds():
-    path = folder / "benchmark.json"
-    if not path.exists():
-        return
-    measured = json.loads(path.read_text())
-    rates = ", ".join(f"{name} {rate / 1e9:.2f}" for name, rate in measured["bytes_per_second"].items())
-    print(f"\none core in GB/s on the first day's disk: {rates}; {measured['cores']} cores")
-    for what, bound in measured["bound_seconds"].items():
-        if not runs("ekko", what):
-            continue
+    rounds = [json.loads(path.read_text()) for path in folder.glob("benchmark.*.json")]
+
+    def median(of):
+        return {name: statistics.median(measured[of][name] for measured in rounds) for name in rounds[0][of]}
+
+    rates = ", ".join(f"{name} {rate / 1e9:.2f}" for name, rate in median("bytes_per_second").items())
+    print(f"\none core in GB/s on the first day's disk, in each round: {rates}; {rounds[0]['cores']} cores")
+    for what, bound in median("bound_seconds").items():
         took = wall("ekko", what)
         line = f"bound of {what}: {bound:.2f} s; it took {took:.2f} s, {took / bound:.2f}x"
         if what == "first":
@@ -111,5 +110,5 @@ def many():
 
 if runs("ekko", "first"):
     table()
-bounds()
+    bounds()
 many()
