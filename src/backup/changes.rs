@@ -278,6 +278,9 @@ fn lost_segments(
     plan: &Plan,
 ) -> Result<Vec<Range<u32>>, BackupError> {
     let mut lost: Vec<Range<u32>> = Vec::new();
+    if writer.store().lost_segments()? == 0 {
+        return Ok(lost);
+    }
     for (run, _) in plan.runs(0..u32::MAX).filter(|(_, fate)| *fate == super::plan::Fate::Keep) {
         let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
         for index in run {

@@ -1,5 +1,6 @@
 //! The threads of one backup: each reads a piece of the image, hashes, compares and stores; the caller's thread puts what
-//! came of it in order.
+//! came of it in order. No thread begins a piece that is further ahead of the order than [`AHEAD`] says: what waits for its
+//! turn has a bound, however long one piece takes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,9 @@ use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::segment::{Geometry, SegmentIndex};
 use crate::storage::AlignedBuffer;
+
+/// So many pieces for each thread may have been begun and not be in order yet.
+const AHEAD: usize = 64;
 
 /// What became of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +75,47 @@ struct Done<S> {
     end: u64,
     read_bytes: u64,
     outcomes: Vec<Outcome<S>>,
+    _leave: Leave,
+}
+
+/// Leave to begin a piece, given back when the piece is in order, or is not going to be.
+struct Leave(Sender<()>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        // There is room for all of them; when nobody takes any, the backup has ended.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// What leave is taken from.
+struct Leaves {
+    back: Sender<()>,
+    free: Receiver<()>,
+}
+
+impl Leaves {
+    fn new(workers: usize) -> Self {
+        let count = workers * AHEAD;
+        let (back, free) = bounded(count + workers);
+        for _ in 0..count {
+            drop(Leave(back.clone()));
+        }
+        Self { back, free }
+    }
+
+    /// Returns one more, for a thread to give back when it ends: if it has failed, others may wait for the piece that it had
+    /// to come in order; one of them wakes, sees that, and wakes the next as it ends.
+    fn one_more(&self) -> Leave {
+        Leave(self.back.clone())
+    }
+
+    /// Waits for leave. Who has the piece that is next in order has it already.
+    fn take(&self) -> Leave {
+        // It has the other end itself.
+        let _ = self.free.recv();
+        Leave(self.back.clone())
+    }
 }
 
 /// The first failure of any thread, and that the others are to stop.
@@ -115,6 +160,7 @@ struct Shared<'a> {
     geometry: Geometry,
     plan: &'a Plan,
     pieces: Mutex<Pieces<'a>>,
+    leaves: Leaves,
     pace: &'a Pace,
     /// The number by which the threads ask for turns.
     job: usize,
@@ -136,6 +182,7 @@ pub(super) fn run<W: SegmentWorker>(
         geometry,
         plan,
         pieces: Mutex::new(Pieces::new(image, geometry, plan)),
+        leaves: Leaves::new(workers.len()),
         pace: &pace,
         job: pace.join(),
         options,
@@ -146,6 +193,7 @@ pub(super) fn run<W: SegmentWorker>(
         let start = |worker| {
             let (shared, done) = (&shared, done_in.clone());
             scope.spawn(move || {
+                let _last = shared.leaves.one_more();
                 let _stop = StopOnPanic(&shared.failure);
                 if let Err(error) = run_worker(worker, shared, &done) {
                     shared.failure.set(error);
@@ -173,10 +221,14 @@ fn run_worker<W: SegmentWorker>(
     shared: &Shared<'_>,
     done: &Sender<Done<W::Segment>>,
 ) -> Result<(), BackupError> {
-    let Shared { image, geometry, pieces, pace, job, options, failure, .. } = shared;
+    let Shared { image, geometry, pieces, leaves, pace, job, options, failure, .. } = shared;
     let mut turn = pace.turn(*job);
     let mut buffer = AlignedBuffer::new(Pieces::most_bytes(*geometry));
-    while !failure.stopped() {
+    loop {
+        let leave = leaves.take();
+        if failure.stopped() {
+            break;
+        }
         let next = {
             // Held while the image is asked where its next data lies: the answer is what the next thread goes on from.
             let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,7 +248,7 @@ fn run_worker<W: SegmentWorker>(
         let mut outcomes = Vec::with_capacity(piece.segments.len());
         let result = worker.process(SegmentIndex(piece.segments.start), bytes, &mut outcomes);
         // The collector goes on until the last thread has ended. What was stored counts, whatever comes then.
-        let _ = done.send(Done { sequence: piece.sequence, end, read_bytes, outcomes });
+        let _ = done.send(Done { sequence: piece.sequence, end, read_bytes, outcomes, _leave: leave });
         result?;
         turn.give_way();
     }
@@ -212,7 +264,7 @@ fn collect<S>(
 ) -> Result<BackupStats, BackupError> {
     let Shared { geometry, plan, failure, .. } = shared;
     let mut stats = BackupStats::default();
-    // What came before its turn: about as much as is processed while one piece is.
+    // What came before its turn.
     let mut early = BTreeMap::new();
     let (mut next, mut told) = (0, 0);
     for one in done {
@@ -268,23 +320,40 @@ fn count(stats: &mut BackupStats, class: Class) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
+
     use super::*;
     use crate::codec::CompressionSetting;
     use crate::image::RawImage;
     use crate::progress::Silent;
     use crate::segment::SegmentSize;
 
-    struct Panics;
+    /// Panics over the first piece when the other thread has come so far as it may.
+    struct Panics<'a> {
+        others: u64,
+        processed: &'a AtomicU64,
+    }
 
-    impl SegmentWorker for Panics {
+    impl SegmentWorker for Panics<'_> {
         type Segment = ();
 
         fn process(
             &mut self,
-            _: SegmentIndex,
+            first: SegmentIndex,
             _: &[u8],
             _: &mut Vec<Outcome<()>>,
         ) -> Result<(), BackupError> {
+            if first.0 > 0 {
+                self.processed.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            while self.processed.load(Ordering::Relaxed) < self.others {
+                std::thread::yield_now();
+            }
+            // Time to come further, which it may not.
+            std::thread::sleep(Duration::from_millis(100));
             panic!("as if there was a mistake");
         }
     }
@@ -303,23 +372,42 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_thread_that_panics_ends_the_backup_with_an_error() {
+    /// Backs up a disk of so many pieces with two threads.
+    fn run_pieces(pieces: u64, others: u64) -> (u64, bool, Result<Ran, BackupError>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        std::fs::write(&path, vec![1; 64 << 10]).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let size = SegmentSize::new(4 << 20).unwrap();
+        let piece = Pieces::most_bytes(Geometry::new(1 << 30, size).unwrap()) as u64;
+        file.set_len(pieces * piece).unwrap();
+        for offset in (0..pieces * piece).step_by(4 << 20) {
+            file.write_all_at(b"1", offset).unwrap();
+        }
         let image = RawImage::open(&path).unwrap();
-        let geometry = Geometry::new(64 << 10, SegmentSize::new(64 << 10).unwrap()).unwrap();
+        let geometry = Geometry::new(pieces * piece, size).unwrap();
         let plan = Plan::full(geometry);
+        let processed = AtomicU64::new(0);
+        let worker = || Panics { others, processed: &processed };
         let mut order = Finished(false);
-        let ran = run(
-            (&image, geometry, &plan),
-            vec![Panics, Panics],
-            &mut order,
-            &BackupOptions::new(CompressionSetting::default(), 2),
-            &Silent,
-        );
+        let options = BackupOptions::new(CompressionSetting::default(), 2);
+        let ran = run((&image, geometry, &plan), vec![worker(), worker()], &mut order, &options, &Silent);
+        (processed.load(Ordering::Relaxed), order.0, ran)
+    }
+
+    #[test]
+    fn a_thread_that_panics_ends_the_backup_with_an_error() {
+        let (_, finished, ran) = run_pieces(1, 0);
         assert!(matches!(ran, Err(BackupError::WorkerLost)));
-        assert!(!order.0);
+        assert!(!finished);
+    }
+
+    #[test]
+    fn no_thread_goes_far_ahead_of_a_piece_that_takes_long_nor_waits_for_one_that_never_comes() {
+        let ahead = 2 * AHEAD as u64;
+        let (processed, finished, ran) = run_pieces(ahead + 20, ahead - 1);
+        assert!(matches!(ran, Err(BackupError::WorkerLost)));
+        assert!(!finished);
+        // What the thread had that panicked may have been taken by the other before it saw why.
+        assert!((ahead - 1..=ahead).contains(&processed), "{processed}");
     }
 }

@@ -230,7 +230,8 @@ impl<'a> Worker<'a> {
                 }
             };
             outcomes.push(Outcome { index, class, segment });
-            if self.plan.fate(index.0) == (Fate::Audit { zero: false }) && !is_as_before(class, before) {
+            let audited = self.plan.fate(index.0) == (Fate::Audit { zero: false });
+            if audited && !is_as_before(class, segment, before) {
                 return Err(BackupError::ListWrong { segment: index });
             }
         }
@@ -244,10 +245,13 @@ impl<'a> Worker<'a> {
 }
 
 /// Says whether a segment is what the parent has there.
-fn is_as_before(class: Class, before: Option<SegmentRef>) -> bool {
+fn is_as_before(class: Class, segment: Option<SegmentRef>, before: Option<SegmentRef>) -> bool {
     match class {
         Class::Unchanged => true,
         Class::Zero => before.is_none(),
-        Class::Deduplicated { .. } | Class::Resumed { .. } | Class::New { .. } => false,
+        // The parent's may have been lost since the backup was planned: it is stored anew then, or was by another.
+        Class::Deduplicated { .. } | Class::Resumed { .. } | Class::New { .. } => {
+            segment.map(|segment| segment.key) == before.map(|before| before.key)
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The client's side of a backup that is sent.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -108,8 +108,12 @@ struct Session<'a> {
     link: &'a Link,
     state: SessionState,
     geometry: Geometry,
-    windows: Mutex<VecDeque<(u32, Arc<Vec<ParentSegment>>)>>,
+    windows: Mutex<VecDeque<(u32, Arc<Window>)>>,
 }
+
+/// Neighbouring segments of the parent, once they have come.
+#[derive(Debug, Default)]
+struct Window(Mutex<Option<Vec<ParentSegment>>>);
 
 impl<'a> Session<'a> {
     fn begin(link: &'a Link, new: &NewSession) -> Result<Self, RemoteError> {
@@ -175,27 +179,35 @@ impl<'a> Session<'a> {
             return Ok(None);
         }
         let first = index.0 / WINDOW * WINDOW;
+        let window = self.window(first);
         // Held over I/O: whoever else comes wants the same window.
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = windows.iter().find(|(start, _)| *start == first).map(|(_, window)| Arc::clone(window));
-        let window = if let Some(window) = known {
-            window
-        } else {
-            let path = self.path(&format!("/parent?first={first}&behind={}", first.saturating_add(WINDOW)));
-            let limit = u64::from(WINDOW) * ParentSegment::LENGTH as u64;
-            let frames = self.link.bytes("GET", &path, Sent::Nothing, limit)?;
-            let segments =
-                ParentSegment::decode_all(&frames).map_err(|error| self.link.misunderstood(&error))?;
-            let window = Arc::new(segments);
-            windows.push_back((first, Arc::clone(&window)));
-            if windows.len() > WINDOWS {
-                windows.pop_front();
-            }
-            window
+        let mut segments = window.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let segments = match &mut *segments {
+            Some(segments) => segments,
+            empty => empty.insert(self.ask_for_parent(first)?),
         };
-        drop(windows);
-        let found = window.binary_search_by_key(&index, |segment| segment.index).ok();
-        Ok(found.and_then(|at| window.get(at)).copied())
+        let found = segments.binary_search_by_key(&index, |segment| segment.index).ok();
+        Ok(found.and_then(|at| segments.get(at)).copied())
+    }
+
+    fn window(&self, first: u32) -> Arc<Window> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, window)) = windows.iter().find(|(start, _)| *start == first) {
+            return Arc::clone(window);
+        }
+        let window = Arc::new(Window::default());
+        windows.push_back((first, Arc::clone(&window)));
+        if windows.len() > WINDOWS {
+            windows.pop_front();
+        }
+        window
+    }
+
+    fn ask_for_parent(&self, first: u32) -> Result<Vec<ParentSegment>, RemoteError> {
+        let path = self.path(&format!("/parent?first={first}&behind={}", first.saturating_add(WINDOW)));
+        let limit = u64::from(WINDOW) * ParentSegment::LENGTH as u64;
+        let frames = self.link.bytes("GET", &path, Sent::Nothing, limit)?;
+        ParentSegment::decode_all(&frames).map_err(|error| self.link.misunderstood(&error))
     }
 }
 
@@ -240,10 +252,14 @@ impl SegmentWorker for Worker<'_> {
             outcomes.push(Outcome { index, class: Class::Deduplicated { recalled: false }, segment: None });
         }
         let hashes = SegmentHash::of_each(&unnamed.iter().map(|(_, _, plain)| *plain).collect::<Vec<_>>());
-        let mut asked = Vec::with_capacity(unnamed.len());
+        let (mut asked, mut names) = (Vec::with_capacity(unnamed.len()), HashSet::new());
         for ((at, fingerprint, plain), hash) in unnamed.into_iter().zip(hashes) {
             let Some(outcome) = outcomes.get_mut(at) else { continue };
             outcome.segment = Some(Named::Segment { hash, fingerprint });
+            // Of equal ones the first is sent.
+            if !names.insert((hash, *fingerprint.as_bytes())) {
+                continue;
+            }
             let plain_length = geometry.length(outcome.index);
             asked.push((at, Question { hash, fingerprint, plain_length }, plain));
         }

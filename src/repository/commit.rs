@@ -48,10 +48,10 @@ pub struct CommittedBackup {
     pub replace_index: bool,
 }
 
-/// A backup that lacks nothing but to be said of in its backupset.
+/// A backup of which nothing is missing: it lacks its name, and to be said of in its backupset.
 #[derive(Debug)]
-struct Ready {
-    draft: BackupDraft,
+struct Ready<'a> {
+    draft: &'a BackupDraft,
     /// The backupset as it will be.
     set: Backupset,
     /// The backup before it.
@@ -240,6 +240,7 @@ impl RepositoryWriter {
     ///
     /// # Errors
     /// As of one; imports of new backupsets are committed one by one.
+    #[expect(clippy::needless_pass_by_value, reason = "what was committed is not committed again")]
     pub fn commit_all(&self, drafts: Vec<FinishedDraft>) -> Result<Vec<CommittedBackup>, RepositoryError> {
         // Held over I/O: commits are few, each changes `set.toml` and generation, and their order is the point.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -252,18 +253,29 @@ impl RepositoryWriter {
             let ManifestInfo { backupset, incremental, ref name, .. } = import.draft.info;
             return Err(RepositoryError::CannotImport { backupset, incremental, name: name.clone(), what });
         }
-        self.try_commit(drafts).inspect_err(|error| {
+        // Nothing is written yet that anybody reads: what fails here fails these backups alone.
+        let ready = self.ready(&drafts).inspect_err(|_| {
+            for FinishedDraft { draft, .. } in &drafts {
+                self.abandon(draft);
+            }
+        })?;
+        self.enter(&ready).inspect_err(|error| {
             if !error.distrusts_index() {
                 self.poisoned_by(error);
             }
         })
     }
 
-    fn try_commit(&self, drafts: Vec<FinishedDraft>) -> Result<Vec<CommittedBackup>, RepositoryError> {
-        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+    /// Makes what backups are of durable, and sure that nothing of it is missing.
+    fn ready<'a>(&self, drafts: &'a [FinishedDraft]) -> Result<Vec<Ready<'a>>, RepositoryError> {
         self.store.flush()?;
-        let ready = drafts.into_iter().map(|draft| self.ready(draft)).collect::<Result<Vec<_>, _>>()?;
-        for Ready { draft, .. } in &ready {
+        drafts.iter().map(|draft| self.ready_one(draft)).collect()
+    }
+
+    /// Has backups come to exist: all of them or none.
+    fn enter(&self, ready: &[Ready<'_>]) -> Result<Vec<CommittedBackup>, RepositoryError> {
+        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+        for Ready { draft, .. } in ready {
             storage.rename_new(&draft.temporary, &layout.manifest(draft.set.id, draft.info.incremental))?;
             storage.sync_folder(&layout.set(draft.set.id))?;
         }
@@ -271,7 +283,7 @@ impl RepositoryWriter {
         if together {
             Together::new(ready.iter().map(|one| one.addition.clone()).collect()).write(storage, layout)?;
         }
-        for Ready { draft, set, .. } in &ready {
+        for Ready { draft, set, .. } in ready {
             set.write(storage, layout)?;
             if draft.newborn {
                 storage.unlink(&layout.newborn(set.id))?;
@@ -286,18 +298,21 @@ impl RepositoryWriter {
             Err(error) if error.distrusts_index() => true,
             Err(error) => return Err(error),
         };
-        let committed = |Ready { draft, set, .. }: Ready| CommittedBackup {
+        let committed = |Ready { draft, set, .. }: &Ready<'_>| CommittedBackup {
             id: BackupId { name: set.name.as_str().to_owned(), incremental: draft.info.incremental },
             backupset: set.id,
             incremental: draft.info.incremental,
             timestamp: draft.info.timestamp,
             replace_index,
         };
-        Ok(ready.into_iter().map(committed).collect())
+        Ok(ready.iter().map(committed).collect())
     }
 
     /// Makes sure that every segment that a backup gains is stored, and works out what its backupset will say.
-    fn ready(&self, FinishedDraft { draft, finished }: FinishedDraft) -> Result<Ready, RepositoryError> {
+    fn ready_one<'a>(
+        &self,
+        FinishedDraft { draft, finished }: &'a FinishedDraft,
+    ) -> Result<Ready<'a>, RepositoryError> {
         let repository = &self.repository;
         let mut set = if draft.newborn {
             draft.set.clone()
@@ -333,7 +348,7 @@ impl RepositoryWriter {
         Ok(Ready { draft, set, before, addition })
     }
 
-    fn count_new(&self, Ready { draft, set, before, .. }: &Ready) -> Result<(), RepositoryError> {
+    fn count_new(&self, Ready { draft, set, before, .. }: &Ready<'_>) -> Result<(), RepositoryError> {
         let path = self.repository.layout.manifest(set.id, draft.info.incremental);
         let committed = ManifestReader::open(&path)?;
         let neighbours = Neighbours { before: before.as_ref(), this: &committed, after: None };

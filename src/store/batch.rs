@@ -143,6 +143,7 @@ impl<'a> Batch<'a> {
         match self.segment(key)? {
             // A lost segment has come back: who names it still does.
             Some(SegmentEntry { refcount, zero_since, pack: LOST, .. }) => {
+                self.meta.lost = self.meta.lost.saturating_sub(1);
                 self.enter(entry.place().pack, entry.span(), 0)?;
                 self.set_segment(key, &SegmentEntry { refcount, zero_since, ..*entry })
             }
@@ -179,10 +180,15 @@ impl<'a> Batch<'a> {
         }
         entry.zero_since = 0;
         if entry.refcount == 0 {
-            entry.zero_since = self.meta.generation.max(1);
-            self.set(key::zero(entry.zero_since, key), Some(Vec::new()))?;
+            self.list_zero(key, &mut entry)?;
         }
         self.set_segment(key, &entry)
+    }
+
+    /// Lists a segment among those that nobody names, since now.
+    fn list_zero(&mut self, key: SegmentKey, entry: &mut SegmentEntry) -> Result<(), IndexError> {
+        entry.zero_since = self.meta.generation.max(1);
+        self.set(key::zero(entry.zero_since, key), Some(Vec::new()))
     }
 
     fn relocate(&mut self, key: SegmentKey, to: &SegmentEntry, from: RecordPlace) -> Result<(), IndexError> {
@@ -201,13 +207,15 @@ impl<'a> Batch<'a> {
         let id = self.pack(place.pack)?.id();
         match self.segment(key)? {
             Some(entry) if entry.place() == place => {
-                let never = u64::from(entry.refcount == 0 && entry.zero_since == 0);
-                self.leave(place.pack, entry.span(), never)?;
-                if entry.refcount == 0 {
-                    self.forget(key, &entry)?;
-                } else {
-                    self.set_segment(key, &entry.damaged())?;
+                let never = entry.refcount == 0 && entry.zero_since == 0;
+                self.leave(place.pack, entry.span(), u64::from(never))?;
+                let mut damaged = entry.damaged();
+                // A backup that runs may have found it, and is told at its commit that it is lost.
+                if never {
+                    self.list_zero(key, &mut damaged)?;
                 }
+                self.meta.lost += 1;
+                self.set_segment(key, &damaged)?;
             }
             _ => {
                 let pack = self.pack(place.pack)?;
@@ -267,6 +275,7 @@ impl<'a> Batch<'a> {
         }
         self.meta.segments = self.meta.segments.saturating_sub(1);
         self.meta.twins = self.meta.twins.saturating_sub(u64::from(key.twin != Twin(0)));
+        self.meta.lost = self.meta.lost.saturating_sub(u64::from(entry.is_lost()));
         self.set(key::segment(key).to_vec(), None)
     }
 

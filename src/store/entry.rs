@@ -13,7 +13,7 @@ use crate::store::pack::{
 };
 
 /// The format of the index's records.
-pub(super) const INDEX_FORMAT: u64 = 5;
+pub(super) const INDEX_FORMAT: u64 = 6;
 
 /// The pack of a segment that is in none: no pack has this number.
 pub(super) const LOST: u64 = 0;

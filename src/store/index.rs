@@ -78,6 +78,7 @@ struct Shared {
     /// How many entries have a twin number above 0. While there are none, a lookup is one `get`.
     twins: AtomicU64,
     segments: AtomicU64,
+    lost: AtomicU64,
     /// Which hashes there are, once that is known.
     filter: Filter,
 }
@@ -127,6 +128,11 @@ impl Index {
 
     pub(super) fn segments_held(&self) -> u64 {
         self.shared.segments.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many segments no pack holds.
+    pub(super) fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Acquire)
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
@@ -275,6 +281,7 @@ impl IndexWriter {
             db,
             twins: AtomicU64::new(meta.twins),
             segments: AtomicU64::new(meta.segments),
+            lost: AtomicU64::new(meta.lost),
             filter: Filter::default(),
         };
         Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, work: IndexWork::default() }
@@ -405,6 +412,7 @@ impl IndexWriter {
         self.meta = meta;
         self.index.shared.twins.store(meta.twins, Ordering::Release);
         self.index.shared.segments.store(meta.segments, Ordering::Relaxed);
+        self.index.shared.lost.store(meta.lost, Ordering::Release);
         Ok(())
     }
 

@@ -14,6 +14,8 @@ pub(super) struct Meta {
     pub(super) segments: u64,
     /// How many of them have a twin number above 0.
     pub(super) twins: u64,
+    /// How many of them are lost.
+    pub(super) lost: u64,
     /// The number of the next task.
     pub(super) next_task: u64,
     /// The highest number that a pack has had.
@@ -24,7 +26,7 @@ impl Meta {
     pub(super) fn encode(&self) -> Vec<u8> {
         let writer = FieldWriter::default().u64(INDEX_FORMAT);
         let writer = self.sum.into_iter().fold(writer, FieldWriter::u64);
-        let writer = writer.u64(self.generation).u64(self.segments).u64(self.twins);
+        let writer = writer.u64(self.generation).u64(self.segments).u64(self.twins).u64(self.lost);
         writer.u64(self.next_task).u64(self.last_pack).finish()
     }
 
@@ -40,6 +42,7 @@ impl Meta {
             generation: reader.u64()?,
             segments: reader.u64()?,
             twins: reader.u64()?,
+            lost: reader.u64()?,
             next_task: reader.u64()?,
             last_pack: reader.u64()?,
         }))

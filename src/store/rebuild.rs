@@ -152,6 +152,7 @@ impl IndexWriter {
         }
         meta.segments += entries.len() as u64;
         meta.twins += entries.iter().filter(|(key, _)| key.twin != Twin(0)).count() as u64;
+        meta.lost += entries.iter().filter(|(_, entry)| entry.is_lost()).count() as u64;
         self.write(Finished { meta, records: Vec::new() })
     }
 

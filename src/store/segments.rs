@@ -131,6 +131,11 @@ impl SegmentStore {
         Ok(self.index()?.require(key)?)
     }
 
+    /// Returns how many segments no pack holds, and backups may name.
+    pub fn lost_segments(&self) -> Result<u64, StoreError> {
+        Ok(self.index()?.lost())
+    }
+
     /// Makes sure that a segment which a new manifest names is stored.
     pub fn require_stored(&self, key: SegmentKey) -> Result<(), StoreError> {
         if self.require(key)?.is_lost() {

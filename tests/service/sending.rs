@@ -89,6 +89,20 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
 }
 
 #[test]
+fn of_equal_segments_one_is_sent() {
+    let served = Served::new();
+    let token = token(&served.repository(), "blue", "backup");
+    // Three times the same segment of 64 KiB, and another; one piece of the disk.
+    let bytes = [vec![1; 3 << 16], vec![2; 1 << 16]].concat();
+    let web = source(&served.folder().join("disk"), &bytes);
+    let made = document(&served, &token, &["backup", &web]);
+    let counts = ["new_segments", "deduplicated_segments"].map(|it| made["backups"][0][it].as_u64().unwrap());
+    assert_eq!(counts, [2, 2]);
+    let restored = over_network(&served, &token, &["restore", "web", "-"]);
+    assert!(restored.status.success() && restored.stdout == bytes);
+}
+
+#[test]
 fn who_may_only_back_up_reads_its_own_and_takes_nothing_away() {
     let served = Served::new();
     let (blue, red) =
