@@ -384,6 +384,34 @@ fn where_holes_give_nothing_back_a_failure_or_a_power_loss_anywhere_costs_nothin
 }
 
 #[test]
+fn after_a_failure_in_a_pack_no_change_is_taken_before_the_next_opening() {
+    let disk = MemoryImage::new(&Noise::new(9).bytes(SEGMENT), 4096);
+    let back = |plan| {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("store");
+        let fault = FaultStorage::new(folder.path(), plan).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(fault.clone());
+        Repository::init_with(Arc::clone(&storage), &root, &small_segments()).unwrap();
+        let open = || {
+            RepositoryWriter::open_with(&storage, &root, &OpenOptions::default(), &Silent)
+                .map(SharedWriter::new)
+        };
+        let writer = open().unwrap();
+        let done = back_up(&writer, &name("web"), &disk, &options(), &Silent);
+        let ready = writer.readiness();
+        drop(writer);
+        let again = back_up(&open().unwrap(), &name("web"), &disk, &options(), &Silent);
+        (fault.log(), done.is_ok(), ready.is_ok(), again.is_ok())
+    };
+    let (log, done, ready, again) = back(FaultPlan::Count);
+    assert!(done && ready && again);
+    let is_sync = |line: &String| line.contains(": sync ") && line.contains(".pack") && !line.contains("tmp");
+    let at = log.iter().position(is_sync).unwrap() as u64;
+    let (_, done, ready, again) = back(FaultPlan::Fail { at, error: ErrorKind::Other });
+    assert_eq!((done, ready, again), (false, false, true));
+}
+
+#[test]
 fn little_that_lives_is_moved_where_holes_give_nothing_back() {
     let folder = tempfile::tempdir().unwrap();
     let fault = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap().without_holes();

@@ -10,7 +10,9 @@
 //! 8. the backup is acknowledged.
 //!
 //! A crash before 5 leaves garbage, which recovery removes (files) or the next backup re-uses (segments);
-//! after 5 recovery finishes 6 and 7.
+//! after 5 recovery finishes 6 and 7. A failure before 4 is that of this backup alone, but for one of packs or index,
+//! after which the store stops; after one from 4 on nothing more is written until the repository is opened again, which finds
+//! out how far it came.
 //!
 //! Several backups that exist together or not at all take each step for all of them, and one more before 5: a file that
 //! says what every `set.toml` is to say of them ([`Together`]). **From then on all of them exist**; when each `set.toml`
@@ -216,8 +218,7 @@ impl RepositoryWriter {
         manifest: ManifestWriter,
     ) -> Result<FinishedDraft, RepositoryError> {
         self.check()?;
-        let finished = manifest.finish().map_err(RepositoryError::from);
-        let finished = finished.inspect_err(|error| self.poisoned_by(error))?;
+        let finished = manifest.finish().inspect_err(|_| self.abandon(&draft))?;
         Ok(FinishedDraft { draft, finished })
     }
 

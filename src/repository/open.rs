@@ -177,7 +177,7 @@ impl RepositoryWriter {
     /// Refuses to go on after a failed write.
     pub(super) fn check(&self) -> Result<(), RepositoryError> {
         match self.poison.get() {
-            None => Ok(()),
+            None => Ok(self.store.check()?),
             Some(reason) => Err(RepositoryError::Poisoned { reason: reason.clone() }),
         }
     }

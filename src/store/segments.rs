@@ -131,6 +131,15 @@ impl SegmentStore {
         Ok(self.index()?.require(key)?)
     }
 
+    /// Says whether it takes changes: it stops at the first that fails.
+    ///
+    /// # Errors
+    ///
+    /// With the failure.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.state.check()
+    }
+
     /// Returns how many segments no pack holds, and backups may name.
     pub fn lost_segments(&self) -> Result<u64, StoreError> {
         Ok(self.index()?.lost())
