@@ -405,7 +405,8 @@ fn after_a_failure_in_a_pack_no_change_is_taken_before_the_next_opening() {
     };
     let (log, done, ready, again) = back(FaultPlan::Count);
     assert!(done && ready && again);
-    let is_sync = |line: &String| line.contains(": sync ") && line.contains(".pack") && !line.contains("tmp");
+    let is_sync =
+        |line: &String| line.contains(": sync ") && line.contains(".pack") && !line.contains(".pack.tmp");
     let at = log.iter().position(is_sync).unwrap() as u64;
     let (_, done, ready, again) = back(FaultPlan::Fail { at, error: ErrorKind::Other });
     assert_eq!((done, ready, again), (false, false, true));
