@@ -43,9 +43,14 @@ pub mod restore;
 pub mod exchange;
 pub mod machine;
 
+// No fuzz target goes further, and these take most of the time of building one.
+#[cfg(not(fuzzing))]
 pub mod api;
 
+#[cfg(not(fuzzing))]
 pub mod remote;
+#[cfg(not(fuzzing))]
 pub mod service;
 
+#[cfg(not(fuzzing))]
 pub mod cli;
