@@ -16,6 +16,9 @@
 //! The modules below stand in order: each imports only from those above it, which `tests/layers.rs`
 //! holds. The library never prints, never reads the environment, and reports through
 //! [`progress::Progress`].
+//!
+//! The rooms from `api` on need the feature `service`, which is on by default: who embeds the store can do without them and
+//! the half of all dependencies that they bring.
 
 pub mod error;
 pub mod progress;
@@ -43,14 +46,13 @@ pub mod restore;
 pub mod exchange;
 pub mod machine;
 
-// No fuzz target goes further, and these take most of the time of building one.
-#[cfg(not(fuzzing))]
+#[cfg(feature = "service")]
 pub mod api;
 
-#[cfg(not(fuzzing))]
+#[cfg(feature = "service")]
 pub mod remote;
-#[cfg(not(fuzzing))]
+#[cfg(feature = "service")]
 pub mod service;
 
-#[cfg(not(fuzzing))]
+#[cfg(feature = "service")]
 pub mod cli;
