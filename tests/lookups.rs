@@ -59,10 +59,7 @@ fn what_was_stored_before_is_found_whatever_the_filter_knows() {
 
 #[test]
 fn who_commits_waits_for_what_another_has_claimed_and_is_still_encoding() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("store");
-    Repository::init(&root, &InitOptions::default()).unwrap();
-    let writer = RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap();
+    let (_folder, _, writer) = common::fresh(&InitOptions::default(), &common::Told::default());
     let (store, job) = (writer.store(), writer.store().begin_job());
     let claim = || store.claim(&job, hash(1), Fingerprint::of(&1_u32.to_le_bytes()), 1).unwrap();
     let Claim::New(new) = claim() else { panic!("it is new") };
@@ -128,10 +125,7 @@ fn what_another_disk_has_stored_is_found_by_its_blake3_alone() {
 
 #[test]
 fn a_claim_that_cannot_read_the_names_of_what_is_stored_is_one_all_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("store");
-    Repository::init(&root, &InitOptions::default()).unwrap();
-    let writer = RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap();
+    let (_folder, root, writer) = common::fresh(&InitOptions::default(), &common::Told::default());
     let (store, job) = (writer.store(), writer.store().begin_job());
     assert!(put(store, &job, 1));
     store.flush().unwrap();

@@ -6,14 +6,14 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{MemoryImage, Noise, SEGMENT, Told, name, open, options, small_segments};
+use common::{MemoryImage, Noise, SEGMENT, Told, fresh, name, options, small_segments};
 use ekko::backup::{BackupOptions, SegmentWriter, TrackedChanges, back_up};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::image::{ChangeList, Extent, Image, ImageError};
 use ekko::manifest::{BaseIndex, SegmentRef};
 use ekko::progress::Silent;
 use ekko::repository::{
-    CommittedBackup, DamagedCopy, GcOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+    CommittedBackup, DamagedCopy, GcOptions, RepositoryError, RepositoryWriter, SharedWriter,
 };
 use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey};
 use ekko::store::{SegmentPlace, StoreError};
@@ -59,11 +59,8 @@ fn is_clean(writer: RepositoryWriter) {
 
 #[test]
 fn a_backup_whose_segment_is_lost_before_its_commit_fails_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("store");
-    Repository::init(&root, &small_segments()).unwrap();
     let told = Told::default();
-    let writer = open(&root, &told);
+    let (_folder, root, writer) = fresh(&small_segments(), &told);
     let bytes = Noise::new(1).bytes(SEGMENT);
 
     let failed = back_up_one(&writer, "web", &bytes, |_| quarantine(&writer, &bytes)).unwrap_err();
@@ -84,10 +81,7 @@ fn a_backup_whose_segment_is_lost_before_its_commit_fails_alone() {
 
 #[test]
 fn a_lost_segment_that_nobody_names_is_forgotten_by_the_next_collection() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("store");
-    Repository::init(&root, &small_segments()).unwrap();
-    let writer = open(&root, &Told::default());
+    let (_folder, _, writer) = fresh(&small_segments(), &Told::default());
     let bytes = Noise::new(2).bytes(SEGMENT);
     back_up_one(&writer, "web", &bytes, |_| quarantine(&writer, &bytes)).unwrap_err();
     assert_eq!(writer.store().lost_segments().unwrap(), 1);
@@ -136,10 +130,8 @@ impl Image for Trap<'_> {
 
 #[test]
 fn a_list_of_changes_is_not_wrong_about_a_segment_that_was_lost_meanwhile() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("store");
-    Repository::init(&root, &small_segments()).unwrap();
-    let writer = SharedWriter::new(open(&root, &Told::default()));
+    let (_folder, _, writer) = fresh(&small_segments(), &Told::default());
+    let writer = SharedWriter::new(writer);
     let bytes = Noise::new(3).bytes(4 * SEGMENT);
     let disk = || MemoryImage::new(&bytes, 4096);
     let full = back_up(&writer, &name("web"), &disk(), &options(), &Silent).unwrap().backup;

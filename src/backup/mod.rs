@@ -11,6 +11,7 @@
 
 pub mod benchmark;
 mod changes;
+mod leave;
 mod order;
 mod pieces;
 mod pipeline;

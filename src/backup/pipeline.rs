@@ -1,6 +1,6 @@
 //! The threads of one backup: each reads a piece of the image, hashes, compares and stores; the caller's thread puts what
-//! came of it in order. No thread begins a piece that is further ahead of the order than [`AHEAD`] says: what waits for its
-//! turn has a bound, however long one piece takes.
+//! came of it in order. None begins a piece that is too far ahead of the order ([`Leaves`]): what waits for its turn has a bound,
+//! however long one piece takes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::backup::leave::{Leave, Leaves};
 use crate::backup::pieces::Pieces;
 use crate::backup::plan::Plan;
 use crate::backup::worker::Class;
@@ -17,9 +18,6 @@ use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::segment::{Geometry, SegmentIndex};
 use crate::storage::AlignedBuffer;
-
-/// So many pieces for each thread may have been begun and not be in order yet.
-const AHEAD: usize = 64;
 
 /// What became of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -76,46 +74,6 @@ struct Done<S> {
     read_bytes: u64,
     outcomes: Vec<Outcome<S>>,
     _leave: Leave,
-}
-
-/// Leave to begin a piece, given back when the piece is in order, or is not going to be.
-struct Leave(Sender<()>);
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        // There is room for all of them; when nobody takes any, the backup has ended.
-        let _ = self.0.try_send(());
-    }
-}
-
-/// What leave is taken from.
-struct Leaves {
-    back: Sender<()>,
-    free: Receiver<()>,
-}
-
-impl Leaves {
-    fn new(workers: usize) -> Self {
-        let count = workers * AHEAD;
-        let (back, free) = bounded(count + workers);
-        for _ in 0..count {
-            drop(Leave(back.clone()));
-        }
-        Self { back, free }
-    }
-
-    /// Returns one more, for a thread to give back when it ends: if it has failed, others may wait for the piece that it had
-    /// to come in order; one of them wakes, sees that, and wakes the next as it ends.
-    fn one_more(&self) -> Leave {
-        Leave(self.back.clone())
-    }
-
-    /// Waits for leave. Who has the piece that is next in order has it already.
-    fn take(&self) -> Leave {
-        // It has the other end itself.
-        let _ = self.free.recv();
-        Leave(self.back.clone())
-    }
 }
 
 /// The first failure of any thread, and that the others are to stop.
@@ -325,6 +283,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::backup::leave::AHEAD;
     use crate::codec::CompressionSetting;
     use crate::image::RawImage;
     use crate::progress::Silent;

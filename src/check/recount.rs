@@ -51,7 +51,7 @@ pub(super) fn compare_index(
     let packs = store.packs()?;
     let mut living: HashMap<PackNumber, (u64, u64)> = HashMap::new();
     let (mut counts, mut places) = (Wrong::default(), Wrong::default());
-    let mut absent_seen = 0;
+    let (mut absent_seen, mut lost, lost_before) = (0, 0, store.lost_segments()?);
     store.for_each_entry(|key, entry| {
         let stored = of_mut(copies, key);
         let expected = match stored.first_mut() {
@@ -69,7 +69,9 @@ pub(super) fn compare_index(
             });
         }
         let is_there = stored.iter().any(|copy| copy.place.place == entry.place());
-        if !entry.is_lost() {
+        if entry.is_lost() {
+            lost += 1;
+        } else {
             let (segments, bytes) = living.entry(entry.place().pack).or_default();
             *segments += 1;
             *bytes += entry.span();
@@ -92,6 +94,11 @@ pub(super) fn compare_index(
     let missing = missing + absent.len().saturating_sub(absent_seen);
     if missing > 0 {
         problems.push(format!("the index lacks {missing} segments that backups name"));
+    }
+    let says = store.lost_segments()?;
+    // A backup that runs may have healed one meanwhile.
+    if says == lost_before && says != lost {
+        problems.push(format!("the index says that {says} segments are lost; it has {lost} such"));
     }
     for (number, pack) in packs.iter().filter(|(_, pack)| pack.is_sealed()) {
         let (segments, bytes) = living.get(number).copied().unwrap_or_default();

@@ -19,7 +19,10 @@ use std::sync::Arc;
 use crate::codec::Decoder;
 use crate::segment::SegmentKey;
 use crate::storage::Storage;
-use crate::store::entry::{Candidate, Change, Garbage, SegmentEntry};
+use crate::store::batch::Batch;
+use crate::store::entry::{Candidate, Change, FreedPlace, Garbage, SegmentEntry, Task};
+use crate::store::index::{BATCH, IndexWriter};
+use crate::store::index_error::IndexError;
 use crate::store::pack::{PackError, PackNumber, PackReader, RecordHeader, RecordKind, RecordPlace};
 use crate::store::pending::Horizon;
 use crate::store::writer::now;
@@ -203,5 +206,46 @@ impl<'a> Collector<'a> {
             bytes += freed.iter().map(|place| place.span).sum::<u64>();
         }
         Ok((segments, bytes))
+    }
+}
+
+impl IndexWriter {
+    /// Takes segments out that nobody names, with what is to be done to their packs: one atomic batch. What is
+    /// named by now, or fell to 0 in the generation `before` or later, stays.
+    ///
+    /// Returns the places that are free.
+    pub fn free(&mut self, candidates: &[Candidate], before: u64) -> Result<Vec<FreedPlace>, IndexError> {
+        let mut all = Vec::with_capacity(candidates.len());
+        for part in candidates.chunks(BATCH) {
+            let mut batch = Batch::new(self.index(), self.meta());
+            let mut freed = Vec::with_capacity(part.len());
+            for candidate in part {
+                freed.extend(batch.free(candidate, before)?);
+            }
+            if !freed.is_empty() {
+                let task = Task::Punch { places: freed.clone(), buried: false };
+                batch.change(&Change::Task(task))?;
+            }
+            let finished = batch.finish()?;
+            self.write(finished)?;
+            all.append(&mut freed);
+        }
+        Ok(all)
+    }
+
+    /// Takes those packs out that hold nothing that lives: their files are to be removed. Returns which.
+    pub fn drop_packs(&mut self, numbers: &[PackNumber]) -> Result<Vec<PackNumber>, IndexError> {
+        let mut all = Vec::new();
+        for part in numbers.chunks(BATCH) {
+            let mut batch = Batch::new(self.index(), self.meta());
+            for number in part {
+                if batch.drop_pack(*number)? {
+                    all.push(*number);
+                }
+            }
+            let finished = batch.finish()?;
+            self.write(finished)?;
+        }
+        Ok(all)
     }
 }

@@ -19,13 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rkyv::rancor;
-
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::store::batch::{Batch, Finished, read, segment_entry};
-use crate::store::entry::{
-    ArchivedSegmentEntry, ArchivedTask, Candidate, Change, FreedPlace, SegmentEntry, Task, key,
-};
+use crate::store::entry::{ArchivedSegmentEntry, Change, SegmentEntry, key};
 use crate::store::filter::Filter;
 use crate::store::index_error::IndexError;
 use crate::store::index_files::{digest, is_let_go, sync_files};
@@ -47,7 +43,7 @@ pub fn in_guarded_call() -> bool {
     GUARDED.get()
 }
 
-fn guarded<T>(
+pub(super) fn guarded<T>(
     path: &Path,
     operation: &'static str,
     call: impl FnOnce() -> Result<T, sled::Error>,
@@ -113,7 +109,7 @@ impl Drop for IndexWriter {
 }
 
 impl Index {
-    fn db(&self) -> &sled::Db {
+    pub(super) fn db(&self) -> &sled::Db {
         &self.shared.db
     }
 
@@ -178,65 +174,6 @@ impl Index {
 
     pub(super) fn damaged(&self, what: impl Into<String>) -> IndexError {
         IndexError::Damaged { path: self.path().to_owned(), what: what.into() }
-    }
-
-    /// Calls `each` with every record whose key begins with `prefix`, in their order.
-    pub(super) fn scan(
-        &self,
-        prefix: &[u8],
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
-    ) -> Result<(), IndexError> {
-        let mut records = guarded(self.path(), "scan", || Ok(self.db().scan_prefix(prefix)))?;
-        while let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())? {
-            each(&key, &value)?;
-        }
-        Ok(())
-    }
-
-    /// Returns up to `most` segments whose refcount fell to 0 in a generation below `before`, in the order in
-    /// which they did, from the one behind `after` on.
-    pub fn zeros(
-        &self,
-        after: Option<(u64, SegmentKey)>,
-        before: u64,
-        most: usize,
-    ) -> Result<Vec<(u64, SegmentKey)>, IndexError> {
-        let from = match after {
-            Some((since, key)) => std::ops::Bound::Excluded(key::zero(since, key)),
-            None => std::ops::Bound::Included(vec![key::ZERO]),
-        };
-        let mut found = Vec::new();
-        let mut records = guarded(self.path(), "scan", || {
-            Ok(self.db().range::<Vec<u8>, _>((from, std::ops::Bound::Excluded(vec![key::ZERO + 1]))))
-        })?;
-        while found.len() < most
-            && let Some((key, _)) = guarded(self.path(), "scan", || records.next().transpose())?
-        {
-            let listed = key::read_zero(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            if listed.0 >= before {
-                break;
-            }
-            found.push(listed);
-        }
-        Ok(found)
-    }
-
-    /// Returns up to `most` of what is still to be done to the packs' files, in order, from number `from` on.
-    pub fn tasks(&self, from: u64, most: usize) -> Result<Vec<(u64, Task)>, IndexError> {
-        let mut tasks = Vec::new();
-        let mut records = guarded(self.path(), "scan", || {
-            Ok(self.db().range::<Vec<u8>, _>(key::task(from)..=key::task(u64::MAX)))
-        })?;
-        while tasks.len() < most
-            && let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())?
-        {
-            let number = key::read_task(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            let archived = read::<ArchivedTask>(&value, self.path())?;
-            let task = rkyv::deserialize::<Task, rancor::Failure>(archived)
-                .map_err(|_| self.damaged("a value does not decode"))?;
-            tasks.push((number, task));
-        }
-        Ok(tasks)
     }
 }
 
@@ -337,45 +274,6 @@ impl IndexWriter {
         changes.iter().try_for_each(|change| batch.change(change))?;
         let finished = batch.finish()?;
         self.write(finished)
-    }
-
-    /// Takes segments out that nobody names, with what is to be done to their packs: one atomic batch. What is
-    /// named by now, or fell to 0 in the generation `before` or later, stays.
-    ///
-    /// Returns the places that are free.
-    pub fn free(&mut self, candidates: &[Candidate], before: u64) -> Result<Vec<FreedPlace>, IndexError> {
-        let mut all = Vec::with_capacity(candidates.len());
-        for part in candidates.chunks(BATCH) {
-            let mut batch = Batch::new(&self.index, self.meta);
-            let mut freed = Vec::with_capacity(part.len());
-            for candidate in part {
-                freed.extend(batch.free(candidate, before)?);
-            }
-            if !freed.is_empty() {
-                let task = Task::Punch { places: freed.clone(), buried: false };
-                batch.change(&Change::Task(task))?;
-            }
-            let finished = batch.finish()?;
-            self.write(finished)?;
-            all.append(&mut freed);
-        }
-        Ok(all)
-    }
-
-    /// Takes those packs out that hold nothing that lives: their files are to be removed. Returns which.
-    pub fn drop_packs(&mut self, numbers: &[PackNumber]) -> Result<Vec<PackNumber>, IndexError> {
-        let mut all = Vec::new();
-        for part in numbers.chunks(BATCH) {
-            let mut batch = Batch::new(&self.index, self.meta);
-            for number in part {
-                if batch.drop_pack(*number)? {
-                    all.push(*number);
-                }
-            }
-            let finished = batch.finish()?;
-            self.write(finished)?;
-        }
-        Ok(all)
     }
 
     /// Returns what the index says of itself.

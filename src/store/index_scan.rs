@@ -1,4 +1,4 @@
-//! What is read of the index whole, record after record.
+//! What is read of the index record after record, in order.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,12 +7,73 @@ use rkyv::rancor;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::SegmentKey;
 use crate::store::batch::{pack_entry, read, segment_entry};
-use crate::store::entry::{ArchivedCounted, ArchivedSegmentEntry, Counted, PackEntry, SegmentEntry, key};
-use crate::store::index::{BATCH, Index};
+use crate::store::entry::{
+    ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Counted, PackEntry, SegmentEntry, Task, key,
+};
+use crate::store::index::{BATCH, Index, guarded};
 use crate::store::index_error::IndexError;
 use crate::store::pack::PackNumber;
 
 impl Index {
+    /// Calls `each` with every record whose key begins with `prefix`, in their order.
+    pub(super) fn scan(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let mut records = guarded(self.path(), "scan", || Ok(self.db().scan_prefix(prefix)))?;
+        while let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())? {
+            each(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Returns up to `most` segments whose refcount fell to 0 in a generation below `before`, in the order in
+    /// which they did, from the one behind `after` on.
+    pub fn zeros(
+        &self,
+        after: Option<(u64, SegmentKey)>,
+        before: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, SegmentKey)>, IndexError> {
+        let from = match after {
+            Some((since, key)) => std::ops::Bound::Excluded(key::zero(since, key)),
+            None => std::ops::Bound::Included(vec![key::ZERO]),
+        };
+        let mut found = Vec::new();
+        let mut records = guarded(self.path(), "scan", || {
+            Ok(self.db().range::<Vec<u8>, _>((from, std::ops::Bound::Excluded(vec![key::ZERO + 1]))))
+        })?;
+        while found.len() < most
+            && let Some((key, _)) = guarded(self.path(), "scan", || records.next().transpose())?
+        {
+            let listed = key::read_zero(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            if listed.0 >= before {
+                break;
+            }
+            found.push(listed);
+        }
+        Ok(found)
+    }
+
+    /// Returns up to `most` of what is still to be done to the packs' files, in order, from number `from` on.
+    pub fn tasks(&self, from: u64, most: usize) -> Result<Vec<(u64, Task)>, IndexError> {
+        let mut tasks = Vec::new();
+        let mut records = guarded(self.path(), "scan", || {
+            Ok(self.db().range::<Vec<u8>, _>(key::task(from)..=key::task(u64::MAX)))
+        })?;
+        while tasks.len() < most
+            && let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())?
+        {
+            let number = key::read_task(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
+            let archived = read::<ArchivedTask>(&value, self.path())?;
+            let task = rkyv::deserialize::<Task, rancor::Failure>(archived)
+                .map_err(|_| self.damaged("a value does not decode"))?;
+            tasks.push((number, task));
+        }
+        Ok(tasks)
+    }
+
     /// Returns the packs whose segments are all in the index.
     pub fn packs(&self) -> Result<HashMap<PackNumber, PackEntry>, IndexError> {
         let mut packs = HashMap::new();

@@ -129,6 +129,15 @@ pub fn open(path: &Path, told: &Told) -> RepositoryWriter {
     RepositoryWriter::open(path, &OpenOptions::default(), told).unwrap()
 }
 
+/// Makes a repository in a new folder, and opens it.
+pub fn fresh(init: &InitOptions, told: &Told) -> (tempfile::TempDir, PathBuf, RepositoryWriter) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    Repository::init(&root, init).unwrap();
+    let writer = open(&root, told);
+    (folder, root, writer)
+}
+
 /// Backs a disk up and expects it to work.
 pub fn backup(
     writer: RepositoryWriter,
