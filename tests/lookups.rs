@@ -142,3 +142,46 @@ fn a_claim_that_cannot_read_the_names_of_what_is_stored_is_one_all_the_same() {
     drop(job);
     writer.close().unwrap();
 }
+
+#[test]
+fn all_segments_of_a_piece_are_claimed_before_the_first_is_encoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    Repository::init(&root, &InitOptions::default()).unwrap();
+    // One buffer, which the backup waits for once it has claimed.
+    let open = OpenOptions { buffers: 1, ..OpenOptions::default() };
+    let writer = SharedWriter::new(RepositoryWriter::open(&root, &open, &Silent).unwrap());
+    let segment = 4 << 20;
+    let plain: Vec<u8> = (0..2 * segment).map(|at| if at < segment { 1 } else { 2 }).collect();
+    let disk = common::MemoryImage::new(&plain, 4096);
+    let all_known = |store: &SegmentStore, job: &StoreJob| {
+        plain.chunks(segment).all(|plain| {
+            let length = u32::try_from(plain.len()).unwrap();
+            store.look(job, SegmentHash::of(plain), Fingerprint::of(plain), length).unwrap().is_some()
+        })
+    };
+    let known = writer.with(|alone| {
+        let (store, job) = (alone.store(), alone.store().begin_job());
+        let Claim::New(own) = store.claim(&job, hash(1), Fingerprint::of(&1_u32.to_le_bytes()), 1)? else {
+            panic!("it is new")
+        };
+        let mut buffer = store.buffer()?;
+        Ok(std::thread::scope(|scope| {
+            let backup = scope.spawn(|| {
+                let options = BackupOptions::new(CompressionSetting::default(), 1);
+                back_up(&writer, &ImageName::new("one").unwrap(), &disk, &options, &Silent).unwrap()
+            });
+            let begun = std::time::Instant::now();
+            while !all_known(store, &job) && begun.elapsed().as_secs() < 20 {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let known = all_known(store, &job);
+            buffer.restart().push(1);
+            store.append(own, Codec::default(), buffer).unwrap();
+            assert_eq!(backup.join().unwrap().stats.new_segments, 2);
+            known
+        }))
+    });
+    assert!(known.unwrap(), "whoever meets the second meanwhile finds it");
+    writer.close().unwrap();
+}

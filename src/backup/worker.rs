@@ -8,7 +8,7 @@ use crate::manifest::{BaseIndex, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::BackupDraft;
 use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin, is_zero};
-use crate::store::{Claim, SegmentStore, StoreJob};
+use crate::store::{Claim, Named, SegmentStore, StoreJob};
 
 /// What a segment turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,13 @@ impl<'a> SegmentWriter<'a> {
         fingerprint: Fingerprint,
     ) -> Result<Put, BackupError> {
         let length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-        let new = match self.store.claim(self.job, hash, fingerprint, length)? {
+        let claim = self.store.claim(self.job, hash, fingerprint, length)?;
+        self.append(plain, claim)
+    }
+
+    /// Stores a segment if it was claimed to be stored.
+    fn append(&mut self, plain: &[u8], claim: Claim) -> Result<Put, BackupError> {
+        let new = match claim {
             Claim::Known(key) => return Ok(Put::found(key)),
             Claim::Unfinished(key) => return Ok(Put { resumed: true, ..Put::found(key) }),
             Claim::New(new) => new,
@@ -216,26 +222,37 @@ impl<'a> Worker<'a> {
     ) -> Result<(), BackupError> {
         let unnamed = seen.iter().filter_map(|it| match it.found {
             Found::This(..) => None,
-            Found::Unnamed { plain, .. } => Some(plain),
+            Found::Unnamed { plain, fingerprint } => Some((plain, fingerprint)),
         });
-        let mut hashes = SegmentHash::of_each(&unnamed.collect::<Vec<_>>()).into_iter();
+        let (plains, fingerprints): (Vec<_>, Vec<_>) = unnamed.unzip();
+        let named = |(hash, (plain, fingerprint)): (_, (&&[u8], _))| {
+            let plain_length = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+            Named { hash, fingerprint, plain_length }
+        };
+        let hashes = SegmentHash::of_each(&plains);
+        let named: Vec<_> = hashes.into_iter().zip(plains.iter().zip(fingerprints)).map(named).collect();
+        // All before the first is encoded, which takes longest: a backup of a disk with the same content, at the same place
+        // by now, would name the second of them once more.
+        let mut claims = self.store.claim_each(self.draft.job(), &named).into_iter();
+        let mut result = Ok(());
         for Seen { index, before, found } in seen.drain(..) {
             let (class, segment) = match found {
                 Found::This(class, segment) => (class, segment),
-                Found::Unnamed { plain, fingerprint } => {
-                    // There is one for each.
-                    let hash = hashes.next().unwrap_or_else(|| SegmentHash::of(plain));
-                    let put = self.writer.put(plain, hash, fingerprint)?;
+                Found::Unnamed { plain, .. } => {
+                    // There is one for each, up to the first that fails.
+                    let claim = claims.next().ok_or(BackupError::WorkerLost)?;
+                    let put = self.writer.append(plain, claim?)?;
                     (put.class(plain.len() as u64), Some(self.refer(put.key)))
                 }
             };
             outcomes.push(Outcome { index, class, segment });
             let audited = self.plan.fate(index.0) == (Fate::Audit { zero: false });
-            if audited && !is_as_before(class, segment, before) {
-                return Err(BackupError::ListWrong { segment: index });
+            if result.is_ok() && audited && !is_as_before(class, segment, before) {
+                // What was claimed after it is stored all the same: others may have found it.
+                result = Err(BackupError::ListWrong { segment: index });
             }
         }
-        Ok(())
+        result
     }
 
     /// Returns what the manifest says of a segment that is not the parent's.

@@ -48,6 +48,17 @@ impl NewSegment {
     }
 }
 
+/// What a segment is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its SHA-1.
+    pub hash: SegmentHash,
+    /// Its BLAKE3.
+    pub fingerprint: Fingerprint,
+    /// Its length in bytes.
+    pub plain_length: u32,
+}
+
 /// A job that looks segments up, while it is there.
 #[derive(Debug)]
 pub struct StoreJob {
@@ -112,12 +123,39 @@ impl SegmentStore {
         fingerprint: Fingerprint,
         plain_length: u32,
     ) -> Result<Claim, StoreError> {
-        self.state.check()?;
-        let identity = Identity { fingerprint, plain_length };
-        // Before anything is claimed, as others wait for what is.
-        if self.names.computed(fingerprint, hash, plain_length) {
+        let segment = Named { hash, fingerprint, plain_length };
+        self.learn(&segment);
+        self.claim_named(job, &segment)
+    }
+
+    /// Finds or claims several segments as [`Self::claim`] does one, all before the caller appends any: who meets the same
+    /// segments meanwhile finds them. Ends with the first that fails; what was claimed before it is to be appended all the
+    /// same.
+    pub fn claim_each(&self, job: &StoreJob, segments: &[Named]) -> Vec<Result<Claim, StoreError>> {
+        for segment in segments {
+            self.learn(segment);
+        }
+        let mut claims = Vec::with_capacity(segments.len());
+        for segment in segments {
+            claims.push(self.claim_named(job, segment));
+            if claims.last().is_some_and(Result::is_err) {
+                break;
+            }
+        }
+        claims
+    }
+
+    /// Remembers a name that was computed. Comes before anything is claimed, as others wait for what is.
+    fn learn(&self, segment: &Named) {
+        if self.names.computed(segment.fingerprint, segment.hash, segment.plain_length) {
             self.remember_packs();
         }
+    }
+
+    fn claim_named(&self, job: &StoreJob, segment: &Named) -> Result<Claim, StoreError> {
+        self.state.check()?;
+        let Named { hash, fingerprint, plain_length } = *segment;
+        let identity = Identity { fingerprint, plain_length };
         match self.state.pending.claim(hash, identity, || self.indexed(job, hash))? {
             Claimed::Known(twin) => Ok(Claim::Known(SegmentKey { hash, twin })),
             Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),

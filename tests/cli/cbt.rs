@@ -169,6 +169,17 @@ fn of_two_segments_that_a_list_has_wrong_the_first_is_named() {
 }
 
 #[test]
+fn what_was_claimed_beside_a_segment_that_a_list_has_wrong_is_stored_all_the_same() {
+    let (world, mut disk) = world();
+    // Two that are new, named at once: a claim that is given up would stop the store, and so the reading in full.
+    disk[3 * SEGMENT] ^= 1;
+    disk[4 * SEGMENT] ^= 1;
+    let done = backup(&world, &disk, b"[]", &["--cbt-base", "web@0", "--cbt-audit", "100"], 3);
+    assert_eq!(done["cbt"]["full_read"], "it is wrong about segment 3");
+    assert_restores(&world, "web", &disk);
+}
+
+#[test]
 fn a_list_of_other_changes_is_refused_or_the_disk_is_read_in_full() {
     let (world, mut disk) = world();
     world.write("list", b"[]");
