@@ -1,5 +1,5 @@
 //! Garbage collection, commits, checks and rebuilds of large stores, which are made here: segments have a name and a
-//! record of 4 KiB, but no content. `EKKO_BENCH_SEGMENTS` says how many are alive in the largest, 2^20 unless it does.
+//! record of 512 bytes, but no content. `EKKO_BENCH_SEGMENTS` says how many are alive in the largest, 2^20 unless it does.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -131,7 +131,7 @@ fn whole(root: &Path, segments: u32) {
     println!("again {segments} {took:.3} {:.0} {}", f64::from(segments) / took, peak());
 }
 
-/// What is left of that without reading, hashing and compressing: claims, records of 4 KiB, manifest and commit; and what of
+/// What is left of that without reading, hashing and compressing: claims, records of 512 bytes, manifest and commit; and what of
 /// it the index takes: looking up, changing, making durable. Then lookups of segments that are there, and of some that are
 /// not, in no order.
 fn index(root: &Path, segments: u32) {
