@@ -137,6 +137,9 @@ impl OsFile {
             return None;
         }
         let open = || {
+            if is_remote(&self.file) {
+                return None;
+            }
             let flag = i32::try_from(OFlags::DIRECT.bits()).ok()?;
             // Through what is open: the path may stand for another file by now.
             let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
@@ -144,6 +147,16 @@ impl OsFile {
         };
         self.direct.get_or_init(open).as_ref()
     }
+}
+
+/// Filesystems on which each write past the page cache waits for a server, or another process, to have it on its disk, one
+/// after the other: NFS, SMB (three generations), Ceph, 9P, FUSE. From `linux/magic.h` and the filesystems' sources.
+const REMOTE: [u32; 7] = [0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x00C3_6400, 0x0102_1997, 0x6573_5546];
+
+/// Says whether a file lies on one of them.
+fn is_remote(file: &File) -> bool {
+    rustix::fs::fstatfs(file)
+        .is_ok_and(|all| u32::try_from(all.f_type & 0xFFFF_FFFF).is_ok_and(|kind| REMOTE.contains(&kind)))
 }
 
 /// Says whether a filesystem cannot write past the page cache: its blocks are larger, or it cannot at all. What was
