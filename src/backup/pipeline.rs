@@ -17,7 +17,8 @@ use crate::image::Image;
 use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::segment::{Geometry, SegmentIndex};
-use crate::storage::AlignedBuffer;
+use crate::storage::{AlignedBuffer, StorageError};
+use crate::store::StoreError;
 
 /// What became of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -148,9 +149,13 @@ pub(super) fn run<W: SegmentWorker>(
     };
     let (done_in, done) = bounded(workers.len() * 4);
     let stats = std::thread::scope(|scope| {
+        // The scope waits for its threads, however this ends: they are to stop then, and to see that nobody listens.
+        let (shared, done) = (&shared, done);
+        let _stop = StopOnPanic(&shared.failure);
         let start = |worker| {
-            let (shared, done) = (&shared, done_in.clone());
-            scope.spawn(move || {
+            let done = done_in.clone();
+            let thread = std::thread::Builder::new().name("ekko-backup".to_owned());
+            thread.spawn_scoped(scope, move || {
                 let _last = shared.leaves.one_more();
                 let _stop = StopOnPanic(&shared.failure);
                 if let Err(error) = run_worker(worker, shared, &done) {
@@ -158,9 +163,19 @@ pub(super) fn run<W: SegmentWorker>(
                 }
             })
         };
-        let threads: Vec<_> = workers.into_iter().map(start).collect();
+        let mut threads = Vec::with_capacity(workers.len());
+        for worker in workers {
+            match start(worker) {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    let error = StorageError::new("start a thread for", "the backup", source);
+                    shared.failure.set(StoreError::from(error).into());
+                    break;
+                }
+            }
+        }
         drop(done_in);
-        let stats = collect(&done, order, &shared, progress);
+        let stats = collect(&done, order, shared, progress);
         // One that panicked has said so in the failure.
         for thread in threads {
             drop(thread.join());
@@ -205,9 +220,13 @@ fn run_worker<W: SegmentWorker>(
         piece.read(*image, start, bytes)?;
         let mut outcomes = Vec::with_capacity(piece.segments.len());
         let result = worker.process(SegmentIndex(piece.segments.start), bytes, &mut outcomes);
+        // Before what there is of the piece is taken in, which would miss the rest.
+        let failed = result.map_err(|error| failure.set(error)).is_err();
         // The collector goes on until the last thread has ended. What was stored counts, whatever comes then.
         let _ = done.send(Done { sequence: piece.sequence, end, read_bytes, outcomes, _leave: leave });
-        result?;
+        if failed {
+            break;
+        }
         turn.give_way();
     }
     Ok(())
@@ -331,8 +350,8 @@ mod tests {
         }
     }
 
-    /// Backs up a disk of so many pieces with two threads.
-    fn run_pieces(pieces: u64, others: u64) -> (u64, bool, Result<Ran, BackupError>) {
+    /// Makes a disk of so many pieces.
+    fn disk_of(pieces: u64) -> (tempfile::TempDir, RawImage, Geometry) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         let file = std::fs::File::create(&path).unwrap();
@@ -343,7 +362,12 @@ mod tests {
             file.write_all_at(b"1", offset).unwrap();
         }
         let image = RawImage::open(&path).unwrap();
-        let geometry = Geometry::new(pieces * piece, size).unwrap();
+        (folder, image, Geometry::new(pieces * piece, size).unwrap())
+    }
+
+    /// Backs up a disk of so many pieces with two threads.
+    fn run_pieces(pieces: u64, others: u64) -> (u64, bool, Result<Ran, BackupError>) {
+        let (_folder, image, geometry) = disk_of(pieces);
         let plan = Plan::full(geometry);
         let processed = AtomicU64::new(0);
         let worker = || Panics { others, processed: &processed };
@@ -358,6 +382,49 @@ mod tests {
         let (_, finished, ran) = run_pieces(1, 0);
         assert!(matches!(ran, Err(BackupError::WorkerLost)));
         assert!(!finished);
+    }
+
+    /// Panics over what it is given first.
+    struct PanicsInOrder;
+
+    impl InOrder<()> for PanicsInOrder {
+        fn push(&mut self, _: Outcome<()>) -> Result<(), BackupError> {
+            panic!("as if there was a mistake");
+        }
+
+        fn finish(&mut self) -> Result<u64, BackupError> {
+            Ok(0)
+        }
+    }
+
+    /// Gives each segment to the order.
+    struct Passes;
+
+    impl SegmentWorker for Passes {
+        type Segment = ();
+
+        fn process(
+            &mut self,
+            index: SegmentIndex,
+            _: &[u8],
+            outcomes: &mut Vec<Outcome<()>>,
+        ) -> Result<(), BackupError> {
+            outcomes.push(Outcome { index, class: Class::Unchanged, segment: None });
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_one_who_puts_pieces_in_order_leaves_no_thread_waiting() {
+        // More than are ever under way.
+        let (_folder, image, geometry) = disk_of(4 * AHEAD as u64);
+        let plan = Plan::full(geometry);
+        let options = BackupOptions::new(CompressionSetting::default(), 2);
+        let ran = std::panic::catch_unwind(|| {
+            let disk = (&image as &dyn Image, geometry, &plan);
+            run(disk, vec![Passes, Passes], &mut PanicsInOrder, &options, &Silent).is_ok()
+        });
+        ran.unwrap_err();
     }
 
     #[test]

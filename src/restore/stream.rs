@@ -10,10 +10,12 @@ use crossbeam_channel::bounded;
 
 use crate::pace::Pace;
 use crate::progress::Progress;
+use crate::repository::RepositoryError;
 use crate::restore::fetch::{Fetcher, check_length, damaged};
 use crate::restore::plan::Plan;
 use crate::restore::{DamagedSegment, RestoreError, RestoreSummary, SegmentError};
 use crate::segment::{Geometry, SegmentIndex};
+use crate::storage::StorageError;
 use crate::store::Catalog;
 
 /// How many zeros are written at once.
@@ -38,6 +40,15 @@ pub(super) struct Output<'a> {
     position: u64,
     damage: Damage,
     damaged: Vec<DamagedSegment>,
+}
+
+/// Tells workers to stop when this is dropped.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// What a worker hands over: a buffer and whether it holds the segment.
@@ -112,10 +123,15 @@ impl<'a> Output<'a> {
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let geometry = self.geometry;
         std::thread::scope(|scope| {
+            // The scope waits for its threads, however this ends. Those that wait, for a buffer or to hand one over, see then
+            // that nobody listens any longer.
+            let (free_in, done) = (free_in, done);
+            let _stop = StopAtEnd(&stop);
             for mut fetcher in fetchers {
                 let (free, done) = (free.clone(), done_in.clone());
                 let (order, next, stop) = (&order, &next, &stop);
-                scope.spawn(move || {
+                let thread = std::thread::Builder::new().name("ekko-restore".to_owned());
+                let started = thread.spawn_scoped(scope, move || {
                     while let Ok(mut plain) = free.recv() {
                         let sequence = next.fetch_add(1, Ordering::Relaxed);
                         let Some((index, item)) = order.get(sequence) else { return };
@@ -131,13 +147,11 @@ impl<'a> Output<'a> {
                         }
                     }
                 });
+                let failed = |source| StorageError::new("start a thread for", "the restore", source);
+                started.map_err(|source| RepositoryError::from(failed(source)))?;
             }
             drop((done_in, free));
-            let written = self.write_in_order(&done, &free_in, progress);
-            // Workers that wait, for a buffer or to hand one over, see that nobody listens any longer.
-            stop.store(true, Ordering::Release);
-            drop((free_in, done));
-            written
+            self.write_in_order(&done, &free_in, progress)
         })
     }
 
