@@ -261,7 +261,7 @@ impl ForgetPlan {
                     protected: backup.protection.holds(now),
                 })
                 .collect();
-            for ((set, backup), reasons) in backups.into_iter().zip(policy.apply(&candidates)) {
+            for ((set, backup), reasons) in backups.into_iter().zip(policy.apply(&candidates, now)) {
                 let row = BackupRef::of(view, seen, set, backup);
                 if reasons.is_empty() {
                     plan.goes.add(row, set, backup);

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::check::{CheckError, WINDOW, tell, wanted};
-use crate::error::ErrorKind;
 use crate::manifest::{ImageName, ManifestReader};
 use crate::progress::{Notice, Progress};
+use crate::repository::retention::is_to_come;
 use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
 use crate::store::Catalog;
 
@@ -71,7 +71,12 @@ pub fn status(
     names.into_iter().map(status).collect()
 }
 
+/// Says why a backup of that time is no fresh one.
 fn too_old(options: &StatusOptions, timestamp: Timestamp) -> Option<String> {
+    if is_to_come(timestamp, options.now) {
+        let what = format!("its newest backup is of {timestamp}, which is still to come: a clock was wrong");
+        return Some(what);
+    }
     let (max_age, age) = (options.max_age?, options.now.duration_since(timestamp));
     (age > max_age).then(|| format!("its newest backup is {age:#} old, and {max_age:#} is allowed"))
 }
@@ -90,7 +95,6 @@ fn broken(
     });
     let manifest = match opened {
         Ok(manifest) => manifest,
-        Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
         Err(error) => return Ok(Some(error.to_string())),
     };
     let missing = missing(&manifest, catalog, progress)?;

@@ -67,11 +67,16 @@ impl RetentionPolicy {
 
     /// Returns for each backup why it is kept; for no reason means that it goes. Backups are given, and answered,
     /// in any order.
-    pub fn apply(&self, backups: &[Candidate<'_>]) -> Vec<Vec<&'static str>> {
+    ///
+    /// What is kept for a time is kept for that time before the newest backup, so that nothing goes while no more are
+    /// made. One that is of a time still to come was made by a clock that was wrong, and is not what others are measured by.
+    pub fn apply(&self, backups: &[Candidate<'_>], now: Timestamp) -> Vec<Vec<&'static str>> {
         let mut order: Vec<usize> = (0..backups.len()).collect();
         let at = |index: &usize| backups.get(*index).map(|backup| (backup.timestamp, backup.order));
         order.sort_by_key(|index| std::cmp::Reverse(at(index)));
-        let newest = order.first().and_then(|index| backups.get(*index)).map(|backup| backup.timestamp);
+        let is_past = |backup: &&Candidate<'_>| !is_to_come(backup.timestamp, now);
+        let newest =
+            order.iter().filter_map(|index| backups.get(*index)).find(is_past).map(|it| it.timestamp);
         let mut rules = self.rules();
         let mut reasons = vec![Vec::new(); backups.len()];
         let oldest = order.last().copied();
@@ -119,6 +124,14 @@ impl RetentionPolicy {
     }
 }
 
+/// How far the clocks of hosts may be apart.
+const CLOCKS: SignedDuration = SignedDuration::from_mins(15);
+
+/// Says whether a time is still to come, by more than clocks are apart.
+pub fn is_to_come(time: Timestamp, now: Timestamp) -> bool {
+    time.duration_since(now) > CLOCKS
+}
+
 struct Rule {
     name: &'static str,
     keep: Keep,
@@ -155,7 +168,7 @@ mod tests {
                 protected: false,
             })
             .collect();
-        let reasons = policy.apply(&candidates);
+        let reasons = policy.apply(&candidates, "2026-02-11T00:01:00Z".parse().unwrap());
         (0..times.len()).filter(|index| !reasons[*index].is_empty()).collect()
     }
 
@@ -197,6 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_for_a_time_is_not_measured_by_a_backup_of_a_time_to_come() {
+        let within = |hours| RetentionPolicy {
+            within: Some(SignedDuration::from_hours(hours)),
+            ..RetentionPolicy::default()
+        };
+        let times =
+            ["2026-02-09T00:00:00Z", "2026-02-10T12:00:00Z", "2026-02-11T00:00:00Z", "2036-01-01T00:00:00Z"];
+        assert_eq!(kept(&within(24), &times), [1, 2, 3]);
+        // A clock that is a little ahead is none that was wrong.
+        let times = ["2026-02-11T00:00:00Z", "2026-02-11T00:05:00Z"];
+        assert_eq!(kept(&within(0), &times), [1]);
+    }
+
+    #[test]
     fn tags_and_protection_keep_whatever_the_time_says() {
         let policy =
             RetentionPolicy { last: Keep::Number(1), tags: vec!["gold".to_owned()], ..Default::default() };
@@ -210,7 +237,7 @@ mod tests {
             candidate(3, &gold[..], true),
         ];
         assert_eq!(
-            policy.apply(&candidates),
+            policy.apply(&candidates, Timestamp::UNIX_EPOCH),
             [vec!["tag"], vec!["protected"], vec![], vec!["last", "tag", "protected"]]
         );
     }
