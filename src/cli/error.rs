@@ -28,6 +28,14 @@ impl CliError {
         Self::Failed { kind, message: message.into() }
     }
 
+    /// Says first what was done before it failed.
+    pub(super) fn after(self, done: &str) -> Self {
+        match self {
+            Self::Failed { kind, message } => Self::new(kind, format!("{done}: {message}")),
+            Self::BrokenPipe => Self::BrokenPipe,
+        }
+    }
+
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::BrokenPipe => 0,

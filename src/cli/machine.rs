@@ -176,12 +176,16 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         let manifest = repository.manifest(set, backup)?;
         let target = disk.file.within(&args.target);
         let summary = restore_to_path(&repository, &manifest, &target, &options, context.progress())?;
+        let (backup, damaged) = (id(&sets, set, backup), summary.damaged.into_iter().map(Damaged::from));
+        let damaged: Vec<_> = damaged.collect();
+        // At once: the next disk may end in an error.
+        tell_damaged(&damaged, &format!("of {backup} is left zero"), context);
         disks.push(Restored {
-            backup: id(&sets, set, backup),
+            backup,
             target: target.display().to_string(),
             segments: summary.segments,
             written_bytes: summary.written_bytes,
-            damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
+            damaged,
         });
     }
     for attachment in &moment.attached {
@@ -195,9 +199,6 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         attached: moment.attached.iter().map(|attachment| attachment.name.to_string()).collect(),
         seconds: begun.elapsed().as_secs_f64(),
     };
-    for disk in &document.disks {
-        tell_damaged(&disk.damaged, &format!("of {} is left zero", disk.backup), context);
-    }
     context.print(&document, |out| {
         document.disks.iter().try_for_each(|disk| {
             let written = format::bytes(disk.written_bytes);

@@ -132,6 +132,10 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     if in_place && to_stdout {
         return Err(CliError::new(ErrorKind::Invalid, "stdout holds nothing that could be compared"));
     }
+    if args.over.is_some() {
+        // Else it would be known after hours that somebody else has the repository.
+        context.open_writer(1, false)?.close()?;
+    }
     let summary = if in_place {
         let ranges = differing(args, &repository, &manifest, context)?;
         restore_in_place(&repository, &manifest, &args.target, &ranges, &options, context.progress())?
@@ -141,30 +145,31 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     } else {
         restore_to_path(&repository, &manifest, &args.target, &options, context.progress())?
     };
-    let new_backupset = match &args.over {
-        Some(name) => {
-            let writer = context.open_writer(1, false)?;
-            let id = writer.begin_set_after_restore(name, set, backup.incremental)?;
-            writer.close()?;
-            Some(id.to_string())
-        }
-        None => None,
+    let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
+    tell_damaged(&damaged, if in_place { "is left as it was" } else { "is left zero" }, context);
+    let begin_set = |name| {
+        let writer = context.open_writer(1, false)?;
+        let id = writer.begin_set_after_restore(name, set, backup.incremental)?;
+        writer.close()?;
+        Ok::<_, CliError>(id.to_string())
     };
+    let new_backupset = args.over.as_ref().map(begin_set).transpose();
+    let new_backupset =
+        new_backupset.map_err(|error| error.after("the disk is restored, but no new backupset was begun"))?;
     let document = Document {
         backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
         target: args.target.display().to_string(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,
-        damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
+        damaged,
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset,
     };
     tell(&document, context)
 }
 
-/// Tells what a restore did.
+/// Tells what a restore did; damaged segments have been named.
 fn tell(document: &Document, context: &Context) -> Result<Outcome, CliError> {
-    tell_damaged(&document.damaged, "is left zero", context);
     context.print(document, |out| {
         writeln!(
             out,
@@ -204,12 +209,14 @@ fn from_service(
         certificates: args.tls.tls_certificates.clone(),
     };
     let (manifest, summary) = remote.restore(&backup, &args.target, &options, context.progress())?;
+    let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
+    tell_damaged(&damaged, "is left zero", context);
     let document = Document {
         backup: format!("{}@{}", args.backup.name, manifest.info().incremental),
         target: args.target.display().to_string(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,
-        damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
+        damaged,
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset: None,
     };

@@ -173,7 +173,7 @@ pub fn restore_from(
 }
 
 /// Rolls a disk that exists back: writes the segments that the ranges, in bytes and in order, touch, and no others. What is
-/// not in them must be what the backup has.
+/// not in them must be what the backup has. A damaged segment is named in the summary and its range left as it is.
 pub fn restore_in_place(
     repository: &Repository,
     manifest: &ManifestReader,

@@ -36,6 +36,8 @@ pub(super) struct Target {
     medium: Medium,
     kind: Kind,
     geometry: Geometry,
+    /// Whether it holds a disk of which only parts are written.
+    in_place: bool,
     written: AtomicU64,
 }
 
@@ -45,7 +47,8 @@ impl SegmentSink for Target {
     }
 
     fn damaged(&self, damaged: &DamagedSegment) -> Result<(), RestoreError> {
-        self.zero(damaged.range.clone())
+        // What a disk has there may be right, and be the last there is of it.
+        if self.in_place { Ok(()) } else { self.zero(damaged.range.clone()) }
     }
 }
 
@@ -85,7 +88,8 @@ impl Target {
         Ok(Self::of(path, Medium::File(file), kind, geometry))
     }
 
-    /// Opens a target that exists, of which only parts are to be written. A file gets the disk's size.
+    /// Opens a target that exists, of which only parts are to be written. A file gets the disk's size. Damaged segments are
+    /// left as they are there.
     pub(super) fn open_in_place(
         path: &Path,
         geometry: Geometry,
@@ -94,19 +98,20 @@ impl Target {
         let failed =
             |operation| move |source| RestoreError::Target { operation, path: path.to_owned(), source };
         let size = geometry.size_of_disk();
+        let in_place = |target| Self { in_place: true, ..target };
         if is_nbd(path) {
-            return Self::open_export(path, size, geometry, options);
+            return Self::open_export(path, size, geometry, options).map(in_place);
         }
         let metadata = std::fs::metadata(path).map_err(failed("examine"))?;
         if !metadata.is_file() {
-            return Self::open(path, size, geometry, options);
+            return Self::open(path, size, geometry, options).map(in_place);
         }
         if !options.force {
             return Err(RestoreError::TargetExists { path: path.to_owned() });
         }
         let file = OpenOptions::new().write(true).open(path).map_err(failed("open"))?;
         file.set_len(size).map_err(failed("size"))?;
-        Ok(Self::of(path, Medium::File(file), Kind::Keeping, geometry))
+        Ok(in_place(Self::of(path, Medium::File(file), Kind::Keeping, geometry)))
     }
 
     /// An export is there, and nobody can see whether it holds anything.
@@ -134,7 +139,8 @@ impl Target {
     }
 
     fn of(path: &Path, medium: Medium, kind: Kind, geometry: Geometry) -> Self {
-        Self { path: path.to_owned(), medium, kind, geometry, written: AtomicU64::new(0) }
+        let written = AtomicU64::new(0);
+        Self { path: path.to_owned(), medium, kind, geometry, in_place: false, written }
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
