@@ -20,6 +20,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::store::pack::PackNumber;
 
+/// How many touched segments are kept track of: 33 bytes each. A backup that finds more, as it does where nearly all of a large
+/// disk was stored by one that was cut off, keeps a collection beside it from freeing anything.
+const TOUCHED: usize = if cfg!(test) { 4 } else { 1 << 20 };
+
 /// What decides whether a segment is the same as another with its SHA-1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -50,6 +54,8 @@ struct Table {
     moves: u64,
     dying: HashSet<SegmentKey>,
     touched: HashMap<SegmentKey, u64>,
+    /// The generation in which more was touched than is kept track of: everything counts as touched then.
+    all_touched: Option<u64>,
     /// When the running jobs began.
     running: HashMap<u64, Horizon>,
     next_job: u64,
@@ -230,7 +236,11 @@ impl Pending {
             return false;
         }
         let generation = self.generation();
-        table.touched.insert(key, generation);
+        if table.touched.len() < TOUCHED || table.touched.contains_key(&key) {
+            table.touched.insert(key, generation);
+        } else {
+            table.all_touched = Some(generation);
+        }
         true
     }
 
@@ -280,7 +290,8 @@ impl Pending {
         table.running.remove(&number);
         // What was touched was touched for those that run.
         if table.running.is_empty() {
-            table.touched.clear();
+            table.touched = HashMap::new();
+            table.all_touched = None;
         }
     }
 
@@ -293,6 +304,7 @@ impl Pending {
             pack: horizon.pack.min(began.pack),
         });
         table.touched.retain(|_, generation| *generation >= horizon.generation);
+        table.all_touched = table.all_touched.filter(|generation| *generation >= horizon.generation);
         horizon
     }
 
@@ -305,8 +317,9 @@ impl Pending {
         key: impl Fn(&T) -> SegmentKey,
     ) -> Vec<T> {
         let mut table = self.table();
+        let all = table.all_touched.is_some_and(|generation| generation >= before);
         let in_use = |table: &Table, key: SegmentKey| {
-            table.touched.get(&key).is_some_and(|generation| *generation >= before)
+            all || table.touched.get(&key).is_some_and(|generation| *generation >= before)
                 || table.segments.get(&key.hash).is_some_and(|known| known.iter().any(|it| it.0 == key.twin))
         };
         let dying: Vec<T> = candidates.into_iter().filter(|it| !in_use(&table, key(it))).collect();

@@ -83,6 +83,22 @@ fn what_a_running_backup_found_is_not_freed_and_is_freed_after_it() {
 }
 
 #[test]
+fn while_more_is_found_than_is_kept_track_of_nothing_is_freed() {
+    let pending = Pending::default();
+    let (job, _) = pending.begin_job();
+    let key = |number: u8| SegmentKey { hash: SegmentHash::from_bytes([number; 20]), twin: Twin(0) };
+    for number in 0..=u8::try_from(TOUCHED).unwrap() {
+        assert!(pending.touch(key(number), 0));
+    }
+    let before = pending.horizon().generation;
+    assert_eq!(pending.begin_dying(vec![key(100)], before, |key| *key), []);
+    pending.end_dying();
+    pending.end_job(job);
+    let before = pending.horizon().generation;
+    assert_eq!(pending.begin_dying(vec![key(100)], before, |key| *key), [key(100)]);
+}
+
+#[test]
 fn who_finds_what_is_dying_waits_and_stores_it_anew() {
     let pending = Pending::default();
     pending.set_generation(2);
