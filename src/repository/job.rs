@@ -124,6 +124,7 @@ impl SharedWriter {
             match error.repository() {
                 Some(cause) if cause.is_full() => return Err(self.full(cause).into()),
                 Some(cause) if cause.distrusts_index() => {
+                    self.stop_others(replaced, &error.to_string());
                     self.replace_index(replaced, &error.to_string(), progress)?;
                     if tries == 0 {
                         return Err(error);
@@ -155,6 +156,15 @@ impl SharedWriter {
             None => Err(gone().into()),
         };
         (open.replaced, result)
+    }
+
+    /// Ends the jobs that run on an index that has failed, unless it has been replaced: what they find in it is not to be
+    /// believed, and its replacement waits for them.
+    fn stop_others(&self, replaced: u64, reason: &str) {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = open.writer.as_ref().filter(|_| open.replaced == replaced) {
+            writer.store.poison(reason, false, true);
+        }
     }
 
     /// Replaces the index, unless somebody has since it was replaced `replaced` times.

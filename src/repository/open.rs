@@ -182,9 +182,11 @@ impl RepositoryWriter {
         }
     }
 
-    /// Keeps a failure so that nothing is written after it.
+    /// Keeps a failure so that nothing is written after it, by a collection beside it neither: what it has just counted,
+    /// or not, decides what is garbage.
     pub(super) fn poisoned_by(&self, error: &RepositoryError) {
         let _ = self.poison.set(error.to_string());
+        self.store.poison(&error.to_string(), error.is_full(), false);
         if error.is_full() {
             self.release_reserve();
         }

@@ -140,6 +140,11 @@ impl SegmentStore {
         self.state.check()
     }
 
+    /// Takes no more changes, as after a write of its own that failed. With `index`, that is what is not to be believed.
+    pub fn poison(&self, reason: &str, full: bool, index: bool) {
+        self.state.poison(Poison { reason: reason.to_owned(), full, index });
+    }
+
     /// Returns how many segments no pack holds, and backups may name.
     pub fn lost_segments(&self) -> Result<u64, StoreError> {
         Ok(self.index()?.lost())
