@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use crate::error::ErrorKind;
 use crate::storage::Storage;
 use crate::store::StoreError;
 use crate::store::entry::{Change, FreedPlace, SegmentEntry, Task};
@@ -165,6 +166,11 @@ impl Survey {
         Ok(Self { reconciled: result, packs, listed, dead, trusted })
     }
 
+    /// Says whether the place of what was freed may be known by its hole alone, and nothing else was looked at.
+    pub(super) fn shows_holes(&self) -> bool {
+        self.trusted
+    }
+
     /// Reads the table of a pack. They are read once more rather than kept: a dead record may stand in a later pack
     /// than what it names, and the tables of a large store together are larger than memory should be.
     pub(super) fn table(
@@ -195,7 +201,7 @@ impl Survey {
             let shows = self.trusted && block + BLOCK <= entry.offset + entry.span();
             let behind = holes.partition_point(|hole| hole.start <= block);
             let hole = behind.checked_sub(1).and_then(|at| holes.get(at)).filter(|hole| block < hole.end);
-            if (shows && hole.is_none()) || has_record(&reader, &entry)? {
+            if (shows && hole.is_none()) || has_record(&reader, entry.offset) {
                 there.push(entry);
             }
         }
@@ -204,13 +210,10 @@ impl Survey {
     }
 }
 
-/// Says whether what the table of a pack lists is there. If not it was freed, and the dead record that says so is lost.
-fn has_record(pack: &PackReader, entry: &ContentsEntry) -> Result<bool, StoreError> {
-    match pack.record(entry.offset) {
-        Ok(_) => Ok(true),
-        Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => Err(error.into()),
-        Err(_) => Ok(false),
-    }
+/// Says whether what the table of a pack lists is there. If not it was freed, and the dead record that says so is lost. What the
+/// disk does not give now counts as there.
+pub(super) fn has_record(pack: &PackReader, offset: u64) -> bool {
+    pack.record(offset).map_or_else(|error| error.kind() == ErrorKind::Io, |_| true)
 }
 
 fn changed(index: &IndexWriter, number: PackNumber, how: &str) -> StoreError {

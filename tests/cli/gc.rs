@@ -286,16 +286,28 @@ fn a_backup_that_is_being_restored_by_another_process_is_not_collected() {
 
 #[test]
 fn what_was_freed_stays_freed_though_the_record_of_it_is_lost() {
+    // Where it is a hole, and in a copy that has zeros instead.
+    for sparse in ["always", "never"] {
+        freed_stays_freed(sparse);
+    }
+}
+
+fn freed_stays_freed(sparse: &str) {
     let world = World::new();
     let days = three_days(&world);
     world.run(&["delete", "--gc", "web@0", "web@1"]).exits(0);
     // The newest pack holds the dead records, and nothing else.
     let packs = fs::read_dir(world.path("R/packs")).unwrap().map(|entry| entry.unwrap().path());
     fs::remove_file(packs.max().unwrap()).unwrap();
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-a", &format!("--sparse={sparse}"), "R/packs", "copy"]).current_dir(world.path("."));
+    assert!(copy.status().unwrap().success());
+    fs::remove_dir_all(world.path("R/packs")).unwrap();
+    fs::rename(world.path("copy"), world.path("R/packs")).unwrap();
     fs::remove_dir_all(world.path("R/index")).unwrap();
     world.write("web", &days[0]);
     let backup = world.json(&["backup", "web"]);
-    assert_eq!(backup["backups"][0]["new_segments"], 5, "nothing is taken for stored that is a hole");
+    assert_eq!(backup["backups"][0]["new_segments"], 5, "{sparse}: nothing is taken for stored that is gone");
     for (name, day) in [("web@2", &days[2]), ("web@3", &days[0])] {
         world.run(&["restore", name, "out", "--force"]).exits(0);
         assert!(world.read("out") == *day, "{name}");

@@ -7,9 +7,10 @@
 //! What a sync made durable ends on a multiple of 4,096: zeros up to there are no damage.
 //!
 //! A mark says up to which offset the pack was durable when it was written. Behind the highest such offset
-//! nothing is known to be: there each record is decoded and its BLAKE3 compared, and the pack ends at the
-//! first that fails. A record that fails *before* it is damage: it is passed over and reported, and nothing
-//! is cut.
+//! nothing is known to be: there each record is decoded and its BLAKE3 compared, one that fails is left out, and
+//! the pack ends behind the last that holds. One that fails there is no news, as a crash leaves such. Those behind
+//! it are kept all the same: a sync whose mark was lost may have made them durable, and a backup may need them.
+//! A record that fails *before* it is damage: it is passed over and reported.
 
 use crate::codec::Decoder;
 use crate::storage::Storage;
@@ -23,9 +24,10 @@ use crate::store::pack::{ALIGNMENT, BLOCK, PackError};
 /// How much of a pack is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanDepth {
-    /// Headers alone: enough to look for segments beside the process that is writing the pack.
+    /// Headers alone: enough to look for segments beside the process that is writing the pack. It decides nothing, so
+    /// what the disk does not give is passed over.
     Headers,
-    /// Also the bytes behind what was durable: what a pack's end is decided by.
+    /// Also the bytes behind what was durable: what a pack is sealed with.
     Tail,
 }
 
@@ -47,8 +49,9 @@ impl PackScan {
         let mut records: Vec<(u64, RecordHeader)> = Vec::new();
         let mut gaps = Vec::new();
         let mut offset = FIRST_RECORD;
-        while let Some(found) = next_record(pack, offset, size)? {
-            let padded = found.0 == offset.next_multiple_of(BLOCK) && pack.is_zeros(offset..found.0)?;
+        while let Some(found) = next_record(pack, depth, offset, size)? {
+            let padded = found.0 == offset.next_multiple_of(BLOCK)
+                && passed_over(depth, pack.is_zeros(offset..found.0))?.unwrap_or(false);
             if found.0 != offset && !padded {
                 gaps.push(offset);
             }
@@ -57,24 +60,23 @@ impl PackScan {
         }
         let mut durable = FIRST_RECORD;
         for (offset, record) in records.iter().filter(|(_, record)| record.kind == RecordKind::Mark) {
-            durable = pack.marked(*offset, record)?.unwrap_or(0).max(durable);
+            let marked = passed_over(depth, pack.marked(*offset, record))?.flatten();
+            durable = marked.unwrap_or(0).max(durable);
         }
         let mut scan = Self { entries: Vec::new(), end: durable, damaged: Vec::new() };
         scan.damaged.extend(gaps.iter().filter(|gap| **gap < durable));
-        // A gap behind what was durable is where the pack ends.
-        let limit = gaps.iter().copied().find(|gap| *gap >= durable).unwrap_or(u64::MAX);
         let mut tail = Tail::new()?;
         for (offset, record) in records {
-            let behind = offset >= durable;
-            // A table there is one that was cut short, or is damaged: it is made anew.
-            let ends = offset >= limit
-                || (behind && record.kind == RecordKind::Contents)
-                || (behind && depth == ScanDepth::Tail && !tail.holds(pack, offset, &record)?);
-            if ends {
-                break;
+            let whole = offset < durable
+                || match record.kind {
+                    // It was cut short, or is damaged: it is made anew.
+                    RecordKind::Contents => false,
+                    _ => depth == ScanDepth::Headers || tail.holds(pack, offset, &record)?,
+                };
+            if whole {
+                scan.end = scan.end.max(offset + record.span());
+                scan.entries.extend(ContentsEntry::of(&record, offset));
             }
-            scan.end = scan.end.max(offset + record.span());
-            scan.entries.extend(ContentsEntry::of(&record, offset));
         }
         Ok(scan)
     }
@@ -95,16 +97,29 @@ impl PackScan {
     }
 }
 
+/// Takes nothing for what the disk does not give, where that decides nothing.
+fn passed_over<T>(depth: ScanDepth, read: Result<T, PackError>) -> Result<Option<T>, PackError> {
+    match read {
+        Err(PackError::Storage(_)) if depth == ScanDepth::Headers => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// Finds the first readable record header at or behind `offset` whose record ends inside the file.
 fn next_record(
     pack: &PackReader,
+    depth: ScanDepth,
     mut offset: u64,
     size: u64,
 ) -> Result<Option<(u64, RecordHeader)>, PackError> {
     while offset.saturating_add(ALIGNMENT) <= size {
-        match pack.record(offset) {
-            Ok(record) if offset.saturating_add(record.span()) <= size => return Ok(Some((offset, record))),
-            Ok(_) | Err(PackError::RecordDamaged { .. }) => offset += ALIGNMENT,
+        match passed_over(depth, pack.record(offset)) {
+            Ok(Some(record)) if offset.saturating_add(record.span()) <= size => {
+                return Ok(Some((offset, record)));
+            }
+            Ok(Some(_)) | Err(PackError::RecordDamaged { .. }) => offset += ALIGNMENT,
+            // Nor does it give the rest of the block.
+            Ok(None) => offset = (offset / BLOCK + 1) * BLOCK,
             Err(error) => return Err(error),
         }
     }

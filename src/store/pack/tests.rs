@@ -121,9 +121,9 @@ fn what_is_appended_is_written_a_mib_at_once() {
 }
 
 #[test]
-fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
+fn of_what_is_not_known_to_be_durable_all_that_holds_is_kept() {
     // Bytes of the third record's payload, of its header, and a file that ends inside it.
-    for harm in 0..3 {
+    for (harm, left) in [(0, vec![0, 1, 3]), (1, vec![0, 1, 3]), (2, vec![0, 1])] {
         let fixture = Fixture::new();
         let mut writer = fixture.create();
         append(&mut writer, PLAIN[0]);
@@ -132,6 +132,7 @@ fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
         let end = usize::try_from(writer.size()).unwrap();
         append(&mut writer, PLAIN[2]);
         append(&mut writer, PLAIN[3]);
+        let last = writer.size();
         written(&mut writer);
         drop(writer);
         fixture.change(|bytes| match harm {
@@ -140,11 +141,15 @@ fn an_unsealed_pack_is_cut_at_the_first_bad_record_behind_what_was_durable() {
             _ => bytes.truncate(end + 100),
         });
         let scan = fixture.scan();
-        assert_eq!((scan.entries.len(), scan.end, scan.damaged.clone()), (2, end as u64, vec![]), "{harm}");
+        let end = if left.contains(&3) { last } else { end as u64 };
+        assert_eq!((scan.end, scan.damaged.clone()), (end, vec![]), "{harm}");
         scan.seal(&OsStorage, fixture.open(), 8).unwrap();
         let entries = fixture.open().contents().unwrap().unwrap();
         assert_eq!(entries, scan.entries);
-        assert_eq!(read(&fixture.open(), &entries[1]).unwrap(), PLAIN[1]);
+        assert_eq!(entries.len(), left.len(), "{harm}");
+        for (entry, plain) in entries.iter().zip(left) {
+            assert_eq!(read(&fixture.open(), entry).unwrap(), PLAIN[plain], "{harm}");
+        }
     }
 }
 
@@ -205,7 +210,7 @@ fn a_mark_speaks_for_what_was_there_when_the_sync_began() {
     drop(writer);
     fixture.change(|bytes| bytes[second + 300] ^= 1);
     let scan = fixture.scan();
-    assert_eq!((scan.entries.len(), scan.end), (1, durable), "the record before the mark was not durable");
+    assert_eq!((scan.entries.len(), scan.damaged), (1, vec![]), "the record before the mark was not durable");
 }
 
 #[test]
@@ -285,7 +290,7 @@ fn what_was_durable_when_a_pack_was_cut_stays_whatever_becomes_of_a_record_in_it
     append(&mut writer, PLAIN[1]);
     written(&mut writer);
     writer.cut_unsynced(8).unwrap();
-    // Where nothing said that it was durable, the pack would end there.
+    // Where nothing said that it was durable, it would be left out.
     fixture.change(|bytes| bytes[usize::try_from(offset).unwrap() + 300] ^= 1);
     let scan = fixture.scan();
     assert_eq!(scan.entries.iter().map(|entry| entry.key).collect::<Vec<_>>(), keys);
@@ -320,15 +325,33 @@ fn a_record_that_cannot_be_read_now_is_not_taken_for_the_end_of_a_pack() {
     let whole = scan().unwrap();
     assert_eq!(whole.entries.len(), 4);
     // The payload of the mark, then, where there is no mark, that of a segment.
-    storage.set_unreadable(Some(mark + 256));
+    storage.set_unreadable(Some((&fixture.path(), mark + 256)));
     assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
     storage.set_unreadable(None);
     let file = storage.open(&fixture.path()).unwrap();
     file.truncate(mark).unwrap();
-    storage.set_unreadable(Some(offset + 300));
+    storage.set_unreadable(Some((&fixture.path(), offset + 300)));
     assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
     storage.set_unreadable(None);
     assert_eq!(scan().unwrap().entries, whole.entries);
+}
+
+#[test]
+fn a_table_that_was_not_made_durable_is_not_left_to_be_believed() {
+    let seal = |plan| {
+        let fixture = Fixture::new();
+        let storage = FaultStorage::new(fixture.folder.path(), plan).unwrap();
+        let header = PackHeader::new(PackNumber(1), 5, [9; 16]).unwrap();
+        let mut writer = PackWriter::create(&storage, fixture.folder.path(), header).unwrap();
+        append(&mut writer, PLAIN[0]);
+        let sealed = writer.seal(7).is_ok();
+        (sealed, fixture.open().contents().unwrap().is_some(), fixture.scan().entries.len(), storage.log())
+    };
+    let (sealed, table, segments, log) = seal(FaultPlan::Count);
+    assert_eq!((sealed, table, segments), (true, true, 1));
+    let at = log.iter().rposition(|line| line.contains("sync")).unwrap() as u64;
+    let (sealed, table, segments, _) = seal(FaultPlan::Fail { at, error: std::io::ErrorKind::Other });
+    assert_eq!((sealed, table, segments), (false, false, 1));
 }
 
 #[test]

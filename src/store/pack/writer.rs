@@ -247,8 +247,13 @@ impl PackWriter {
         let room = bytes.len().saturating_sub(usize::try_from(TRAILER_LENGTH).unwrap_or(usize::MAX));
         bytes.truncate(room);
         bytes.extend_from_slice(&trailer);
-        self.file.write_at(bytes, offset)?;
-        self.file.sync()?;
+        let written = self.file.write_at(bytes, offset).and_then(|()| self.file.sync());
+        if let Err(error) = written {
+            // The page cache may show a table that never reached the disk: nobody shall believe it. If this fails too,
+            // the first error says why.
+            let _ = self.file.truncate(offset);
+            return Err(error.into());
+        }
         Ok(size)
     }
 }
