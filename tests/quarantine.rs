@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,15 +17,25 @@ use ekko::repository::{
     CommittedBackup, DamagedCopy, GcOptions, RepositoryError, RepositoryWriter, SharedWriter,
 };
 use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey};
+use ekko::store::pack::RecordPlace;
 use ekko::store::{SegmentPlace, StoreError};
 
-/// Puts the one copy of a segment into quarantine, as if it was damaged.
-fn quarantine(writer: &RepositoryWriter, bytes: &[u8]) {
+/// Returns the one copy of a segment.
+fn copy_of(writer: &RepositoryWriter, bytes: &[u8]) -> DamagedCopy {
     writer.store().seal().unwrap();
     let (key, entry) = writer.store().find(SegmentHash::of(bytes)).unwrap()[0];
     let (place, stored_length, plain_length) = (entry.place(), entry.stored_length, entry.plain_length);
     let place = SegmentPlace { key, place, stored_length, plain_length };
-    writer.quarantine(&[DamagedCopy { place, other: None }]).unwrap();
+    DamagedCopy { place, other: None }
+}
+
+/// Damages the one copy of a segment and puts it into quarantine.
+fn quarantine(writer: &RepositoryWriter, bytes: &[u8]) {
+    let copy = copy_of(writer, bytes);
+    let RecordPlace { pack, offset } = copy.place.place;
+    let pack = writer.repository().layout().packs().join(pack.file_name());
+    std::fs::File::options().write(true).open(pack).unwrap().write_all_at(&[0; 64], offset + 300).unwrap();
+    assert_eq!(writer.quarantine(&[copy]).unwrap(), []);
 }
 
 /// Makes a backup of a disk of one segment, and something between storing that and the commit.
@@ -76,6 +87,17 @@ fn a_backup_whose_segment_is_lost_before_its_commit_fails_alone() {
     assert_eq!(backup.incremental.0, 0);
     assert_eq!(writer.store().lost_segments().unwrap(), 0);
     assert_eq!(told.rebuilds(), 0);
+    is_clean(writer);
+}
+
+#[test]
+fn a_copy_that_is_whole_after_all_is_left_alone() {
+    let (_folder, _, writer) = fresh(&small_segments(), &Told::default());
+    let bytes = Noise::new(4).bytes(SEGMENT);
+    back_up_one(&writer, "web", &bytes, |_| ()).unwrap();
+    let copy = copy_of(&writer, &bytes);
+    assert_eq!(writer.quarantine(&[copy]).unwrap(), [copy]);
+    assert_eq!(writer.store().lost_segments().unwrap(), 0);
     is_clean(writer);
 }
 

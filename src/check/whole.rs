@@ -10,11 +10,11 @@ use crate::check::recount::{compare_index, other_whole};
 use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
 use crate::manifest::{Incremental, ManifestReader};
-use crate::progress::Progress;
+use crate::progress::{Notice, Progress};
 use crate::repository::{BackupId, Backupset, DamagedCopy, Repository, RepositoryWriter, SharedWriter};
 use crate::segment::SegmentKey;
-use crate::store::Catalog;
 use crate::store::pack::RecordPlace;
+use crate::store::{Catalog, SegmentPlace};
 
 /// Which stored segments are read, decoded and compared with their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -121,7 +121,14 @@ fn with_index(
         writer.store().flush()?;
         let mut checking = Checking::begin(writer.repository())?;
         let Checking { sets, copies, .. } = &mut checking;
-        let problems = compare_index(writer.repository(), writer.store(), sets, copies)?;
+        let problems = match compare_index(writer.repository(), writer.store(), sets, copies) {
+            // A manifest that the disk does not give, most of all: what it counts is not known.
+            Err(error) if error.kind() == ErrorKind::Io => {
+                checking.summary.problems.push(format!("the index is not compared: {error}"));
+                return Ok(checking);
+            }
+            problems => problems?,
+        };
         checking.summary.index = match (problems.is_empty(), repair) {
             (true, _) => CheckIndex::Agrees,
             (false, false) => CheckIndex::Differs,
@@ -130,17 +137,55 @@ fn with_index(
         checking.summary.problems.extend(problems);
         Ok::<_, CheckError>(checking)
     })?;
-    let (mut summary, copies) = checking.finish(options, progress)?;
+    // It ends when the index has failed another job, which waits for it to make the index anew.
+    let progress = WhileTrusted { progress, writer };
+    let (mut summary, copies) = checking.finish(options, &progress)?;
+    if summary.cancelled {
+        writer.store().check()?;
+    }
     if repair && !summary.cancelled {
         let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
         let report = |copy: &&Copy| DamagedCopy {
             place: copy.place,
             other: other_whole(&copies, copy).map(|other| other.place.place),
         };
-        summary.quarantined_segments = damaged.len() as u64;
-        writer.quarantine(&damaged.iter().map(report).collect::<Vec<_>>())?;
+        let whole = writer.quarantine(&damaged.iter().map(report).collect::<Vec<_>>())?;
+        summary.quarantined_segments = damaged.len() as u64 - whole.len() as u64;
+        let left = |copy: &DamagedCopy| {
+            let SegmentPlace { key, place, .. } = copy.place;
+            format!("segment {key} in {place} could not be read, and can be read now: it was left alone")
+        };
+        summary.problems.extend(whole.iter().map(left));
     }
     Ok(summary)
+}
+
+/// A progress that is also cancelled when the store stops.
+struct WhileTrusted<'a> {
+    progress: &'a dyn Progress,
+    writer: &'a RepositoryWriter,
+}
+
+impl Progress for WhileTrusted<'_> {
+    fn begin(&self, label: &str, bytes: u64) {
+        self.progress.begin(label, bytes);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+    }
+
+    fn end(&self) {
+        self.progress.end();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled() || self.writer.store().check().is_err()
+    }
+
+    fn notice(&self, notice: Notice) {
+        self.progress.notice(notice);
+    }
 }
 
 /// A check under way.
@@ -172,12 +217,12 @@ impl<'a> Checking<'a> {
     ) -> Result<(CheckSummary, Vec<Copy>), CheckError> {
         let errors = self.read(options, progress)?;
         let before = self.summary.problems.len();
-        let mut errors = self.look_up(errors, progress)?;
+        let mut errors = self.look_up(errors, progress);
         if !errors.is_empty() || self.summary.problems.len() > before {
             // Garbage collection may have taken meanwhile what nobody names any longer, or moved it.
             self.renew(&mut errors)?;
             self.summary.problems.truncate(before);
-            self.look_up(errors, progress)?;
+            self.look_up(errors, progress);
         }
         if progress.is_cancelled() {
             // What was found is not all, and what was not looked at would count as missing or as garbage.
@@ -222,13 +267,13 @@ impl<'a> Checking<'a> {
     }
 
     /// Looks every segment of every backup up. Returns what is wrong with which, those that are missing as well.
-    fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Result<Errors, CheckError> {
+    fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Errors {
         let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
         self.summary.backups = 0;
         for set in &self.sets {
             for backup in &set.backups {
                 if progress.is_cancelled() {
-                    return Ok(errors);
+                    return errors;
                 }
                 self.summary.backups += 1;
                 let opened = self.repository.manifest(set, backup).and_then(|manifest| {
@@ -241,7 +286,6 @@ impl<'a> Checking<'a> {
                         check_backup(&manifest, &id, &mut self.copies, &mut hurt, &mut errors);
                         manifest.release_pages();
                     }
-                    Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
                     Err(error) => {
                         let what = format!("{}@{} cannot be restored: {error}", set.name, backup.incremental);
                         self.summary.problems.push(what);
@@ -261,7 +305,7 @@ impl<'a> Checking<'a> {
             backups: hurt.remove(key).unwrap_or_default().into_iter().map(backup_id).collect(),
         };
         self.summary.damaged = errors.iter().map(report).collect();
-        Ok(errors)
+        errors
     }
 }
 

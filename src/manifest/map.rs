@@ -4,9 +4,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
+use rustix::io::Errno;
 
 use crate::manifest::archive::{ArchivedBody, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, HeaderError, LENGTH};
@@ -16,6 +18,9 @@ use crate::storage::StorageError;
 
 /// Files of persons up to this many bytes are read into memory; larger ones are mapped.
 const READ_INTO_MEMORY: u64 = 64 << 20;
+
+/// How much of a file is read at once before it is mapped.
+const READ_AT_ONCE: u64 = 1 << 18;
 
 /// A manifest's bytes, mapped or read, whose archive has been checked.
 ///
@@ -46,7 +51,8 @@ impl Opened {
     ///
     /// The body's fingerprint is left to the caller.
     pub(super) fn own(path: &Path) -> Result<Self, ManifestError> {
-        let (file, _) = open(path)?;
+        let (file, size) = open(path)?;
+        read_through(&file, size, path)?;
         Self::check(Bytes::Mapped(map(&file, path)?), path).map_err(|error| match error {
             // It was one when it was committed.
             ManifestError::NotAManifest { path } => {
@@ -173,6 +179,40 @@ fn open(path: &Path) -> Result<(File, u64), ManifestError> {
     let file = File::open(path).map_err(io("open"))?;
     let size = file.metadata().map_err(io("examine"))?.len();
     Ok((file, size))
+}
+
+/// Reads a file of up to [`READ_INTO_MEMORY`], or the begin and the end of a larger one, without keeping it: a page of a map that
+/// the disk does not give ends the process, where a read says so. What was read stands in the page cache then.
+fn read_through(file: &File, size: u64, path: &Path) -> Result<(), ManifestError> {
+    let first_end = if size <= READ_INTO_MEMORY { size } else { READ_AT_ONCE };
+    let ranges = [0..first_end, size.saturating_sub(READ_AT_ONCE).max(first_end)..size];
+    let mut buffer = vec![0; usize::try_from(READ_AT_ONCE.min(size)).unwrap_or(0)];
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let length = buffer.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
+            match file.read_at(buffer.get_mut(..length).unwrap_or_default(), at) {
+                // It was cut since it was examined: its length will not be the one in its header.
+                Ok(0) => return Ok(()),
+                Ok(read) => at += read as u64,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if is_rot(&error) => {
+                    let what = format!("the disk does not give it: {error}");
+                    return Err(ManifestError::Damaged { path: path.to_owned(), what });
+                }
+                Err(source) => return Err(StorageError::new("read", path, source).into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says whether an error is how the system tells of a sector that is lost, or of a checksum of the filesystem's that does not
+/// match, rather than of what it lacks now. (A path to a disk that is gone for a while looks the same. Then a backup does without
+/// the manifest, as without one that is damaged, and nothing is freed.)
+fn is_rot(error: &std::io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA].contains(&errno))
 }
 
 fn map(file: &File, path: &Path) -> Result<Mmap, ManifestError> {

@@ -8,7 +8,7 @@
 //!
 //! Backups, restores and checks run beside it. Memory: 2^20 candidates at a time, about 100 bytes each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -109,6 +109,7 @@ impl RepositoryWriter {
             Collector::new(storage, &packs, &self.store, moment.horizon, keep, !options.dry_run)?;
         let (listed_backups, read) = (moment.listed(), moment.read());
         let (mut proven, mut purged) = (false, false);
+        let mut teller = Teller { progress, told: BTreeSet::new() };
         loop {
             if progress.is_cancelled() {
                 summary.cancelled = true;
@@ -117,7 +118,7 @@ impl RepositoryWriter {
             let listed = collector.list(LISTED_AT_ONCE)?;
             summary.unfinished_segments += listed.unfinished;
             summary.unfinished_bytes += listed.unfinished_bytes;
-            tell(listed.problems, progress);
+            teller.tell(listed.problems);
             let is_last = listed.candidates.is_empty();
             let mut candidates = listed.candidates;
             if !is_last || (!proven && moment.doomed().next().is_some()) {
@@ -154,7 +155,7 @@ impl RepositoryWriter {
                     let (segments, bytes) = collector.free(part)?;
                     summary.freed_segments += segments;
                     summary.freed_bytes += bytes;
-                    self.give_back(&collector, &mut summary, progress)?;
+                    self.give_back(&collector, &mut summary, &mut teller)?;
                 }
             }
             if is_last {
@@ -164,7 +165,7 @@ impl RepositoryWriter {
         if options.dry_run {
             summary.purged_backups = moment.doomed().count() as u64;
         } else {
-            self.finish(&collector, &mut summary, progress)?;
+            self.finish(&collector, &mut summary, &mut teller)?;
         }
         Ok(summary)
     }
@@ -224,14 +225,14 @@ impl RepositoryWriter {
         &self,
         collector: &Collector<'_>,
         summary: &mut GcSummary,
-        progress: &dyn Progress,
+        teller: &mut Teller<'_>,
     ) -> Result<(), RepositoryError> {
         collector.drop_empty_packs()?;
         if collector.has_tasks()? {
             self.written(self.raise_generation())?;
             let mut reclaimed = self.written(collector.give_back().map_err(RepositoryError::from))?;
             summary.unlinked_packs += reclaimed.unlinked_packs;
-            tell(std::mem::take(&mut reclaimed.problems), progress);
+            teller.tell(std::mem::take(&mut reclaimed.problems));
         }
         Ok(())
     }
@@ -242,30 +243,40 @@ impl RepositoryWriter {
         &self,
         collector: &Collector<'_>,
         summary: &mut GcSummary,
-        progress: &dyn Progress,
+        teller: &mut Teller<'_>,
     ) -> Result<(), RepositoryError> {
-        self.give_back(collector, summary, progress)?;
+        self.give_back(collector, summary, teller)?;
         for pack in collector.sparse_packs()? {
-            if progress.is_cancelled() {
+            if teller.progress.is_cancelled() {
                 summary.cancelled = true;
                 return Ok(());
             }
             self.check()?;
             let mut problems = Vec::new();
             summary.moved_bytes += collector.move_living(pack, &mut problems)?;
-            tell(problems, progress);
-            self.give_back(collector, summary, progress)?;
+            teller.tell(problems);
+            self.give_back(collector, summary, teller)?;
         }
         while collector.drop_idle_packs(summary.unlinked_packs > 0)? {
-            self.give_back(collector, summary, progress)?;
+            self.give_back(collector, summary, teller)?;
         }
         Ok(())
     }
 }
 
-fn tell(problems: Vec<String>, progress: &dyn Progress) {
-    for what in problems {
-        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+/// Tells of what is damaged, of each once, however often a collection meets it.
+struct Teller<'a> {
+    progress: &'a dyn Progress,
+    told: BTreeSet<String>,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, problems: Vec<String>) {
+        for what in problems {
+            if self.told.insert(what.clone()) {
+                self.progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+            }
+        }
     }
 }
 

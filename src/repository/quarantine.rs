@@ -6,11 +6,12 @@
 
 use std::sync::{Arc, PoisonError};
 
+use crate::codec::Decoder;
 use crate::repository::{RepositoryError, RepositoryWriter};
-use crate::segment::SegmentKey;
+use crate::segment::{SegmentHash, SegmentKey};
 use crate::storage::{Storage, StorageError};
-use crate::store::pack::{ALIGNMENT, RecordPlace, record_span};
-use crate::store::{Change, Collector, SegmentEntry, SegmentPlace};
+use crate::store::pack::{ALIGNMENT, PackError, RecordPlace, record_span};
+use crate::store::{Change, Collector, SegmentEntry, SegmentPlace, StoreError};
 
 /// A damaged copy of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,26 +24,33 @@ pub struct DamagedCopy {
 
 impl RepositoryWriter {
     /// Puts damaged copies into quarantine. When this returns, that is durable.
-    pub fn quarantine(&self, damaged: &[DamagedCopy]) -> Result<(), RepositoryError> {
+    ///
+    /// Each is read once more before anything is done to it: a disk may not have given for a while what it has. Returns
+    /// those that are whole; they are left alone.
+    pub fn quarantine(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
         if damaged.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         // Held over I/O: it frees places, as a collection does.
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         self.store.seal()?;
+        let (whole, damaged) = self.whole_after_all(damaged)?;
+        if damaged.is_empty() {
+            return Ok(whole);
+        }
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         let folder = layout.quarantine();
         storage.create_folder(&folder)?;
         storage.sync_folder(layout.root())?;
-        for copy in damaged {
+        for copy in &damaged {
             let RecordPlace { pack, offset } = copy.place.place;
             let from = layout.packs().join(pack.file_name());
             let to = folder.join(format!("{}-{offset}.record", pack.file_name()));
             save(storage, &from, offset, span(copy), &to)?;
         }
         storage.sync_folder(&folder)?;
-        for copy in damaged {
+        for copy in &damaged {
             let mut changes = vec![Change::Quarantine(copy.place.key, copy.place.place, span(copy))];
             if let Some(entry) = self.other_copy(copy.place.key, copy.other)? {
                 changes.push(Change::Insert(copy.place.key, entry));
@@ -53,8 +61,28 @@ impl RepositoryWriter {
         let packs = layout.packs();
         let storage = Arc::clone(&self.repository.storage);
         let collector = Collector::new(storage, &packs, &self.store, self.store.horizon(), 0, false)?;
-        collector.give_back()?;
-        Ok(())
+        for problem in collector.give_back()?.problems {
+            tracing::warn!(%problem, "quarantine");
+        }
+        Ok(whole)
+    }
+
+    /// Reads copies once more, and divides them into those that are whole and those that are not.
+    fn whole_after_all(
+        &self,
+        damaged: &[DamagedCopy],
+    ) -> Result<(Vec<DamagedCopy>, Vec<DamagedCopy>), RepositoryError> {
+        let catalog = self.repository.catalog()?;
+        let mut decoder = Decoder::new().map_err(|source| StoreError::from(PackError::Decoder { source }))?;
+        let (mut stored, mut plain) = (Vec::new(), Vec::new());
+        Ok(damaged.iter().partition(|copy| {
+            let SegmentPlace { key, place, stored_length, plain_length } = copy.place;
+            let read = catalog.pack(place.pack).and_then(|pack| {
+                pack.segment(key, place.offset, stored_length, &mut decoder, &mut stored, &mut plain)
+            });
+            read.is_ok_and(|record| record.plain_length == u64::from(plain_length))
+                && SegmentHash::of(&plain) == key.hash
+        }))
     }
 
     fn other_copy(

@@ -95,7 +95,7 @@ impl Catalog {
         let mut dead: HashSet<(PackId, u64)> = HashSet::new();
         // Newest first: a dead record is younger than what it names, so it has been seen by then.
         for number in self.numbers.iter().rev() {
-            match self.entries(*number, &mut dead) {
+            match self.entries(*number, &mut dead, &mut problems) {
                 Ok((id, entries)) => entries
                     .iter()
                     .filter(|entry| entry.kind == RecordKind::Segment && !dead.contains(&(id, entry.offset)))
@@ -121,21 +121,32 @@ impl Catalog {
         }
     }
 
+    /// Reads what a pack lists. What cannot be read of it is a problem, and hides nothing else.
     fn entries(
         &self,
         number: PackNumber,
         dead: &mut HashSet<(PackId, u64)>,
+        problems: &mut Vec<CatalogProblem>,
     ) -> Result<(PackId, Vec<ContentsEntry>), PackError> {
         let pack = self.pack(number)?;
-        let entries = match pack.contents()? {
-            Some(entries) => entries,
-            // The pack that a running backup appends to, or one that a crash left. Every segment is verified
-            // when it is read, so headers are enough here.
-            None => PackScan::of(&pack, ScanDepth::Headers)?.entries,
+        let mut tell = |error| problems.push(CatalogProblem { pack: number, error });
+        // Without a table it is the pack that a running backup appends to, or one that a crash left. Every segment is
+        // verified when it is read, so headers are enough here.
+        let walk = || Ok::<_, PackError>(PackScan::of(&pack, ScanDepth::Headers)?.entries);
+        let entries = match pack.contents() {
+            Ok(Some(entries)) => entries,
+            Ok(None) => walk()?,
+            Err(error) => {
+                tell(error);
+                walk()?
+            }
         };
         for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Dead) {
-            let segments = pack.dead_segments(entry.offset)?;
-            dead.extend(segments.iter().map(|segment| (segment.pack, segment.offset)));
+            match pack.dead_segments(entry.offset) {
+                Ok(segments) => dead.extend(segments.iter().map(|segment| (segment.pack, segment.offset))),
+                // What it names may be listed then, and whoever reads that finds out.
+                Err(error) => tell(error),
+            }
         }
         Ok((pack.header().id(), entries))
     }

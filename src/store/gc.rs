@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::Decoder;
+use crate::error::ErrorKind;
 use crate::segment::SegmentKey;
 use crate::storage::Storage;
 use crate::store::batch::Batch;
@@ -131,9 +132,13 @@ impl<'a> Collector<'a> {
                 return Ok(());
             }
         };
-        let Some(entries) = pack.contents()? else {
-            list.problems.push(pack.damaged(0, "its table of contents cannot be read").to_string());
-            return Ok(());
+        let entries = match pack.contents() {
+            Ok(Some(entries)) => entries,
+            unread => {
+                let damaged = pack.damaged(0, "its table of contents cannot be read");
+                list.problems.push(unread.err().unwrap_or(damaged).to_string());
+                return Ok(());
+            }
         };
         let mut found = 0;
         for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Segment) {
@@ -145,7 +150,11 @@ impl<'a> Collector<'a> {
             }
             let record = match pack.record(entry.offset) {
                 Ok(record) => record,
-                Err(PackError::Storage(error)) => return Err(error.into()),
+                Err(PackError::Storage(error)) if error.kind() == ErrorKind::Io => {
+                    list.problems.push(format!("{error}; what is there is kept"));
+                    found += 1;
+                    continue;
+                }
                 // What was freed stands in the table still, but there is no record any longer.
                 Err(_) => continue,
             };

@@ -23,6 +23,7 @@ mod rebuild;
 mod reclaim;
 mod reconcile;
 mod segments;
+mod sparse;
 mod writer;
 
 use std::path::PathBuf;

@@ -1,19 +1,14 @@
-//! Giving back the space of what was freed: dead records, holes, packs removed, and packs moved where holes give
-//! nothing back.
+//! Giving back the space of what was freed: dead records, holes, and packs removed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
-use crate::codec::Decoder;
+use crate::error::ErrorKind;
 use crate::store::StoreError;
 use crate::store::entry::{Change, FreedPlace, PackEntry, Task};
 use crate::store::gc::Collector;
-use crate::store::pack::{
-    BLOCK, ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, RecordHeader, RecordKind,
-    RecordPlace, SegmentMeta,
-};
+use crate::store::pack::{BLOCK, DeadSegment, PackError, PackId, PackNumber, PackReader, RecordKind};
 use crate::store::reconcile::pack_numbers;
-use crate::store::writer::Moved;
 
 /// How many tasks, of up to 64 places each, are done at a time.
 const TASKS_AT_ONCE: usize = 1 << 12;
@@ -35,12 +30,31 @@ pub struct Reclaimed {
 /// Widens the range of dead records by what is left of their first and last block, if that is zeros too: filesystems give
 /// back whole blocks, and neighbours may have died before. A record that became durable shares its blocks with none that
 /// was appended later, so nobody writes to these blocks now.
-fn blocks_around(pack: &PackReader, range: Range<u64>) -> Result<Range<u64>, PackError> {
+///
+/// A block that cannot be read cannot be written in part either: it stays.
+fn blocks_around(pack: &PackReader, range: Range<u64>) -> Range<u64> {
     let before = range.start / BLOCK * BLOCK..range.start;
     let behind = range.end..range.end.next_multiple_of(BLOCK);
-    let start = if pack.is_zeros(before.clone())? { before.start } else { range.start };
-    let end = if pack.is_zeros(behind.clone())? { behind.end } else { range.end };
-    Ok(start..end)
+    let start = match pack.is_zeros(before.clone()) {
+        Ok(true) => before.start,
+        Ok(false) => range.start,
+        Err(_) => range.start.next_multiple_of(BLOCK),
+    };
+    let end = match pack.is_zeros(behind.clone()) {
+        Ok(true) => behind.end,
+        Ok(false) => range.end,
+        Err(_) => range.end / BLOCK * BLOCK,
+    };
+    start..end.max(start)
+}
+
+/// What became of a pack that was to be removed.
+enum Unlinked {
+    Done,
+    /// There is no such pack.
+    NotThere,
+    /// It cannot be read now.
+    Later,
 }
 
 fn is_empty(pack: &PackEntry) -> bool {
@@ -63,7 +77,7 @@ impl Collector<'_> {
     /// Makes sure that the index has no segment in a pack that it says is empty.
     fn holds_nothing(&self, number: PackNumber) -> Result<bool, StoreError> {
         let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(false) };
-        let Some(entries) = pack.contents()? else { return Ok(false) };
+        let Ok(Some(entries)) = pack.contents() else { return Ok(false) };
         for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Segment) {
             if self.store.lookup(entry.key)?.is_some_and(|indexed| indexed.place().pack == number) {
                 return Err(self.store.distrust(format!("it says that nothing lives in pack {number}")));
@@ -90,7 +104,7 @@ impl Collector<'_> {
         let there = self.pack_ids()?;
         let (mut needed, mut drops) = (Vec::new(), Vec::new());
         for number in idle {
-            let Some(dead) = self.needed_dead(number, there.as_ref())? else { continue };
+            let Some(dead) = self.needed_dead(number, there.as_ref()) else { continue };
             if dead.is_empty() || many {
                 drops.push(number);
                 needed.extend(dead);
@@ -103,31 +117,24 @@ impl Collector<'_> {
     }
 
     /// Returns what a pack's dead records name that is there still, or may be; nothing if they cannot be read.
-    fn needed_dead(
+    pub(super) fn needed_dead(
         &self,
         number: PackNumber,
         there: Option<&HashSet<PackId>>,
-    ) -> Result<Option<Vec<DeadSegment>>, StoreError> {
-        let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(None) };
-        let Some(entries) = pack.contents()? else { return Ok(None) };
+    ) -> Option<Vec<DeadSegment>> {
+        let pack = PackReader::open(self.storage.as_ref(), self.folder, number).ok()?;
+        let entries = pack.contents().ok()??;
         let mut needed = Vec::new();
         for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Dead) {
-            match pack.dead_segments(entry.offset) {
-                Ok(dead) => {
-                    needed.extend(
-                        dead.into_iter().filter(|dead| there.is_none_or(|there| there.contains(&dead.pack))),
-                    );
-                }
-                Err(PackError::Storage(error)) => return Err(error.into()),
-                Err(_) => return Ok(None),
-            }
+            let dead = pack.dead_segments(entry.offset).ok()?.into_iter();
+            needed.extend(dead.filter(|dead| there.is_none_or(|there| there.contains(&dead.pack))));
         }
-        Ok(Some(needed))
+        Some(needed)
     }
 
     /// Returns the ids of all packs that are there; nothing if one cannot be read that the index does not know: it may be
     /// any.
-    fn pack_ids(&self) -> Result<Option<HashSet<PackId>>, StoreError> {
+    pub(super) fn pack_ids(&self) -> Result<Option<HashSet<PackId>>, StoreError> {
         let recorded = self.store.packs()?;
         let mut ids: HashSet<_> = recorded.values().map(PackEntry::id).collect();
         for number in pack_numbers(self.storage.as_ref(), self.folder)? {
@@ -166,26 +173,33 @@ impl Collector<'_> {
         going: &HashSet<PackNumber>,
         reclaimed: &mut Reclaimed,
     ) -> Result<(), StoreError> {
-        let mut unburied = Vec::new();
         let mut places: BTreeMap<PackNumber, Vec<FreedPlace>> = BTreeMap::new();
         for (_, task) in tasks {
-            let Task::Punch { places: freed, buried } = task else { continue };
+            let Task::Punch { places: freed, .. } = task else { continue };
             for place in freed.iter().filter(|place| !going.contains(&place.pack())) {
                 places.entry(place.pack()).or_default().push(*place);
-                if !buried {
-                    unburied.push(place.dead());
-                }
             }
         }
         // Before a dead record says of any place that nothing lives there.
+        let mut unreadable = HashSet::new();
         for (number, places) in &mut places {
             places.sort_unstable_by_key(|place| place.offset);
-            self.compare(*number, places)?;
+            self.compare(*number, places, &mut unreadable, &mut reclaimed.problems)?;
+        }
+        let is_readable = |place: &FreedPlace| !unreadable.contains(&(place.pack(), place.offset));
+        let mut unburied = Vec::new();
+        for (_, task) in tasks {
+            if let Task::Punch { places, buried: false } = task {
+                let there =
+                    places.iter().filter(|place| !going.contains(&place.pack()) && is_readable(place));
+                unburied.extend(there.map(FreedPlace::dead));
+            }
         }
         if !unburied.is_empty() {
             self.store.bury(unburied)?;
         }
-        for (number, places) in places {
+        for (number, mut places) in places {
+            places.retain(is_readable);
             match self.punch(number, &places) {
                 Ok(bytes) => reclaimed.punched_bytes += bytes,
                 // The dead records stand: a rebuild tries again.
@@ -195,23 +209,62 @@ impl Collector<'_> {
                 Err(error) => return Err(error),
             }
         }
-        let mut unlinked = 0;
-        for (_, task) in tasks {
-            let Task::Unlink { pack, id } = task else { continue };
-            unlinked += u64::from(self.unlink(PackNumber(*pack), *id, &mut reclaimed.problems)?);
+        let (mut done, mut unlinked) = (Vec::new(), 0);
+        for (number, task) in tasks {
+            match task {
+                Task::Unlink { pack, id } => {
+                    match self.unlink(PackNumber(*pack), *id, &mut reclaimed.problems)? {
+                        Unlinked::Done => unlinked += 1,
+                        Unlinked::NotThere => {}
+                        Unlinked::Later => continue,
+                    }
+                }
+                Task::Punch { places, buried } => {
+                    let left: Vec<_> = places.iter().filter(|place| !is_readable(place)).copied().collect();
+                    // What cannot be read is tried again by the next collection, and by itself.
+                    if !left.is_empty() && left.len() == places.len() {
+                        continue;
+                    }
+                    if !left.is_empty() {
+                        done.push(Change::Task(Task::Punch { places: left, buried: *buried }));
+                    }
+                }
+            }
+            done.push(Change::TaskDone(*number));
         }
         if unlinked > 0 {
             self.storage.sync_folder(self.folder)?;
             reclaimed.unlinked_packs += unlinked;
         }
-        self.store.apply(tasks.iter().map(|(number, _)| Change::TaskDone(*number)).collect())
+        self.store.apply(done)
     }
 
     /// Makes sure that the segments that were freed lie where the index said, unless they are gone or damaged
-    /// already: nothing is to be punched that lives.
-    fn compare(&self, number: PackNumber, places: &[FreedPlace]) -> Result<(), StoreError> {
-        // What cannot be opened is not punched either.
-        let Ok(pack) = PackReader::open(self.storage.as_ref(), self.folder, number) else { return Ok(()) };
+    /// already: nothing is to be punched that lives. What the disk does not give is put into `unreadable`.
+    fn compare(
+        &self,
+        number: PackNumber,
+        places: &[FreedPlace],
+        unreadable: &mut HashSet<(PackNumber, u64)>,
+        problems: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        let mut unread = |place: &FreedPlace, error: &dyn std::fmt::Display| {
+            if unreadable.is_empty() {
+                problems.push(format!("{error}; what was freed there is not given back"));
+            }
+            unreadable.insert((number, place.offset));
+        };
+        let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
+            Ok(pack) => pack,
+            Err(PackError::Storage(error)) if !error.is_not_found() => {
+                for place in places {
+                    unread(place, &error);
+                }
+                return Ok(());
+            }
+            // What is no pack is not punched either.
+            Err(_) => return Ok(()),
+        };
         let id = pack.header().id();
         for place in places.iter().filter(|place| place.dead().pack == id) {
             match pack.record(place.offset) {
@@ -219,6 +272,7 @@ impl Collector<'_> {
                     let key = place.key();
                     return Err(self.store.distrust(format!("it has {key} where another segment lies")));
                 }
+                Err(PackError::Storage(error)) if error.kind() == ErrorKind::Io => unread(place, &error),
                 Ok(_) | Err(PackError::RecordDamaged { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -242,7 +296,10 @@ impl Collector<'_> {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
             let (start, end) = (first.offset, last.offset + last.span);
             if supported {
-                let blocks = blocks_around(&pack, start..end)?;
+                let blocks = blocks_around(&pack, start..end);
+                if blocks.is_empty() {
+                    continue;
+                }
                 match file.punch(blocks.start, blocks.end - blocks.start) {
                     Ok(()) => {
                         punched += end - start;
@@ -267,97 +324,19 @@ impl Collector<'_> {
         number: PackNumber,
         id: [u8; 16],
         problems: &mut Vec<String>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Unlinked, StoreError> {
         match PackReader::open(self.storage.as_ref(), self.folder, number) {
             Ok(pack) if pack.header().id().0 == id => {}
-            Ok(_) => return Ok(false),
-            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(false),
-            Err(PackError::Storage(error)) => return Err(error.into()),
+            Ok(_) => return Ok(Unlinked::NotThere),
+            Err(PackError::Storage(error)) if error.is_not_found() => return Ok(Unlinked::NotThere),
             Err(error) => {
                 problems.push(format!("{error}; it is not removed"));
-                return Ok(false);
+                // What is no pack is none tomorrow.
+                let later = matches!(error, PackError::Storage(_));
+                return Ok(if later { Unlinked::Later } else { Unlinked::NotThere });
             }
         }
         self.storage.unlink(&self.folder.join(number.file_name()))?;
-        Ok(true)
-    }
-
-    /// Returns the packs of which less than a third lives, where punching holes gives nothing back.
-    pub fn sparse_packs(&self) -> Result<Vec<PackNumber>, StoreError> {
-        let packs = self.store.packs()?;
-        let sparse = packs.iter().filter(|(number, pack)| {
-            pack.is_sealed()
-                && **number < self.horizon.pack
-                && pack.living_bytes.saturating_mul(3) < pack.size
-        });
-        let mut sparse: Vec<_> =
-            sparse.filter(|(_, pack)| pack.living > 0).map(|(number, _)| *number).collect();
-        if self.holes {
-            return Ok(Vec::new());
-        }
-        sparse.sort_unstable();
-        Ok(sparse)
-    }
-
-    /// Copies what lives in a pack to the one that is appended to, and its dead records as far as they are needed.
-    /// When this returns, the copies are durable and the index names them; if all could be copied, the pack is to be
-    /// removed. Returns how many bytes were copied.
-    pub fn move_living(&self, number: PackNumber, problems: &mut Vec<String>) -> Result<u64, StoreError> {
-        let pack = PackReader::open(self.storage.as_ref(), self.folder, number)?;
-        let mut decoder = Decoder::new()?;
-        let (mut stored, mut plain) = (Vec::new(), Vec::new());
-        let Some(entries) = pack.contents()? else {
-            problems.push(pack.damaged(0, "its table of contents cannot be read").to_string());
-            return Ok(0);
-        };
-        let (mut moved, mut whole) = (0, true);
-        for entry in entries.iter().filter(|entry| entry.kind == RecordKind::Segment) {
-            let place = RecordPlace { pack: number, offset: entry.offset };
-            if self.store.lookup(entry.key)?.is_none_or(|indexed| indexed.place() != place) {
-                // A copy that was not found to be one too many may be the one that is needed.
-                whole &= pack.record(entry.offset).is_err();
-                continue;
-            }
-            let length = u32::try_from(entry.stored_length).unwrap_or(u32::MAX);
-            match pack.segment(entry.key, entry.offset, length, &mut decoder, &mut stored, &mut plain) {
-                Ok(record) => {
-                    self.copy(entry, &record, &stored, Moved { place, time: record.time })?;
-                    moved += entry.span();
-                }
-                Err(PackError::Storage(error)) => return Err(error.into()),
-                Err(error) => {
-                    problems.push(error.to_string());
-                    whole = false;
-                }
-            }
-        }
-        self.store.flush()?;
-        if whole && let Some(dead) = self.needed_dead(number, self.pack_ids()?.as_ref())? {
-            let others: Vec<_> = dead.into_iter().filter(|dead| dead.pack != pack.header().id()).collect();
-            if !others.is_empty() {
-                self.store.bury(others)?;
-            }
-            self.store.apply(vec![Change::Settle(number, 0)])?;
-            self.store.drop_packs(vec![number])?;
-        }
-        Ok(moved)
-    }
-
-    fn copy(
-        &self,
-        entry: &ContentsEntry,
-        record: &RecordHeader,
-        stored: &[u8],
-        from: Moved,
-    ) -> Result<(), StoreError> {
-        let meta = SegmentMeta {
-            key: entry.key,
-            fingerprint: entry.fingerprint,
-            plain_length: entry.plain_length,
-            codec: record.codec()?,
-        };
-        let mut buffer = self.store.buffer()?;
-        buffer.restart().extend_from_slice(RecordHeader::payload(stored));
-        self.store.relocate(meta, buffer, from)
+        Ok(Unlinked::Done)
     }
 }

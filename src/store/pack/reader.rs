@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::codec::Decoder;
+use crate::error::ErrorKind;
 use crate::segment::{Fingerprint, SegmentKey};
 use crate::storage::{Storage, StorageFile};
 use crate::store::pack::contents::{ContentsEntry, ENTRY_LENGTH, decode_trailer};
@@ -26,11 +27,17 @@ impl PackReader {
 
     /// Checks the header of an open pack.
     pub(super) fn from_file(file: Box<dyn StorageFile>, number: PackNumber) -> Result<Self, PackError> {
-        let mut newer = None;
+        let (mut newer, mut unread) = (None, None);
         for copy in [0, BLOCK] {
             let mut bytes = [0; 256];
-            if file.read_at(&mut bytes, copy).is_err() {
-                continue;
+            match file.read_at(&mut bytes, copy) {
+                Ok(()) => {}
+                // The file ends there.
+                Err(error) if error.kind() == ErrorKind::Corrupt => continue,
+                Err(error) => {
+                    unread = Some(error);
+                    continue;
+                }
             }
             match PackHeader::decode(&bytes) {
                 Ok(header) if header.number == number => return Ok(Self { file, header }),
@@ -39,9 +46,11 @@ impl PackReader {
             }
         }
         let path = file.path().to_owned();
-        Err(match newer {
-            Some(found) => PackError::NewerFormat { path, found },
-            None => PackError::NotAPack { path },
+        Err(match (newer, unread) {
+            (Some(found), _) => PackError::NewerFormat { path, found },
+            // What the disk does not give now says nothing of what it is.
+            (None, Some(error)) => error.into(),
+            (None, None) => PackError::NotAPack { path },
         })
     }
 
@@ -229,9 +238,7 @@ impl PackReader {
         let Some(offset) = decode_trailer(&trailer, &self.header, size) else { return Ok(None) };
         match self.table(offset) {
             Ok(entries) => Ok(Some(entries)),
-            Err(PackError::Storage(error)) if error.kind() == crate::error::ErrorKind::Io => {
-                Err(error.into())
-            }
+            Err(PackError::Storage(error)) if error.kind() == ErrorKind::Io => Err(error.into()),
             Err(_) => Ok(None),
         }
     }
