@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Noise, SEGMENT, Told, backup, name, open, small_segments};
-use ekko::check::{CheckOptions, ReadData, check_with_index};
+use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::progress::{Progress, Silent};
 use ekko::repository::{
     Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryWriter, SharedWriter,
@@ -104,7 +104,7 @@ fn a_table_of_contents_that_the_disk_does_not_give_hides_no_segment() {
     let repository = Repository::open_with(Arc::new(fault.clone()), &root).unwrap();
     // Of the table, the trailer that finds it, and the header of the pack with its copy.
     for (byte, told) in [(size - 1024 + 300, true), (size - 1, true), (10, false), (4096 + 10, false)] {
-        fault.set_unreadable(Some((&second, byte)));
+        fault.set_unreadable(Some((&second, byte..byte + 1)));
         for (image, disk) in &disks {
             let problems = restores(&repository, image, disk);
             assert_eq!(!problems.is_empty(), told, "{byte}: {problems:?}");
@@ -129,7 +129,7 @@ fn a_collection_gives_back_what_the_disk_gives_and_the_rest_when_it_does() {
     let second = entries(&root, 1)[1];
     let freed = || fault.log().iter().filter(|line| line.contains("punch")).count();
 
-    fault.set_unreadable(Some((&pack(&root, 1), second.offset + 10)));
+    fault.set_unreadable(Some((&pack(&root, 1), second.offset + 10..second.offset + 10 + 1)));
     assert_eq!(collect(&writer, &told).freed_segments, 4);
     assert_eq!(told.problems().len(), 1, "{:?}", told.problems());
     // Before it and behind it.
@@ -137,6 +137,10 @@ fn a_collection_gives_back_what_the_disk_gives_and_the_rest_when_it_does() {
     // Nothing else waits for it, however often it is tried.
     collect(&writer, &told);
     assert_eq!((freed(), told.problems().len()), (2, 2));
+    // Nor where the whole pack cannot be read: its header, and the copy of that.
+    fault.set_unreadable(Some((&pack(&root, 1), 0..u64::MAX)));
+    collect(&writer, &told);
+    assert_eq!(freed(), 2);
     let (writer, _) = backup(writer, "c", &disks[0], &told);
 
     fault.set_unreadable(None);
@@ -147,6 +151,13 @@ fn a_collection_gives_back_what_the_disk_gives_and_the_rest_when_it_does() {
     assert_eq!(freed(), 3);
     checked(writer);
     assert_eq!(restores(&Repository::open(&root).unwrap(), "b", &disks[1]), Vec::<String>::new());
+}
+
+/// Closes a repository and opens it with a new index.
+fn rebuilt(writer: RepositoryWriter, storage: &Arc<dyn Storage>, root: &Path) -> RepositoryWriter {
+    writer.close().unwrap();
+    fs::remove_dir_all(root.join("index")).unwrap();
+    RepositoryWriter::open_with(storage, root, &OpenOptions::default(), &Silent).unwrap()
 }
 
 /// Makes the disk give everything again when data has been read.
@@ -173,19 +184,24 @@ fn a_segment_that_could_not_be_read_for_a_while_is_not_taken_away() {
 
     let shared = SharedWriter::new(writer);
     let options = CheckOptions { read_data: ReadData::All, jobs: 2 };
-    fault.set_unreadable(Some((&pack(&root, 1), second.offset + 300)));
+    fault.set_unreadable(Some((&pack(&root, 1), second.offset + 300..second.offset + 300 + 1)));
     let summary = check_with_index(&shared, &options, true, &Returns(&fault)).unwrap();
     assert_eq!((summary.damaged.len(), summary.quarantined_segments), (1, 0));
     assert!(summary.problems.iter().any(|what| what.contains("can be read now")), "{:?}", summary.problems);
     assert!(!fault.log().iter().any(|line| line.contains("punch")));
 
-    // One that stays so is stored anew by the next backup.
-    fault.set_unreadable(Some((&pack(&root, 1), second.offset + 300)));
+    // One that stays so, its header as well, is stored anew by the next backup, and told of no more.
+    fault.set_unreadable(Some((&pack(&root, 1), second.offset..second.offset + 400)));
     let summary = check_with_index(&shared, &options, true, &Silent).unwrap();
     assert_eq!((summary.damaged.len(), summary.quarantined_segments), (1, 1));
+    let summary = check_with_index(&shared, &options, true, &Silent).unwrap();
+    assert_eq!((summary.quarantined_segments, summary.index), (0, CheckIndex::Agrees));
+    assert!(summary.damaged.iter().all(|it| it.places.is_empty()), "{:?}", summary.damaged);
     let (writer, backup) = backup(shared.into_inner().unwrap(), "a", &disk, &told);
     assert_eq!(backup.stats.new_segments, 1);
     assert_eq!(restores(writer.repository(), "a", &disk), Vec::<String>::new());
-    fault.set_unreadable(None);
+    let writer = rebuilt(writer, &storage, &root);
+    let (writer, backup) = crate::backup(writer, "a", &disk, &told);
+    assert_eq!(backup.stats.unchanged_segments, 4);
     checked(writer);
 }

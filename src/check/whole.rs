@@ -11,7 +11,9 @@ use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
 use crate::manifest::{Incremental, ManifestReader};
 use crate::progress::{Notice, Progress};
-use crate::repository::{BackupId, Backupset, DamagedCopy, Repository, RepositoryWriter, SharedWriter};
+use crate::repository::{
+    BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+};
 use crate::segment::SegmentKey;
 use crate::store::pack::RecordPlace;
 use crate::store::{Catalog, SegmentPlace};
@@ -122,8 +124,8 @@ fn with_index(
         let mut checking = Checking::begin(writer.repository())?;
         let Checking { sets, copies, .. } = &mut checking;
         let problems = match compare_index(writer.repository(), writer.store(), sets, copies) {
-            // A manifest that the disk does not give, most of all: what it counts is not known.
-            Err(error) if error.kind() == ErrorKind::Io => {
+            // A manifest that cannot be read now, most of all: what it counts is not known.
+            Err(error) if error.kind() == ErrorKind::Io && !distrusts(&error) => {
                 checking.summary.problems.push(format!("the index is not compared: {error}"));
                 return Ok(checking);
             }
@@ -140,8 +142,10 @@ fn with_index(
     // It ends when the index has failed another job, which waits for it to make the index anew.
     let progress = WhileTrusted { progress, writer };
     let (mut summary, copies) = checking.finish(options, &progress)?;
-    if summary.cancelled {
-        writer.store().check()?;
+    if let Err(error) = writer.store().check()
+        && error.distrusts_index()
+    {
+        return Err(error.into());
     }
     if repair && !summary.cancelled {
         let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
@@ -160,7 +164,11 @@ fn with_index(
     Ok(summary)
 }
 
-/// A progress that is also cancelled when the store stops.
+fn distrusts(error: &CheckError) -> bool {
+    error.repository().is_some_and(RepositoryError::distrusts_index)
+}
+
+/// A progress that is also cancelled when the index has failed.
 struct WhileTrusted<'a> {
     progress: &'a dyn Progress,
     writer: &'a RepositoryWriter,
@@ -180,7 +188,8 @@ impl Progress for WhileTrusted<'_> {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.progress.is_cancelled() || self.writer.store().check().is_err()
+        let failed = self.writer.store().check();
+        self.progress.is_cancelled() || failed.is_err_and(|error| error.distrusts_index())
     }
 
     fn notice(&self, notice: Notice) {

@@ -92,7 +92,8 @@ impl RepositoryWriter {
     ) -> Result<Option<SegmentEntry>, RepositoryError> {
         let Some(place) = place else { return Ok(None) };
         let catalog = self.repository.catalog()?;
-        let entries = catalog.pack(place.pack)?.contents()?.unwrap_or_default();
+        // Without a table it is not taken: a rebuild finds it.
+        let entries = catalog.pack(place.pack)?.contents().ok().flatten().unwrap_or_default();
         let entry = entries.iter().find(|entry| entry.key == key && entry.offset == place.offset);
         Ok(entry.map(|entry| SegmentEntry::new(place.pack, entry)))
     }

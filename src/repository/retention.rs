@@ -69,14 +69,14 @@ impl RetentionPolicy {
     /// in any order.
     ///
     /// What is kept for a time is kept for that time before the newest backup, so that nothing goes while no more are
-    /// made. One that is of a time still to come was made by a clock that was wrong, and is not what others are measured by.
+    /// made. One that is of a time still to come was made by a clock that was wrong, and is not what others are measured by,
+    /// unless all are.
     pub fn apply(&self, backups: &[Candidate<'_>], now: Timestamp) -> Vec<Vec<&'static str>> {
         let mut order: Vec<usize> = (0..backups.len()).collect();
         let at = |index: &usize| backups.get(*index).map(|backup| (backup.timestamp, backup.order));
         order.sort_by_key(|index| std::cmp::Reverse(at(index)));
-        let is_past = |backup: &&Candidate<'_>| !is_to_come(backup.timestamp, now);
-        let newest =
-            order.iter().filter_map(|index| backups.get(*index)).find(is_past).map(|it| it.timestamp);
+        let times = || order.iter().filter_map(|index| backups.get(*index)).map(|backup| backup.timestamp);
+        let newest = times().find(|time| !is_to_come(*time, now)).or_else(|| times().next());
         let mut rules = self.rules();
         let mut reasons = vec![Vec::new(); backups.len()];
         let oldest = order.last().copied();
@@ -221,6 +221,9 @@ mod tests {
         // A clock that is a little ahead is none that was wrong.
         let times = ["2026-02-11T00:00:00Z", "2026-02-11T00:05:00Z"];
         assert_eq!(kept(&within(0), &times), [1]);
+        // Then it may be the clock of today that is wrong.
+        let times = ["2036-01-01T00:00:00Z", "2036-02-01T00:00:00Z", "2036-02-01T12:00:00Z"];
+        assert_eq!(kept(&within(24), &times), [1, 2]);
     }
 
     #[test]

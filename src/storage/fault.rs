@@ -94,9 +94,9 @@ impl FaultStorage {
         self
     }
 
-    /// Makes every read fail with EIO that touches this byte of this file, until it is told another or none.
-    pub fn set_unreadable(&self, place: Option<(&Path, u64)>) {
-        self.shared.state().unreadable = place.map(|(path, offset)| (path.to_owned(), offset));
+    /// Makes every read fail with EIO that touches these bytes of this file, until it is told others or none.
+    pub fn set_unreadable(&self, place: Option<(&Path, Range<u64>)>) {
+        self.shared.state().unreadable = place.map(|(path, bytes)| (path.to_owned(), bytes));
     }
 
     /// Returns how many operations there were so far.
@@ -175,7 +175,7 @@ struct State {
     journal: Journal,
     asides: u64,
     without_holes: bool,
-    unreadable: Option<(PathBuf, u64)>,
+    unreadable: Option<(PathBuf, Range<u64>)>,
 }
 
 /// What becomes of an operation.
@@ -347,7 +347,9 @@ impl StorageFile for FaultFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {
         let read = offset..offset + buffer.len() as u64;
-        let hits = |(path, byte): &(PathBuf, u64)| path == self.path() && read.contains(byte);
+        let hits = |(path, bytes): &(PathBuf, Range<u64>)| {
+            path == self.path() && bytes.start < read.end && read.start < bytes.end
+        };
         if self.shared.state().unreadable.as_ref().is_some_and(hits) {
             return Err(StorageError::new("read", self.path(), Errno::IO.into()));
         }

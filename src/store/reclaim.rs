@@ -1,6 +1,6 @@
 //! Giving back the space of what was freed: dead records, holes, and packs removed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use crate::error::ErrorKind;
@@ -181,17 +181,18 @@ impl Collector<'_> {
             }
         }
         // Before a dead record says of any place that nothing lives there.
-        let mut unreadable = HashSet::new();
+        let mut unreadable = HashMap::new();
         for (number, places) in &mut places {
             places.sort_unstable_by_key(|place| place.offset);
             self.compare(*number, places, &mut unreadable, &mut reclaimed.problems)?;
         }
-        let is_readable = |place: &FreedPlace| !unreadable.contains(&(place.pack(), place.offset));
+        let listed = |place: &FreedPlace| unreadable.get(&(place.pack(), place.offset)).copied();
+        let is_readable = |place: &FreedPlace| listed(place).is_none();
         let mut unburied = Vec::new();
         for (_, task) in tasks {
             if let Task::Punch { places, buried: false } = task {
-                let there =
-                    places.iter().filter(|place| !going.contains(&place.pack()) && is_readable(place));
+                let known = places.iter().filter(|place| listed(place).unwrap_or(true));
+                let there = known.filter(|place| !going.contains(&place.pack()));
                 unburied.extend(there.map(FreedPlace::dead));
             }
         }
@@ -200,6 +201,9 @@ impl Collector<'_> {
         }
         for (number, mut places) in places {
             places.retain(is_readable);
+            if places.is_empty() {
+                continue;
+            }
             match self.punch(number, &places) {
                 Ok(bytes) => reclaimed.punched_bytes += bytes,
                 // The dead records stand: a rebuild tries again.
@@ -220,14 +224,17 @@ impl Collector<'_> {
                     }
                 }
                 Task::Punch { places, buried } => {
-                    let left: Vec<_> = places.iter().filter(|place| !is_readable(place)).copied().collect();
                     // What cannot be read is tried again by the next collection, and by itself.
-                    if !left.is_empty() && left.len() == places.len() {
+                    let left = |is_listed: bool| -> Vec<_> {
+                        places.iter().filter(|place| listed(place) == Some(is_listed)).copied().collect()
+                    };
+                    let left = [(left(true), true), (left(false), *buried)];
+                    if left.iter().any(|(left, is_buried)| left.len() == places.len() && is_buried == buried)
+                    {
                         continue;
                     }
-                    if !left.is_empty() {
-                        done.push(Change::Task(Task::Punch { places: left, buried: *buried }));
-                    }
+                    let again = left.into_iter().filter(|(places, _)| !places.is_empty());
+                    done.extend(again.map(|(places, buried)| Change::Task(Task::Punch { places, buried })));
                 }
             }
             done.push(Change::TaskDone(*number));
@@ -240,25 +247,27 @@ impl Collector<'_> {
     }
 
     /// Makes sure that the segments that were freed lie where the index said, unless they are gone or damaged
-    /// already: nothing is to be punched that lives. What the disk does not give is put into `unreadable`.
+    /// already: nothing is to be punched that lives. What the disk does not give is put into `unreadable`, with whether the
+    /// pack's table says the same of its place: then it may be buried, but not punched, as a part of a block cannot be
+    /// written where the rest cannot be read.
     fn compare(
         &self,
         number: PackNumber,
         places: &[FreedPlace],
-        unreadable: &mut HashSet<(PackNumber, u64)>,
+        unreadable: &mut HashMap<(PackNumber, u64), bool>,
         problems: &mut Vec<String>,
     ) -> Result<(), StoreError> {
-        let mut unread = |place: &FreedPlace, error: &dyn std::fmt::Display| {
+        let mut unread = |place: &FreedPlace, is_listed: bool, error: &dyn std::fmt::Display| {
             if unreadable.is_empty() {
                 problems.push(format!("{error}; what was freed there is not given back"));
             }
-            unreadable.insert((number, place.offset));
+            unreadable.insert((number, place.offset), is_listed);
         };
         let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
             Ok(pack) => pack,
             Err(PackError::Storage(error)) if !error.is_not_found() => {
                 for place in places {
-                    unread(place, &error);
+                    unread(place, false, &error);
                 }
                 return Ok(());
             }
@@ -266,13 +275,21 @@ impl Collector<'_> {
             Err(_) => return Ok(()),
         };
         let id = pack.header().id();
+        let mut table = None;
         for place in places.iter().filter(|place| place.dead().pack == id) {
             match pack.record(place.offset) {
                 Ok(record) if record.key != place.key() || record.span() != place.span => {
                     let key = place.key();
                     return Err(self.store.distrust(format!("it has {key} where another segment lies")));
                 }
-                Err(PackError::Storage(error)) if error.kind() == ErrorKind::Io => unread(place, &error),
+                Err(PackError::Storage(error)) if error.kind() == ErrorKind::Io => {
+                    let table =
+                        table.get_or_insert_with(|| pack.contents().ok().flatten().unwrap_or_default());
+                    let at = table.binary_search_by_key(&place.offset, |entry| entry.offset);
+                    let entry = at.ok().and_then(|at| table.get(at));
+                    let is_listed = entry.is_some_and(|it| it.key == place.key() && it.span() == place.span);
+                    unread(place, is_listed, &error);
+                }
                 Ok(_) | Err(PackError::RecordDamaged { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

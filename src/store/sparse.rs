@@ -32,7 +32,13 @@ impl Collector<'_> {
     /// When this returns, the copies are durable and the index names them; if all could be copied, the pack is to be
     /// removed. Returns how many bytes were copied.
     pub fn move_living(&self, number: PackNumber, problems: &mut Vec<String>) -> Result<u64, StoreError> {
-        let pack = PackReader::open(self.storage.as_ref(), self.folder, number)?;
+        let pack = match PackReader::open(self.storage.as_ref(), self.folder, number) {
+            Ok(pack) => pack,
+            Err(error) => {
+                problems.push(error.to_string());
+                return Ok(0);
+            }
+        };
         let mut decoder = Decoder::new()?;
         let (mut stored, mut plain) = (Vec::new(), Vec::new());
         let entries = match pack.contents() {

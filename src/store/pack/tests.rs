@@ -325,12 +325,12 @@ fn a_record_that_cannot_be_read_now_is_not_taken_for_the_end_of_a_pack() {
     let whole = scan().unwrap();
     assert_eq!(whole.entries.len(), 4);
     // The payload of the mark, then, where there is no mark, that of a segment.
-    storage.set_unreadable(Some((&fixture.path(), mark + 256)));
+    storage.set_unreadable(Some((&fixture.path(), mark + 256..mark + 256 + 1)));
     assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
     storage.set_unreadable(None);
     let file = storage.open(&fixture.path()).unwrap();
     file.truncate(mark).unwrap();
-    storage.set_unreadable(Some((&fixture.path(), offset + 300)));
+    storage.set_unreadable(Some((&fixture.path(), offset + 300..offset + 300 + 1)));
     assert!(scan().is_err_and(|error| error.kind() == ErrorKind::Io));
     storage.set_unreadable(None);
     assert_eq!(scan().unwrap().entries, whole.entries);
