@@ -62,6 +62,14 @@ fn checked(writer: RepositoryWriter) {
     shared.close().unwrap();
 }
 
+/// Makes a repository, in `store`, on a disk that can be told to give less.
+fn faulty() -> (tempfile::TempDir, FaultStorage) {
+    let folder = tempfile::tempdir().unwrap();
+    let fault = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap();
+    Repository::init_with(Arc::new(fault.clone()), &folder.path().join("store"), &small_segments()).unwrap();
+    (folder, fault)
+}
+
 /// Makes a repository in which the second pack holds a dead record, and the segments of `c` behind it.
 fn with_a_dead_record(root: &Path) -> [(&'static str, Vec<u8>); 2] {
     let (told, mut noise) = (Told::default(), Noise::new(11));
@@ -114,11 +122,9 @@ fn a_table_of_contents_that_the_disk_does_not_give_hides_no_segment() {
 
 #[test]
 fn a_collection_gives_back_what_the_disk_gives_and_the_rest_when_it_does() {
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, fault) = faulty();
     let root = folder.path().join("store");
-    let fault = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
-    Repository::init_with(Arc::clone(&storage), &root, &small_segments()).unwrap();
     let (told, mut noise) = (Told::default(), Noise::new(12));
     let disks = [4, 4].map(|segments| noise.bytes(segments * SEGMENT));
     let writer = RepositoryWriter::open_with(&storage, &root, &OpenOptions::default(), &told).unwrap();
@@ -171,11 +177,9 @@ impl Progress for Returns<'_> {
 
 #[test]
 fn a_segment_that_could_not_be_read_for_a_while_is_not_taken_away() {
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, fault) = faulty();
     let root = folder.path().join("store");
-    let fault = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap();
     let storage: Arc<dyn Storage> = Arc::new(fault.clone());
-    Repository::init_with(Arc::clone(&storage), &root, &small_segments()).unwrap();
     let (told, disk) = (Told::default(), Noise::new(13).bytes(4 * SEGMENT));
     let writer = RepositoryWriter::open_with(&storage, &root, &OpenOptions::default(), &told).unwrap();
     let (writer, _) = backup(writer, "a", &disk, &told);

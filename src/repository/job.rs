@@ -20,7 +20,7 @@ pub trait JobError: From<RepositoryError> + std::fmt::Display {
 /// A repository that several threads of this process change at once.
 ///
 /// Jobs run side by side; `docs/gc.md` says which of them wait for each other. When the index fails one of them,
-/// it fails them all: the first to notice waits for the others to end, makes the index anew, and each of them is
+/// it fails them all: the first to notice ends the others, makes the index anew, and each of them is
 /// tried once more.
 #[derive(Debug)]
 pub struct SharedWriter {

@@ -136,7 +136,7 @@ fn take_out_gone(
     let suspect = |(at, (_, entry)): (usize, &(SegmentKey, SegmentEntry))| {
         suspects(entries, at).then(|| (entry.place(), at))
     };
-    // In the order of the packs: on a disk that turns, that is a tenth of the time.
+    // In the order of the packs, so that a disk that turns goes one way.
     let mut suspected: Vec<(RecordPlace, usize)> = entries.iter().enumerate().filter_map(suspect).collect();
     suspected.sort_unstable();
     let mut gone = HashSet::new();
