@@ -60,7 +60,7 @@ fn manifests(criterion: &mut Criterion) {
     change_one_percent(&dense, &changed);
     for path in [&dense, &fragmented] {
         let before = anonymous_memory();
-        let manifest = ManifestReader::open(path).unwrap();
+        let manifest = ManifestReader::open(&OsStorage, path).unwrap();
         look_up(&manifest);
         let grown = anonymous_memory().saturating_sub(before);
         let bytes = manifest.file_size();
@@ -76,15 +76,16 @@ fn manifests(criterion: &mut Criterion) {
     });
     for (name, path) in [("dense", &dense), ("fragmented", &fragmented)] {
         group.bench_function(format!("open and look up, {name}"), |bencher| {
-            bencher.iter(|| look_up(&ManifestReader::open(path).unwrap()));
+            bencher.iter(|| look_up(&ManifestReader::open(&OsStorage, path).unwrap()));
         });
         group.bench_function(format!("full validation, {name}"), |bencher| {
-            bencher.iter(|| ManifestReader::open(path).unwrap().verify().unwrap());
+            bencher.iter(|| ManifestReader::open(&OsStorage, path).unwrap().verify().unwrap());
         });
     }
     group.bench_function("diff of 1 %", |bencher| {
         bencher.iter(|| {
-            let [older, newer] = [&dense, &changed].map(|path| ManifestReader::open(path).unwrap());
+            let [older, newer] =
+                [&dense, &changed].map(|path| ManifestReader::open(&OsStorage, path).unwrap());
             let mut ranges = 0;
             let diff = ManifestDiff::of(&older, &newer).unwrap();
             diff.for_each(|_| {
@@ -95,7 +96,7 @@ fn manifests(criterion: &mut Criterion) {
             ranges
         });
     });
-    let manifest = ManifestReader::open(&dense).unwrap();
+    let manifest = ManifestReader::open(&OsStorage, &dense).unwrap();
     group.bench_function("OSDK export", |bencher| {
         bencher.iter(|| {
             osdk::export::<ManifestError>(&manifest, &at("osdk"), true, &mut NoStore, &Silent).unwrap();

@@ -1,6 +1,7 @@
 //! What every command needs: where the repository is, and how to tell things.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::cli::progress::Console;
 use crate::error::ErrorKind;
 use crate::remote::{Address, Credentials, RemoteRepository};
 use crate::repository::{Layout, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
+use crate::storage::{RootStorage, Storage};
 
 /// The command's surroundings.
 #[derive(Debug)]
@@ -116,7 +118,17 @@ impl Context {
         if let Some(remote) = self.network()? {
             return Ok(Some(remote));
         }
-        let path = Layout::new(self.repository_path()?).socket();
+        let root = self.repository_path()?;
+        let path = Layout::new(root).socket();
+        // Somebody else's repository may have a link there to any socket of this machine.
+        match RootStorage::at(root).examine(&path) {
+            Ok(found) if found.file_type().is_socket() => {}
+            Ok(_) => {
+                let message = format!("cannot use {}: it is not a socket; remove it", path.display());
+                return Err(CliError::new(ErrorKind::Corrupt, message));
+            }
+            Err(_) => return Ok(None),
+        }
         // One that a service left which was killed is there, and nobody answers.
         if UnixStream::connect(&path).is_err() {
             return Ok(None);

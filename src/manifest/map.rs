@@ -14,7 +14,7 @@ use crate::manifest::archive::{ArchivedBody, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, HeaderError, LENGTH};
 use crate::manifest::{ManifestError, ManifestInfo};
 use crate::segment::SegmentHash;
-use crate::storage::StorageError;
+use crate::storage::{Access, Storage, StorageError};
 
 /// Files of persons up to this many bytes are read into memory; larger ones are mapped.
 const READ_INTO_MEMORY: u64 = 64 << 20;
@@ -50,8 +50,9 @@ impl Opened {
     /// Maps one of a repository's own manifests, checks its header, and lets bytecheck check the archive.
     ///
     /// The body's fingerprint is left to the caller.
-    pub(super) fn own(path: &Path) -> Result<Self, ManifestError> {
-        let (file, size) = open(path)?;
+    pub(super) fn own(storage: &dyn Storage, path: &Path) -> Result<Self, ManifestError> {
+        let file = storage.handle(path, Access::Read)?;
+        let size = size_of(&file, path)?;
         read_through(&file, size, path)?;
         Self::check(Bytes::Mapped(map(&file, path)?), path).map_err(|error| match error {
             // It was one when it was committed.
@@ -177,8 +178,12 @@ fn open(path: &Path) -> Result<(File, u64), ManifestError> {
         return Err(ManifestError::NotAManifest { path: path.to_owned() });
     }
     let file = File::open(path).map_err(io("open"))?;
-    let size = file.metadata().map_err(io("examine"))?.len();
+    let size = size_of(&file, path)?;
     Ok((file, size))
+}
+
+fn size_of(file: &File, path: &Path) -> Result<u64, StorageError> {
+    Ok(file.metadata().map_err(|source| StorageError::new("examine", path, source))?.len())
 }
 
 /// Reads a file of up to [`READ_INTO_MEMORY`], or the begin and the end of a larger one, without keeping it: a page of a map that

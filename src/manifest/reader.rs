@@ -10,6 +10,7 @@ use crate::manifest::{
     ATTRIBUTES_LIMIT, BackupsetId, BaseIndex, ImageName, Incremental, MOST_BASES, ManifestError, ManifestInfo,
 };
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
+use crate::storage::Storage;
 
 /// Bodies up to this many bytes have their fingerprint compared when they are opened.
 const VERIFIED_AT_OPEN: usize = 64 << 20;
@@ -72,8 +73,8 @@ pub struct ManifestReader {
 impl ManifestReader {
     /// Opens one of a repository's own manifests: header, bytecheck, sense, and for bodies up to 64 MiB
     /// the fingerprint are checked before it returns.
-    pub fn open(path: &Path) -> Result<Self, ManifestError> {
-        Self::check(path, Opened::own(path)?)
+    pub fn open(storage: &dyn Storage, path: &Path) -> Result<Self, ManifestError> {
+        Self::check(path, Opened::own(storage, path)?)
     }
 
     /// Opens any manifest file, with the same checks. Up to 64 MiB it is read into memory, so that nobody can

@@ -57,7 +57,7 @@ quickcheck! {
         let path = at(&folder, "manifest");
         let segments: Vec<_> = seeds.iter().map(|seed| seed.map(segment)).collect();
         let info = write(&path, &segments);
-        for manifest in [ManifestReader::open(&path).unwrap(), ManifestReader::read(&path).unwrap()] {
+        for manifest in [ManifestReader::open(&OsStorage, &path).unwrap(), ManifestReader::read(&path).unwrap()] {
             assert_eq!(manifest.info(), &info);
             assert_eq!(manifest.file_size(), fs::metadata(&path).unwrap().len());
             let listed: BTreeMap<_, _> = manifest.segments().map(|(index, segment)| (index.0, segment)).collect();
@@ -87,7 +87,7 @@ quickcheck! {
         let manifests: Vec<_> = chain.iter().enumerate().map(|(number, segments)| {
             let path = at(&folder, &number.to_string());
             write(&path, segments);
-            ManifestReader::open(&path).unwrap()
+            ManifestReader::open(&OsStorage, &path).unwrap()
         }).collect();
         let position = position % chain.len();
         let without: Vec<_> = chain.iter().enumerate().filter(|(at, _)| *at != position).map(|(_, disk)| disk).collect();
@@ -131,12 +131,12 @@ fn neighbours_that_say_the_same_make_one_run() {
     let other = SegmentRef { key: SegmentKey { hash: SegmentHash::of(b"other"), twin: Twin(0) }, ..one };
     let twin = SegmentRef { key: SegmentKey { twin: Twin(1), ..one.key }, ..one };
     write(&path, &[Some(one), Some(other), None, Some(one), Some(twin), Some(twin)]);
-    assert_eq!(ManifestReader::open(&path).unwrap().runs(), 3);
+    assert_eq!(ManifestReader::open(&OsStorage, &path).unwrap().runs(), 3);
 }
 
 /// Says that neither way of opening a file finds a manifest in it.
 fn assert_refused(path: &Path, what: &str) {
-    assert!(ManifestReader::open(path).is_err(), "{what}");
+    assert!(ManifestReader::open(&OsStorage, path).is_err(), "{what}");
     assert!(ManifestReader::read(path).is_err(), "{what}");
 }
 
@@ -168,7 +168,7 @@ fn one_of_the_repositorys_own_that_lost_its_signature_is_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let path = at(&folder, "manifest");
     fs::write(&path, b"something else, and long enough to hold a signature").unwrap();
-    assert_eq!(ManifestReader::open(&path).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(ManifestReader::open(&OsStorage, &path).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(ManifestReader::read(&path).unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(ManifestReader::read(folder.path()).unwrap_err().kind(), ErrorKind::Invalid);
 }
@@ -188,7 +188,7 @@ fn a_large_file_is_verified_before_it_is_used_whole() {
     drop(manifest);
     let file = fs::File::options().write(true).open(&path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 20], 1 << 25).unwrap();
-    for manifest in [ManifestReader::open(&path).unwrap(), ManifestReader::read(&path).unwrap()] {
+    for manifest in [ManifestReader::open(&OsStorage, &path).unwrap(), ManifestReader::read(&path).unwrap()] {
         assert_eq!(manifest.verify().unwrap_err().kind(), ErrorKind::Corrupt);
         assert!(ManifestDiff::of(&manifest, &manifest).is_err());
     }
@@ -260,7 +260,7 @@ fn a_range_ends_where_the_disk_ends_and_other_segment_sizes_are_refused() {
                 .unwrap();
         writer.push(SegmentIndex(geometry.segments() - 1), &segment(hash)).unwrap();
         writer.finish().unwrap();
-        ManifestReader::open(&at(&folder, name)).unwrap()
+        ManifestReader::open(&OsStorage, &at(&folder, name)).unwrap()
     };
     let (one, other) = (open("one", (1 << 16) + 10, 1 << 16, 1), open("other", (1 << 16) + 10, 1 << 16, 2));
     let mut found = Vec::new();

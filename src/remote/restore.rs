@@ -55,7 +55,7 @@ impl RemoteRepository {
         };
         let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
         std::io::copy(&mut self.read(&path)?, &mut file).map_err(|error| self.cut(&error))?;
-        let manifest = ManifestReader::open(file.path())?;
+        let manifest = ManifestReader::open(&crate::storage::OsStorage, file.path())?;
         manifest.verify()?;
         Ok(manifest)
     }

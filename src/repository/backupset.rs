@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::repository::layout::canonical;
 use crate::repository::settings::{FORMAT, check_format, read_text};
 use crate::repository::together::Together;
 use crate::repository::{Layout, Repository, RepositoryError};
@@ -301,7 +302,7 @@ impl Repository {
     pub fn backupsets(&self) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
         let (mut sets, mut problems) = (Vec::new(), Vec::new());
         for name in self.storage.list(&self.layout.sets())? {
-            let Ok(id) = name.parse::<BackupsetId>() else { continue };
+            let Some(id) = canonical::<BackupsetId>(&name) else { continue };
             match Backupset::read(self.storage.as_ref(), &self.layout, id) {
                 Ok(set) => sets.push(set),
                 // Its folder is made before its settings, and a crash may come between.

@@ -26,6 +26,7 @@ use crate::manifest::{
 };
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::draft::{Parent, Running};
+use crate::repository::import::remove_newborn;
 use crate::repository::state::State;
 use crate::repository::together::{Addition, Together};
 use crate::repository::{
@@ -201,7 +202,7 @@ impl RepositoryWriter {
     pub fn abandon(&self, draft: &BackupDraft) {
         let storage = self.repository.storage.as_ref();
         let removed = if draft.newborn {
-            storage.remove_folder(&self.repository.layout.set(draft.set.id))
+            remove_newborn(storage, &self.repository.layout, draft.set.id).map(drop)
         } else {
             storage.unlink(&draft.temporary)
         };
@@ -322,7 +323,7 @@ impl RepositoryWriter {
             Backupset::read(repository.storage.as_ref(), &repository.layout, draft.set.id)?
         };
         let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
-        let written = ManifestReader::open(&draft.temporary)?;
+        let written = ManifestReader::open(repository.storage.as_ref(), &draft.temporary)?;
         let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
         for window in neighbours.windows_of(COUNTED_WINDOW) {
             for (key, _) in neighbours.gains(window) {
@@ -351,7 +352,7 @@ impl RepositoryWriter {
 
     fn count_new(&self, Ready { draft, set, before, .. }: &Ready<'_>) -> Result<(), RepositoryError> {
         let path = self.repository.layout.manifest(set.id, draft.info.incremental);
-        let committed = ManifestReader::open(&path)?;
+        let committed = ManifestReader::open(self.repository.storage.as_ref(), &path)?;
         let neighbours = Neighbours { before: before.as_ref(), this: &committed, after: None };
         let counting = Counting { backupset: set.id, neighbours };
         counting.add(None, |changes| self.store.apply(changes))?;

@@ -211,7 +211,7 @@ mod tests {
             writer.push(SegmentIndex(place), &segment).unwrap();
         }
         writer.finish().unwrap();
-        ManifestReader::open(&path).unwrap()
+        ManifestReader::open(&OsStorage, &path).unwrap()
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::PoisonError;
 
 use crate::manifest::{BackupsetId, ImageName, ManifestInfo};
-use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
-use crate::storage::replace;
+use crate::repository::layout::{canonical, is_temporary_of_set};
+use crate::repository::{BackupDraft, Backupset, Layout, Repository, RepositoryError, RepositoryWriter};
+use crate::storage::{Storage, StorageError, replace};
 
 impl RepositoryWriter {
     /// Begins to import a backup as one of `name`: into its backupset, which is made if there is none. Until it
@@ -84,6 +85,28 @@ impl RepositoryWriter {
         storage.sync_folder(&layout.sets())?;
         Ok(replace(storage, &layout.newborn(id), b"")?)
     }
+}
+
+/// Removes the folder of a backupset that was not born. The marker goes last: what a crash leaves of it is still not born.
+///
+/// Returns a name in it that Ekko did not give; then the folder stays.
+pub(super) fn remove_newborn(
+    storage: &dyn Storage,
+    layout: &Layout,
+    id: BackupsetId,
+) -> Result<Option<String>, StorageError> {
+    let folder = layout.set(id);
+    let names = storage.list(&folder)?;
+    let is_ours = |name: &String| is_temporary_of_set(name) || canonical::<u32>(name).is_some();
+    if let Some(other) = names.iter().find(|name| !is_ours(name)) {
+        return Ok(Some(other.clone()));
+    }
+    for name in names.iter().filter(|name| *name != Layout::NEWBORN) {
+        storage.unlink(&folder.join(name))?;
+    }
+    storage.sync_folder(&folder)?;
+    storage.remove_folder(&folder)?;
+    Ok(None)
 }
 
 /// Says why a backup does not fit into its backupset.

@@ -1,8 +1,42 @@
 //! Where a repository's files lie.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use crate::manifest::{BackupsetId, Incremental};
+use crate::storage::TEMPORARY;
+use crate::store::pack::PackNumber;
+
+/// Reads a name that Ekko gives, a number or a UUID. The same written in another way, as `007` or in capitals, is not one.
+pub(super) fn canonical<T: FromStr + Display>(name: &str) -> Option<T> {
+    name.parse().ok().filter(|value: &T| value.to_string() == name)
+}
+
+/// Returns what the temporary file with this name will be called; nothing if it is not one.
+fn finished(name: &str) -> Option<&str> {
+    name.strip_suffix(TEMPORARY)?.strip_suffix('.')
+}
+
+/// Says whether Ekko gives this name to a temporary file in `packs`.
+pub(super) fn is_temporary_pack(name: &str) -> bool {
+    finished(name).is_some_and(|name| PackNumber::from_file_name(name).is_some())
+}
+
+/// Says whether Ekko gives this name to a temporary file in `manifests`.
+pub(super) fn is_temporary_of_sets(name: &str) -> bool {
+    finished(name) == Some(TOGETHER)
+}
+
+/// Says whether Ekko gives this name to a temporary file in the folder of a backupset.
+pub(super) fn is_temporary_of_set(name: &str) -> bool {
+    name == Layout::NEWBORN
+        || finished(name).is_some_and(|name| {
+            name == Layout::SET_SETTINGS || name == Layout::NEWBORN || canonical::<u32>(name).is_some()
+        })
+}
+
+const TOGETHER: &str = "together.toml";
 
 /// The paths of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +137,7 @@ impl Layout {
 
     /// Returns the file that says which backups of several backupsets have come to exist together.
     pub fn together(&self) -> PathBuf {
-        self.sets().join("together.toml")
+        self.sets().join(TOGETHER)
     }
 
     /// Returns the folder of one backupset.
@@ -124,5 +158,32 @@ impl Layout {
     /// Returns the manifest of one backup.
     pub fn manifest(&self, id: BackupsetId, incremental: Incremental) -> PathBuf {
         self.set(id).join(incremental.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_ekko_gives_are_read_or_removed() {
+        let id = BackupsetId::random().to_string();
+        assert!(canonical::<BackupsetId>(&id).is_some());
+        for other in [id.to_uppercase(), id.replace('-', ""), format!("{{{id}}}"), format!("urn:uuid:{id}")] {
+            assert!(canonical::<BackupsetId>(&other).is_none(), "{other}");
+        }
+        assert_eq!(canonical::<u64>("2021"), Some(2021));
+        for other in ["02021", "+2021", "", "2021 ", "18446744073709551616"] {
+            assert!(canonical::<u64>(other).is_none(), "{other}");
+        }
+        assert!(is_temporary_pack("0000000000000012.pack.tmp"));
+        assert!(is_temporary_of_sets("together.toml.tmp"));
+        for name in ["0.tmp", "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {
+            assert!(is_temporary_of_set(name), "{name}");
+        }
+        for name in ["letter.tmp", "12.pack.tmp", "00.tmp", "tmp", ".tmp", "set.toml", "together.toml", "7"] {
+            let temporary = [is_temporary_pack, is_temporary_of_sets, is_temporary_of_set];
+            assert!(!temporary.iter().any(|is_temporary| is_temporary(name)), "{name}");
+        }
     }
 }

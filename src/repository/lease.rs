@@ -8,26 +8,28 @@
 //!
 //! A lease is advice to others, not part of the store: where the folder cannot be written, there is none.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::manifest::{BackupsetId, Incremental};
+use crate::repository::layout::canonical;
 use crate::repository::{Deletion, Layout, Repository, RepositoryError};
-use crate::storage::StorageError;
+use crate::storage::{Access, Storage, StorageError};
 
 /// A lease, while it is there.
 #[derive(Debug)]
 pub struct Lease {
     held: Option<(File, PathBuf)>,
+    storage: Arc<dyn Storage>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some((_, path)) = &self.held {
             // One that stays is found unlocked by the next collection.
-            let _ = fs::remove_file(path);
+            let _ = self.storage.unlink(path);
         }
     }
 }
@@ -38,13 +40,9 @@ impl Repository {
     /// # Errors
     /// The backup is not there.
     pub fn lease(&self, set: BackupsetId, incremental: Incremental) -> Result<Lease, RepositoryError> {
-        let lease = match take(&self.layout, set, incremental) {
-            Ok(held) => Lease { held: Some(held) },
-            Err(error) => {
-                tracing::debug!(%error, "no lease can be had here");
-                Lease { held: None }
-            }
-        };
+        let held = take(self.storage.as_ref(), &self.layout, set, incremental)
+            .inspect_err(|error| tracing::debug!(%error, "no lease can be had here"));
+        let lease = Lease { held: held.ok(), storage: Arc::clone(&self.storage) };
         let found = self.backupset(set)?;
         // Not one that is deleted already: it may be about to be collected.
         if found.backups.iter().any(|record| record.incremental == incremental) {
@@ -56,19 +54,18 @@ impl Repository {
 
     /// Returns the backups that are leased now, and removes the leases that nobody holds any longer.
     pub(super) fn leased(&self) -> Result<Vec<Deletion>, RepositoryError> {
+        let storage = self.storage.as_ref();
         let folder = self.layout.leases();
-        let failed = |source| StorageError::new("list", &folder, source);
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error).into()),
+        let names = match storage.list(&folder) {
+            Ok(names) => names,
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
         };
         let mut leased = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(failed)?.path();
-            if is_held(&path)?
-                && let Some(backup) = path.file_name().and_then(|name| backup_of(name.to_str()?))
-            {
+        for name in names {
+            // What Ekko does not call so is not a lease: it is neither locked nor removed.
+            let Some(backup) = backup_of(&name) else { continue };
+            if is_held(storage, &folder.join(name))? {
                 leased.push(backup);
             }
         }
@@ -76,34 +73,37 @@ impl Repository {
     }
 }
 
-fn take(layout: &Layout, set: BackupsetId, incremental: Incremental) -> io::Result<(File, PathBuf)> {
+fn take(
+    storage: &dyn Storage,
+    layout: &Layout,
+    set: BackupsetId,
+    incremental: Incremental,
+) -> Result<(File, PathBuf), StorageError> {
     let folder = layout.leases();
-    match DirBuilder::new().mode(0o700).create(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    storage.create_folder(&folder)?;
     loop {
         let path = folder.join(format!("{set}@{incremental}-{}", uuid::Uuid::new_v4()));
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        file.lock()?;
+        let failed = |source| StorageError::new("lock", &path, source);
+        let file = storage.handle(&path, Access::Create)?;
+        file.lock().map_err(failed)?;
         // A collection may have found it before it was locked, and removed it.
-        if file.metadata()?.nlink() > 0 {
+        if file.metadata().map_err(failed)?.nlink() > 0 {
             return Ok((file, path));
         }
     }
 }
 
 /// Says whether somebody holds a lease; removes one that nobody does.
-fn is_held(path: &Path) -> Result<bool, StorageError> {
-    let file = match File::open(path) {
+fn is_held(storage: &dyn Storage, path: &Path) -> Result<bool, StorageError> {
+    let file = match storage.handle(path, Access::Read) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(source) => return Err(StorageError::new("open", path, source)),
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error),
     };
     match file.try_lock() {
         Ok(()) => {
             // While it is locked here: whoever is about to take it sees then that it is gone.
-            let _ = fs::remove_file(path);
+            let _ = storage.unlink(path);
             Ok(false)
         }
         Err(TryLockError::WouldBlock) => Ok(true),
@@ -111,10 +111,12 @@ fn is_held(path: &Path) -> Result<bool, StorageError> {
     }
 }
 
+/// Reads the backup that a lease of this name is of.
 fn backup_of(name: &str) -> Option<Deletion> {
     let (backupset, rest) = name.split_once('@')?;
-    let (incremental, _) = rest.split_once('-')?;
-    Some(Deletion { backupset: backupset.parse().ok()?, incremental: Incremental(incremental.parse().ok()?) })
+    let (incremental, lease) = rest.split_once('-')?;
+    canonical::<uuid::Uuid>(lease)?;
+    Some(Deletion { backupset: canonical(backupset)?, incremental: Incremental(canonical(incremental)?) })
 }
 
 #[cfg(test)]
@@ -129,7 +131,7 @@ mod tests {
                 .unwrap();
         let (set, incremental) = (BackupsetId::random(), Incremental(3));
         assert_eq!(repository.leased().unwrap(), []);
-        let held = take(&repository.layout, set, incremental).unwrap();
+        let held = take(repository.storage.as_ref(), &repository.layout, set, incremental).unwrap();
         assert_eq!(repository.leased().unwrap(), [Deletion { backupset: set, incremental }]);
         let (file, path) = held;
         drop(file);
@@ -137,5 +139,27 @@ mod tests {
         assert!(!path.exists());
         assert!(repository.lease(set, incremental).is_err(), "there is no such backup");
         assert_eq!(repository.leased().unwrap(), []);
+    }
+
+    #[test]
+    fn what_has_another_name_than_a_lease_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("store");
+        let repository = Repository::init(&root, &crate::repository::InitOptions::default()).unwrap();
+        let leases = repository.layout.leases();
+        std::fs::create_dir(&leases).unwrap();
+        let (set, lease) = (BackupsetId::random(), uuid::Uuid::new_v4());
+        let ours = format!("{set}@3-{lease}");
+        let theirs = ["letter", &format!("{set}@03-{lease}"), &format!("{set}@3-x"), &ours.to_uppercase()]
+            .map(str::to_owned);
+        for name in theirs.iter().chain([&ours]) {
+            std::fs::write(leases.join(name), "x").unwrap();
+        }
+        assert_eq!(repository.leased().unwrap(), []);
+        let mut left = repository.storage.list(&leases).unwrap();
+        left.sort_unstable();
+        let mut wanted = theirs.to_vec();
+        wanted.sort_unstable();
+        assert_eq!(left, wanted);
     }
 }

@@ -48,7 +48,7 @@ pub use statistics::RepositoryStats;
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError, ManifestReader};
-use crate::storage::{OsStorage, Storage, StorageError, read_small, replace};
+use crate::storage::{RootStorage, Storage, StorageError, read_small, replace};
 use crate::store::pack::PackError;
 use crate::store::{Catalog, StoreError};
 
@@ -275,7 +275,7 @@ pub struct Repository {
 impl Repository {
     /// Opens the repository at `path`.
     pub fn open(path: &Path) -> Result<Self, RepositoryError> {
-        Self::open_with(Arc::new(OsStorage), path)
+        Self::open_with(Arc::new(RootStorage::at(path)), path)
     }
 
     /// Opens the repository at `path` through a storage of the caller's.
@@ -296,7 +296,7 @@ impl Repository {
 
     /// Makes a repository at `path`, which must not exist or be an empty folder.
     pub fn init(path: &Path, options: &InitOptions) -> Result<Self, RepositoryError> {
-        Self::init_with(Arc::new(OsStorage), path, options)
+        Self::init_with(Arc::new(RootStorage::at(path)), path, options)
     }
 
     /// Makes a repository at `path` through a storage of the caller's.
@@ -308,6 +308,11 @@ impl Repository {
         let layout = Layout::new(path);
         let settings = settings::create(storage.as_ref(), &layout, options)?;
         Ok(Self { storage, layout, settings })
+    }
+
+    /// Returns what its files are opened and written through.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// Returns where its files lie.
@@ -347,7 +352,7 @@ impl Repository {
         backup: &BackupRecord,
     ) -> Result<ManifestReader, RepositoryError> {
         let path = self.layout.manifest(set.id, backup.incremental);
-        let manifest = ManifestReader::open(&path)?;
+        let manifest = ManifestReader::open(self.storage.as_ref(), &path)?;
         let info = manifest.info();
         if manifest.fingerprint() != backup.manifest
             || (info.backupset, info.incremental) != (set.id, backup.incremental)

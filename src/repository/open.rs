@@ -18,7 +18,7 @@ use crate::repository::recovery::{self, OpenedIndex};
 use crate::repository::settings::refill_reserve;
 use crate::repository::state::{State, StateFile};
 use crate::repository::{Repository, RepositoryError};
-use crate::storage::{OsStorage, Storage};
+use crate::storage::{RootStorage, Storage};
 use crate::store::{IndexWriter, SegmentStore, StoreFolders};
 
 /// How a repository is opened for writing.
@@ -65,7 +65,7 @@ impl RepositoryWriter {
         options: &OpenOptions,
         progress: &dyn Progress,
     ) -> Result<Self, RepositoryError> {
-        let storage: Arc<dyn Storage> = Arc::new(OsStorage);
+        let storage: Arc<dyn Storage> = Arc::new(RootStorage::at(path));
         Self::open_with(&storage, path, options, progress)
     }
 
@@ -77,7 +77,7 @@ impl RepositoryWriter {
         progress: &dyn Progress,
     ) -> Result<Self, RepositoryError> {
         let repository = Repository::open_with(Arc::clone(storage), path)?;
-        let lock = Lock::take(&repository.layout, options.wait)?;
+        let lock = Lock::take(storage.as_ref(), &repository.layout, options.wait)?;
         recovery::undo_unfinished(&repository, progress)?;
         let (mut file, found) = StateFile::open(storage.as_ref(), &repository.layout.state())?;
         let found = found.unwrap_or_else(|| {

@@ -10,14 +10,15 @@ use crate::progress::{Notice, Progress};
 use crate::repository::backupset::is_newborn;
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
+use crate::repository::import::remove_newborn;
+use crate::repository::layout::{canonical, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack};
 use crate::repository::state::State;
 use crate::repository::together;
-use crate::repository::{Backupset, Layout, Repository, RepositoryError};
+use crate::repository::{Backupset, Repository, RepositoryError};
 use crate::segment::SegmentKey;
-use crate::storage::TEMPORARY;
 use crate::store::{
-    Change, Counted, CountedState, IndexError, IndexPart, IndexWriter, Reconciled, StoreError, digest,
-    rebuild_index, reconcile_packs,
+    Change, Counted, CountedState, IndexError, IndexPart, IndexWriter, Reconciled, StoreError,
+    check_index_folder, digest, rebuild_index, reconcile_packs,
 };
 
 /// An index in step with packs and manifests.
@@ -44,39 +45,37 @@ pub(super) fn undo_unfinished(
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     // Before any manifest goes: it may be that of a backup that exists.
     let known = together::finish(repository, progress)?;
-    for folder in [layout.packs(), layout.sets()] {
-        for path in storage.list(&folder)?.iter().map(|name| folder.join(name)) {
-            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
-                storage.unlink(&path)?;
-            }
+    let is_temporary: [(_, fn(&str) -> bool); 2] =
+        [(layout.packs(), is_temporary_pack), (layout.sets(), is_temporary_of_sets)];
+    for (folder, is_temporary) in is_temporary {
+        for name in storage.list(&folder)?.iter().filter(|name| is_temporary(name)) {
+            storage.unlink(&folder.join(name))?;
         }
     }
     let (sets, _) = repository.backupsets()?;
     for name in storage.list(&layout.sets())? {
-        let Ok(id) = name.parse::<BackupsetId>() else { continue };
+        let Some(id) = canonical::<BackupsetId>(&name) else { continue };
         let folder = layout.set(id);
         let set = sets.iter().find(|set| set.id == id);
         let mut changed = false;
         let names = storage.list(&folder)?;
         // An import that was not committed: the backupset was never born, whatever lies there.
         if is_newborn(&names) {
-            // The marker last: what is left after a crash is still not born.
-            for name in names.iter().filter(|name| *name != Layout::NEWBORN) {
-                storage.unlink(&folder.join(name))?;
+            if let Some(other) = remove_newborn(storage, layout, id)? {
+                let what = format!("cannot remove {}: Ekko did not make {other} in it", folder.display());
+                progress.notice(Notice::Problem { kind: ErrorKind::Invalid, what });
             }
-            storage.sync_folder(&folder)?;
-            storage.remove_folder(&folder)?;
             continue;
         }
         for name in names {
             let path = folder.join(&name);
-            let number = name.parse::<u32>().ok();
+            let number = canonical::<u32>(&name);
             let is_new = |number: u32| set.is_some_and(|set| number >= set.next_incremental);
             let unfinished = known && number.is_some_and(is_new);
             // Its backup was deleted and collected.
             let collected =
                 number.is_some_and(|number| set.is_some_and(|set| !set.knows(number)) && !is_new(number));
-            if unfinished || collected || path.extension().is_some_and(|extension| extension == TEMPORARY) {
+            if unfinished || collected || is_temporary_of_set(&name) {
                 storage.unlink(&path)?;
                 changed = true;
             }
@@ -121,9 +120,12 @@ fn believe(
     let distrust = |what: &str| -> RepositoryError {
         StoreError::from(IndexError::Damaged { path: path.clone(), what: what.to_owned() }).into()
     };
-    if state.index == 0 || !path.is_dir() {
+    let storage = repository.storage.as_ref();
+    if state.index == 0 || storage.examine(&path).is_err() {
         return Err(distrust("it is missing"));
     }
+    // sled opens whatever has the names of its files.
+    check_index_folder(storage, &path).map_err(|error| distrust(&error.to_string()))?;
     // Before sled touches it: after an orderly end its files are those whose digest the state keeps.
     let clean = match state.clean {
         Some(expected) => match digest(&path) {
@@ -165,8 +167,13 @@ fn build(
         }
         Err(error) => return Err(error.into()),
     };
-    let taken = names.iter().filter_map(|name| name.parse::<u64>().ok()).max().unwrap_or(0);
-    let number = taken.max(state.index).saturating_add(1);
+    let taken = names.iter().filter_map(|name| canonical::<u64>(name)).max().unwrap_or(0);
+    let Some(number) = taken.max(state.index).checked_add(1) else {
+        let what = "no number is left for another one: remove the folders in it".to_owned();
+        return Err(StoreError::from(IndexError::Damaged { path: layout.indexes(), what }).into());
+    };
+    // Its folder is for the owner alone, and in no link's way: sled would make it as the umask says.
+    repository.storage.create_folder(&layout.index(number))?;
     let mut index = IndexWriter::create(&layout.index(number)).map_err(StoreError::from)?;
     let generation = state.generation.saturating_add(1);
     index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
@@ -263,7 +270,7 @@ fn reconcile(
         count_set(repository, set, index, &mut counted, progress)?;
     }
     // What is left was counted for a backup that no set names. A set that cannot be read may still name it.
-    let gone = |id: BackupsetId| sets.iter().any(|set| set.id == id) || !repository.layout.set(id).exists();
+    let gone = |id: BackupsetId| sets.iter().any(|set| set.id == id) || is_missing(repository, id);
     match counted.keys().find(|(id, _)| gone(*id)) {
         None => Ok(()),
         Some((id, incremental)) => {
@@ -332,12 +339,19 @@ fn count_set(
     Ok(())
 }
 
-/// Removes the indexes that are not in use. One that cannot be removed does no harm.
+fn is_missing(repository: &Repository, id: BackupsetId) -> bool {
+    repository.storage.examine(&repository.layout.set(id)).is_err_and(|error| error.is_not_found())
+}
+
+/// Removes the indexes that are not in use. One that cannot be removed does no harm, and one with anything in it that sled
+/// does not make stays.
 pub(super) fn drop_other_indexes(repository: &Repository, number: u64) {
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     let Ok(names) = storage.list(&layout.indexes()) else { return };
-    for other in names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|other| *other != number) {
-        if let Err(error) = storage.remove_folder(&layout.index(other)) {
+    for other in names.iter().filter_map(|name| canonical::<u64>(name)).filter(|other| *other != number) {
+        let path = layout.index(other);
+        let removed = check_index_folder(storage, &path).and_then(|()| storage.remove_folder(&path));
+        if let Err(error) = removed {
             tracing::warn!(%error, "an old index stays");
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::progress::{Notice, Progress};
 use crate::repository::{Repository, RepositoryError};
 use crate::segment::{SegmentIndex, SegmentKey};
+use crate::storage::Storage;
 
 /// Counts over a whole repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +41,7 @@ struct Stored {
 impl Repository {
     /// Adds up what its files take on the disk, as `du` says.
     pub fn disk_bytes(&self) -> u64 {
-        disk_usage(self.layout.root())
+        disk_usage(self.storage.as_ref(), self.layout.root())
     }
 
     /// Counts what the repository holds. Takes no lock and does not open the index; 32 bytes of memory for
@@ -97,15 +98,12 @@ impl Repository {
 }
 
 /// Adds up the blocks of all files below a folder. What vanishes meanwhile counts for nothing.
-fn disk_usage(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| {
-            let blocks = entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
-            let inside =
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) { disk_usage(&entry.path()) } else { 0 };
-            blocks + inside
-        })
-        .sum()
+fn disk_usage(storage: &dyn Storage, folder: &Path) -> u64 {
+    let of_entry = |name: &String| {
+        let path = folder.join(name);
+        let Ok(metadata) = storage.examine(&path) else { return 0 };
+        let inside = if metadata.is_dir() { disk_usage(storage, &path) } else { 0 };
+        metadata.blocks() * 512 + inside
+    };
+    storage.list(folder).unwrap_or_default().iter().map(of_entry).sum()
 }

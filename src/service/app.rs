@@ -15,7 +15,7 @@ use crate::service::metrics::Metrics;
 use crate::service::routes::READ_AT_ONCE;
 use crate::service::sessions::Sessions;
 use crate::service::tokens::KnownTokens;
-use crate::service::{Caller, Refused, ServiceError, ServiceSettings};
+use crate::service::{Caller, Refused, ServiceError, ServiceSettings, TokenFile};
 
 /// The service's state.
 #[derive(Debug)]
@@ -48,8 +48,9 @@ impl App {
         let (per_second, failures) =
             (f64::from(limits.requests_per_second), f64::from(limits.failures_per_minute));
         let keystone = settings.keystone.as_ref().map(Keystone::new).transpose()?;
-        let sessions = Sessions::new(writer.repository().layout().sessions());
-        sessions.tidy();
+        let repository = writer.repository();
+        let sessions = Sessions::new(Arc::clone(repository.storage()), repository.layout().sessions());
+        sessions.tidy()?;
         Ok(Self {
             sessions,
             metrics: Metrics::new(),
@@ -57,7 +58,7 @@ impl App {
             disks: Arc::new(Semaphore::new(READ_AT_ONCE)),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
-            tokens: KnownTokens::new(writer.repository().layout()),
+            tokens: KnownTokens::new(TokenFile::of(writer.repository())),
             workers: Arc::new(Semaphore::new(limits.blocking_threads)),
             flight: Arc::new(Flight::new(limits.requests, limits.requests_per_caller)),
             rates: Rates::new(per_second, 2.0 * per_second),

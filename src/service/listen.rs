@@ -1,7 +1,7 @@
 //! Listening: on addresses, encrypted or of this machine alone, and on a socket in the repository.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -18,6 +18,7 @@ use crate::service::guard::Origin;
 use crate::service::limits::{Address, Seats, Steady, raise_descriptors};
 use crate::service::tls::Certificates;
 use crate::service::{App, Keeper, ServiceError, routes, sessions};
+use crate::storage::Storage;
 
 /// How often it is looked whether sessions have gone silent.
 const LOOK: Duration = Duration::from_secs(5);
@@ -69,7 +70,8 @@ pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), Servi
         listeners.push(tokio::spawn(accept_tcp(door.clone(), listener, certificates.clone())));
     }
     let socket = app.repository().layout().socket();
-    let listener = bind_socket(&socket)?;
+    let storage = Arc::clone(app.repository().storage());
+    let listener = bind_socket(storage.as_ref(), &socket)?;
     told.push(format!("unix:{}", socket.display()));
     listeners.push(tokio::spawn(accept_unix(door.clone(), listener)));
     let asked = Arc::new(Notify::new());
@@ -84,7 +86,7 @@ pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), Servi
     keeper.stopping();
     tracing::info!("stopping: requests under way are finished");
     // Nothing is said to a socket that is not there: the next command opens the repository itself.
-    let _ = std::fs::remove_file(&socket);
+    let _ = storage.unlink(&socket);
     app.stop();
     let _ = stop_in.send(true);
     let Door { open, router, .. } = door;
@@ -143,18 +145,25 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(WAITING)
 }
 
-fn bind_socket(path: &std::path::Path) -> Result<UnixListener, ServiceError> {
+fn bind_socket(storage: &dyn Storage, path: &std::path::Path) -> Result<UnixListener, ServiceError> {
     let failed = |source| ServiceError::Listen { address: format!("unix:{}", path.display()), source };
-    // Whoever holds the repository's lock is alone here: what lies there is left from a process that has ended.
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    // Whoever holds the repository's lock is alone here: a socket is left from a process that has ended.
+    match storage.examine(path) {
+        Ok(found) if found.file_type().is_socket() => storage.unlink(path)?,
+        Ok(_) => {
+            let what = "something that is not a socket has this name: move it away";
+            return Err(failed(std::io::Error::new(std::io::ErrorKind::AlreadyExists, what)));
+        }
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
     }
     // The repository's folder lets nobody in but its owner, who alone can reach it; should that have been changed, neither
-    // the socket nor we do.
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    // the socket nor we do. Linux gives the name the mode of the socket, so it is private from the moment it appears.
+    let socket = UnixSocket::new_stream().map_err(failed)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+        .map_err(|errno| failed(errno.into()))?;
+    socket.bind(path).map_err(failed)?;
+    socket.listen(WAITING).map_err(failed)
 }
 
 /// Says whether whoever is at the other end is the user that the service runs as, or root.

@@ -12,7 +12,7 @@ mod journal;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::storage::fault::journal::{FileId, Journal, Undo};
-use crate::storage::{OsStorage, Storage, StorageError, StorageFile};
+use crate::storage::{Access, RootStorage, Storage, StorageError, StorageFile};
 
 /// How the names of side folders begin; [`Storage::list`] hides them.
 const ASIDE: &str = ".ekko-fault-";
@@ -83,7 +83,8 @@ impl FaultStorage {
         let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(root);
         let aside = aside.map_err(|source| StorageError::new("create folder", root, source))?;
         let state = State { plan, ..State::default() };
-        let shared = Shared { root: root.to_owned(), aside, state: Mutex::new(state) };
+        let files = RootStorage::at(root);
+        let shared = Shared { root: root.to_owned(), files, aside, state: Mutex::new(state) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -140,6 +141,7 @@ impl FaultStorage {
 #[derive(Debug)]
 struct Shared {
     root: PathBuf,
+    files: RootStorage,
     /// Holds hard links to files, and whole folders, that were removed and may have to come back.
     aside: tempfile::TempDir,
     state: Mutex<State>,
@@ -222,24 +224,32 @@ impl Storage for FaultStorage {
     fn create(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError> {
         let mut state = self.shared.state();
         state.start("create", path, "")?;
-        let file = OsStorage.create(path)?;
+        let file = self.shared.files.create(path)?;
         state.journal.name(path, Undo::Create(path.to_owned()));
         self.file(file, true)
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError> {
-        self.file(OsStorage.open(path)?, true)
+        self.file(self.shared.files.open(path)?, true)
     }
 
     fn open_read(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError> {
-        self.file(OsStorage.open_read(path)?, false)
+        self.file(self.shared.files.open_read(path)?, false)
+    }
+
+    fn handle(&self, path: &Path, access: Access) -> Result<File, StorageError> {
+        self.shared.files.handle(path, access)
+    }
+
+    fn examine(&self, path: &Path) -> Result<Metadata, StorageError> {
+        self.shared.files.examine(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError> {
         let mut state = self.shared.state();
         state.start("rename", from, &format!(" to {}", to.display()))?;
         let replaced = self.shared.keep(&mut state, to)?;
-        OsStorage.rename(from, to)?;
+        self.shared.files.rename(from, to)?;
         state.journal.name(to, Undo::Rename { from: from.to_owned(), to: to.to_owned(), replaced });
         Ok(())
     }
@@ -247,7 +257,7 @@ impl Storage for FaultStorage {
     fn rename_new(&self, from: &Path, to: &Path) -> Result<(), StorageError> {
         let mut state = self.shared.state();
         state.start("rename", from, &format!(" to the new name {}", to.display()))?;
-        OsStorage.rename_new(from, to)?;
+        self.shared.files.rename_new(from, to)?;
         state.journal.name(to, Undo::Rename { from: from.to_owned(), to: to.to_owned(), replaced: None });
         Ok(())
     }
@@ -256,7 +266,7 @@ impl Storage for FaultStorage {
         let mut state = self.shared.state();
         state.start("remove", path, "")?;
         let kept = self.shared.keep(&mut state, path)?;
-        OsStorage.unlink(path)?;
+        self.shared.files.unlink(path)?;
         if let Some(kept) = kept {
             state.journal.name(path, Undo::Remove { path: path.to_owned(), kept });
         }
@@ -267,7 +277,7 @@ impl Storage for FaultStorage {
         let mut state = self.shared.state();
         state.start("create folder", path, "")?;
         let existed = path.exists();
-        OsStorage.create_folder(path)?;
+        self.shared.files.create_folder(path)?;
         if !existed {
             state.journal.name(path, Undo::CreateFolder(path.to_owned()));
         }
@@ -278,7 +288,7 @@ impl Storage for FaultStorage {
         let mut state = self.shared.state();
         state.start("remove folder", path, "")?;
         if !path.is_dir() {
-            return OsStorage.remove_folder(path);
+            return self.shared.files.remove_folder(path);
         }
         let kept = self.shared.place_aside(&mut state);
         fs::rename(path, &kept).map_err(|source| StorageError::new("remove folder", path, source))?;
@@ -289,17 +299,17 @@ impl Storage for FaultStorage {
     fn sync_folder(&self, path: &Path) -> Result<(), StorageError> {
         let mut state = self.shared.state();
         state.start("sync folder", path, "")?;
-        OsStorage.sync_folder(path)?;
+        self.shared.files.sync_folder(path)?;
         let settled = state.journal.settle_folder(path);
         settled.map_err(|source| StorageError::new("sync folder", path, source))
     }
 
     fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {
-        Ok(!self.shared.state().without_holes && OsStorage.gives_back(folder)?)
+        Ok(!self.shared.state().without_holes && self.shared.files.gives_back(folder)?)
     }
 
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {
-        let mut names = OsStorage.list(path)?;
+        let mut names = self.shared.files.list(path)?;
         names.retain(|name| !name.starts_with(ASIDE));
         Ok(names)
     }

@@ -1,7 +1,8 @@
 //! The one seam to files.
 //!
-//! Every file and folder of a repository but the index's own (sled opens those itself) is written
-//! through [`Storage`], so that one test double can fail, or lose power, at any single operation.
+//! Every file and folder of a repository but the index's own (sled opens those itself) is opened and written
+//! through [`Storage`], so that no link leads out of it ([`RootStorage`]), and so that one test double can fail, or lose
+//! power, at any single operation ([`FaultStorage`]). [`OsStorage`] is for files that a person named.
 //! Owns how an operation reaches the disk and what is durable after it; knows nothing of what is in
 //! the files.
 //!
@@ -12,12 +13,15 @@
 
 mod aligned;
 mod behind;
+mod beneath;
 mod fault;
 mod fields;
 mod new_file;
 mod os;
+mod root;
 
 use std::fmt::Debug;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,6 +32,7 @@ pub use fault::{FaultPlan, FaultStorage, Keep};
 pub use fields::{FieldReader, FieldWriter, TooShort};
 pub use new_file::NewFile;
 pub use os::OsStorage;
+pub use root::RootStorage;
 
 use crate::error::ErrorKind;
 
@@ -54,7 +59,8 @@ impl StorageError {
         match self.source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::Invalid,
-            io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
+            // What is there is not what Ekko puts there.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => ErrorKind::Corrupt,
             _ => ErrorKind::Io,
         }
     }
@@ -75,6 +81,19 @@ impl StorageError {
     }
 }
 
+/// What a [handle](Storage::handle) is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading a file that exists.
+    Read,
+    /// Reading and writing a file that exists.
+    Write,
+    /// Reading and writing a file that must not exist.
+    Create,
+    /// Reading and writing a file that is created if it is missing; what is in it stays.
+    OpenOrCreate,
+}
+
 /// The files and folders of one repository.
 pub trait Storage: Send + Sync + Debug {
     /// Creates a file that must not exist, for reading and writing.
@@ -85,6 +104,13 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Opens an existing file for reading alone.
     fn open_read(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError>;
+
+    /// Opens a file as the system has it: to lock it, to map it, or for what need not survive a crash. A test double
+    /// does not count it, and what is written to it is not undone.
+    fn handle(&self, path: &Path, access: Access) -> Result<File, StorageError>;
+
+    /// Returns what the system says of a path; of a link, what it says of the link itself.
+    fn examine(&self, path: &Path) -> Result<Metadata, StorageError>;
 
     /// Renames a file; a file that has the new name already is replaced.
     fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError>;
@@ -149,6 +175,27 @@ pub trait StorageFile: Send + Sync + Debug {
     fn punch(&self, offset: u64, length: u64) -> Result<(), StorageError>;
 }
 
+/// How many bytes of a file may be holes, whatever the rest of it is.
+const HOLES_ALLOWED: u64 = 16 << 20;
+
+/// Makes sure that a file which Ekko writes from its beginning to its end does not consist of holes: its length bounds the
+/// memory and the time that it takes, and a few bytes on a disk can have any length.
+///
+/// # Errors
+/// More of it are holes than bytes.
+pub fn check_holes(file: &dyn StorageFile) -> Result<(), StorageError> {
+    let size = file.size()?;
+    if size <= HOLES_ALLOWED {
+        return Ok(());
+    }
+    let holes: u64 = file.holes()?.iter().map(|hole| hole.end - hole.start).sum();
+    if holes > HOLES_ALLOWED && holes > size - holes {
+        let what = format!("{holes} of its {size} bytes are holes: Ekko did not write it");
+        return Err(StorageError::new("read", file.path(), io::Error::new(io::ErrorKind::InvalidData, what)));
+    }
+    Ok(())
+}
+
 /// Reads a whole small file; one longer than `limit` is refused before it is read.
 pub fn read_small(storage: &dyn Storage, path: &Path, limit: u64) -> Result<Vec<u8>, StorageError> {
     let file = storage.open_read(path)?;
@@ -160,6 +207,7 @@ pub fn read_small(storage: &dyn Storage, path: &Path, limit: u64) -> Result<Vec<
     if size > limit {
         return Err(too_large());
     }
+    check_holes(file.as_ref())?;
     let mut bytes = vec![0; usize::try_from(size).map_err(|_| too_large())?];
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)

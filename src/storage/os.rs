@@ -1,6 +1,6 @@
 //! Files as the operating system has them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -11,17 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with};
 
-use crate::storage::{DIRECT, Storage, StorageError, StorageFile};
+use crate::storage::{Access, DIRECT, Storage, StorageError, StorageFile};
 
 /// Filesystems that keep what a hole was punched out of, in whole or in part: btrfs an extent until all of it
 /// is gone, ZFS a block that a snapshot holds. By their number in `statfs(2)`.
 const COPY_ON_WRITE: [i64; 3] = [0x9123_683e, 0x2fc1_2fc1, 0xca45_1a4e];
 
-/// The files of a real filesystem.
+/// The files of a real filesystem, by the paths that persons give: links are followed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsStorage;
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     move |source| StorageError::new(operation, path, source)
 }
 
@@ -48,6 +48,22 @@ impl Storage for OsStorage {
 
     fn open_read(&self, path: &Path) -> Result<Box<dyn StorageFile>, StorageError> {
         Self::file(path, "open", OpenOptions::new().read(true))
+    }
+
+    fn handle(&self, path: &Path, access: Access) -> Result<File, StorageError> {
+        let mut options = OpenOptions::new();
+        options.read(true).mode(0o600);
+        match access {
+            Access::Read => &mut options,
+            Access::Write => options.write(true),
+            Access::Create => options.write(true).create_new(true),
+            Access::OpenOrCreate => options.write(true).create(true).truncate(false),
+        };
+        options.open(path).map_err(failed("open", path))
+    }
+
+    fn examine(&self, path: &Path) -> Result<Metadata, StorageError> {
+        fs::symlink_metadata(path).map_err(failed("examine", path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError> {
@@ -86,19 +102,7 @@ impl Storage for OsStorage {
     }
 
     fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {
-        let kind = rustix::fs::statfs(folder).map_err(|errno| failed("examine", folder)(errno.into()))?;
-        if COPY_ON_WRITE.contains(&kind.f_type) {
-            return Ok(false);
-        }
-        let failed = failed("create a temporary file in", folder);
-        let file = tempfile::tempfile_in(folder).map_err(failed)?;
-        let probe = OsFile::new(folder.join("probe"), file);
-        probe.write_at(&[1; 8192], 0)?;
-        match probe.punch(0, 4096) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_unsupported() => Ok(false),
-            Err(error) => Err(error),
-        }
+        gives_back(&File::open(folder).map_err(failed("examine", folder))?, folder)
     }
 
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {
@@ -113,8 +117,27 @@ impl Storage for OsStorage {
     }
 }
 
+/// Says whether punching a hole into a file of an open folder gives its space back to others.
+pub(super) fn gives_back(folder: &File, path: &Path) -> Result<bool, StorageError> {
+    let kind = rustix::fs::fstatfs(folder).map_err(|errno| failed("examine", path)(errno.into()))?;
+    if COPY_ON_WRITE.contains(&kind.f_type) {
+        return Ok(false);
+    }
+    // Through what is open: the path may stand for another folder by now. Where /proc is not mounted, it must do.
+    let held = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    let file = tempfile::tempfile_in(held).or_else(|_| tempfile::tempfile_in(path));
+    let file = file.map_err(failed("create a temporary file in", path))?;
+    let probe = OsFile::new(path.join("probe"), file);
+    probe.write_at(&[1; 8192], 0)?;
+    match probe.punch(0, 4096) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_unsupported() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[derive(Debug)]
-struct OsFile {
+pub(super) struct OsFile {
     path: PathBuf,
     file: File,
     /// The same file, for writes past the page cache, once there was one; nothing where that cannot be.
@@ -124,7 +147,7 @@ struct OsFile {
 }
 
 impl OsFile {
-    fn new(path: PathBuf, file: File) -> Self {
+    pub(super) fn new(path: PathBuf, file: File) -> Self {
         Self { path, file, direct: OnceLock::new(), refused: AtomicBool::new(false) }
     }
 

@@ -12,6 +12,7 @@ mod entry;
 mod filter;
 mod gc;
 mod index;
+mod index_check;
 mod index_error;
 mod index_files;
 mod index_meta;
@@ -35,6 +36,7 @@ pub use entry::{
 };
 pub use gc::{CandidateList, Collector};
 pub use index::{Index, IndexWork, IndexWriter, in_guarded_call};
+pub use index_check::check_index_folder;
 pub use index_error::IndexError;
 pub use index_files::digest;
 pub use pending::Horizon;

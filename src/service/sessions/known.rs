@@ -6,9 +6,8 @@
 //! out, and each segment is looked up in the index all the same.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +15,7 @@ use crate::api::View;
 use crate::manifest::ImageName;
 use crate::repository::{Repository, RepositoryError};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::storage::{Access, Storage, StorageError};
 
 /// How many segments of a project's backups are known at most, of the newest backup of each image: 6 MB. What lies beyond
 /// is sent once more.
@@ -38,7 +38,13 @@ pub(super) struct Known {
     owned: Arc<[SegmentKey]>,
     sent: Mutex<Sent>,
     journal: Mutex<Option<File>>,
+    storage: Arc<dyn Storage>,
     path: PathBuf,
+}
+
+/// Says whether Ekko gives this name to the file of a session.
+pub(super) fn is_session(name: &str) -> bool {
+    name.parse().is_ok_and(|id: uuid::Uuid| id.to_string() == name)
 }
 
 /// Returns the segments of the newest backup of each image that is seen, sorted; images whose manifests cannot be read
@@ -85,8 +91,13 @@ fn read_record(record: &[u8; RECORD]) -> Option<SegmentKey> {
 
 impl Known {
     /// Begins what a session of `name` may name; it goes on from what earlier ones that were cut off have sent.
-    pub(super) fn new(owned: Arc<[SegmentKey]>, name: &ImageName, path: PathBuf) -> Self {
-        let known = Self { owned, sent: Mutex::default(), journal: Mutex::default(), path };
+    pub(super) fn new(
+        owned: Arc<[SegmentKey]>,
+        name: &ImageName,
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
+    ) -> Self {
+        let known = Self { owned, sent: Mutex::default(), journal: Mutex::default(), storage, path };
         let earlier = known.earlier();
         match known.begin(name) {
             Ok(file) => *known.journal.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
@@ -101,22 +112,23 @@ impl Known {
     /// Lists the files beside its own. One of an image that is being sent is not among those that fit: there is one
     /// session of an image at a time.
     fn earlier(&self) -> Vec<PathBuf> {
-        let entries = self.path.parent().and_then(|folder| std::fs::read_dir(folder).ok());
-        entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        let Some(folder) = self.path.parent() else { return Vec::new() };
+        let names = self.storage.list(folder).unwrap_or_default();
+        names.iter().filter(|name| is_session(name)).map(|name| folder.join(name)).collect()
     }
 
-    fn begin(&self, name: &ImageName) -> std::io::Result<File> {
+    fn begin(&self, name: &ImageName) -> Result<File, StorageError> {
         if let Some(folder) = self.path.parent() {
-            std::fs::create_dir_all(folder)?;
+            self.storage.create_folder(folder)?;
         }
-        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&self.path)?;
-        file.write_all(&head(name))?;
+        let mut file = self.storage.handle(&self.path, Access::Create)?;
+        file.write_all(&head(name)).map_err(|source| StorageError::new("write", &self.path, source))?;
         Ok(file)
     }
 
     fn go_on_from(&self, from: &Path, name: &ImageName) {
         let read = || -> std::io::Result<Option<Vec<u8>>> {
-            let mut file = File::open(from)?;
+            let mut file = self.storage.handle(from, Access::Read).map_err(|error| error.source)?;
             let mut begin = [0; 32];
             file.read_exact(&mut begin)?;
             if begin != head(name) {
@@ -131,7 +143,7 @@ impl Known {
         let keys: Vec<_> = records.iter().filter_map(read_record).collect();
         self.sent(&keys);
         // It is in the new one now.
-        let _ = std::fs::remove_file(from);
+        let _ = self.storage.unlink(from);
     }
 
     /// Says whether the session may name a segment.
@@ -170,13 +182,19 @@ impl Known {
     /// Removes the file: the backup exists, or was given up.
     pub(super) fn forget(&self) {
         *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.storage.unlink(&self.path);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::RootStorage;
+
+    /// A name as Ekko gives it, for each letter.
+    fn session(letter: &str) -> String {
+        uuid::Uuid::from_bytes([letter.as_bytes()[0]; 16]).to_string()
+    }
 
     fn key(number: u32) -> SegmentKey {
         SegmentKey { hash: SegmentHash::of(&number.to_le_bytes()), twin: Twin(1) }
@@ -185,10 +203,11 @@ mod tests {
     #[test]
     fn what_was_sent_may_be_named_and_a_later_session_of_that_image_goes_on_from_it() {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join("sessions").join(name);
+        let storage = || Arc::new(RootStorage::at(folder.path())) as Arc<dyn Storage>;
+        let path = |name: &str| folder.path().join("sessions").join(session(name));
         let web = ImageName::new("blue:web").unwrap();
         let owned: Arc<[_]> = Arc::new([key(7)]);
-        let known = Known::new(Arc::clone(&owned), &web, path("a"));
+        let known = Known::new(Arc::clone(&owned), &web, storage(), path("a"));
         assert!(known.may_name(&key(7)) && !known.may_name(&key(1)));
         known.sent(&[key(1), key(2)]);
         assert!(known.may_name(&key(1)) && known.may_name(&key(2)));
@@ -198,21 +217,26 @@ mod tests {
         bytes.extend_from_slice(&record(&key(3))[..29]);
         bytes[32 + 5] ^= 1;
         std::fs::write(path("a"), &bytes).unwrap();
-        let other = Known::new(Arc::default(), &ImageName::new("red:web").unwrap(), path("b"));
+        // What is not the file of a session is neither read nor removed.
+        let letter = folder.path().join("sessions/letter");
+        std::fs::write(&letter, &bytes).unwrap();
+        let other = Known::new(Arc::default(), &ImageName::new("red:web").unwrap(), storage(), path("b"));
         assert!(!other.may_name(&key(2)), "another project's");
-        let next = Known::new(Arc::default(), &web, path("c"));
+        let next = Known::new(Arc::default(), &web, storage(), path("c"));
         assert!(!next.may_name(&key(1)) && next.may_name(&key(2)) && !next.may_name(&key(3)));
         assert!(!path("a").exists());
-        let last = Known::new(Arc::default(), &web, path("d"));
+        let last = Known::new(Arc::default(), &web, storage(), path("d"));
         assert!(last.may_name(&key(2)), "it goes on from the one that went on");
         last.forget();
-        assert!(!path("d").exists());
+        assert!(!path("d").exists() && letter.exists());
     }
 
     #[test]
     fn what_was_sent_last_is_known_and_memory_has_a_bound() {
         let folder = tempfile::tempdir().unwrap();
-        let known = Known::new(Arc::default(), &ImageName::new("web").unwrap(), folder.path().join("a"));
+        let storage = Arc::new(RootStorage::at(folder.path()));
+        let path = folder.path().join(session("a"));
+        let known = Known::new(Arc::default(), &ImageName::new("web").unwrap(), storage, path);
         let all = u32::try_from(3 * GENERATION).unwrap();
         let keys: Vec<_> = (0..all).map(key).collect();
         keys.chunks(1000).for_each(|keys| known.sent(keys));

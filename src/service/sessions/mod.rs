@@ -22,14 +22,16 @@ use crate::api::frames::{Entry, Question};
 use crate::api::{Committed, NewSession, Refusal, SessionState};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
 use crate::codec::CompressionSetting;
+use crate::error::ErrorKind;
 use crate::manifest::ImageName;
 use crate::progress::Silent;
 use crate::repository::{RepositoryError, RepositoryWriter};
 use crate::segment::SegmentSize;
-use crate::service::sessions::known::{Known, owned_by};
+use crate::service::sessions::known::{Known, is_session, owned_by};
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::sessions::session::Session;
 use crate::service::{App, Caller, Refused};
+use crate::storage::{Storage, StorageError};
 
 /// How long a session of an image keeps another from being begun, if nothing is heard of it.
 const YIELDS_AFTER: Duration = Duration::from_mins(1);
@@ -44,6 +46,7 @@ const LEAST: u32 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Sessions {
     open: Mutex<HashMap<String, Arc<Session>>>,
+    storage: Arc<dyn Storage>,
     folder: PathBuf,
     decoders: Decoders,
     /// In KiB.
@@ -51,20 +54,32 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(folder: PathBuf) -> Self {
+    pub(super) fn new(storage: Arc<dyn Storage>, folder: PathBuf) -> Self {
         let memory = Arc::new(Semaphore::new(MEMORY as usize >> 10));
-        Self { open: Mutex::default(), folder, decoders: Decoders::default(), memory }
+        Self { open: Mutex::default(), storage, folder, decoders: Decoders::default(), memory }
     }
 
     /// Removes the files of sessions that nobody will go on from any longer.
-    pub(super) fn tidy(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
-        for entry in entries.flatten() {
-            let age = entry.metadata().and_then(|it| it.modified()).ok().and_then(|time| time.elapsed().ok());
-            if age.is_some_and(|age| age > KEPT) {
-                let _ = std::fs::remove_file(entry.path());
+    ///
+    /// # Errors
+    /// The folder is not one that Ekko made.
+    pub(super) fn tidy(&self) -> Result<(), StorageError> {
+        let names = match self.storage.list(&self.folder) {
+            Ok(names) => names,
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
+            // There is none yet, or it cannot be read now.
+            Err(error) => {
+                tracing::debug!(%error, "no earlier sessions");
+                return Ok(());
+            }
+        };
+        for path in names.iter().filter(|name| is_session(name)).map(|name| self.folder.join(name)) {
+            let modified = self.storage.examine(&path).ok().and_then(|it| it.modified().ok());
+            if modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > KEPT) {
+                let _ = self.storage.unlink(&path);
             }
         }
+        Ok(())
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
@@ -157,7 +172,8 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         error => Refused::new(Refusal::from(error.kind()), error.to_string()),
     })?;
     let id = uuid::Uuid::new_v4();
-    let known = Known::new(owned, &name, sessions.folder.join(id.to_string()));
+    let file = sessions.folder.join(id.to_string());
+    let known = Known::new(owned, &name, Arc::clone(&sessions.storage), file);
     let info = draft.info();
     let state = SessionState {
         session: id.to_string(),

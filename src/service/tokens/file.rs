@@ -4,9 +4,9 @@
 //! changes it holds a lock of its own (`flock` on `tokens.lock`), so that of two changes at once none is lost; the
 //! repository's lock is not needed, so tokens are made and revoked beside a running service.
 
-use std::fs::{File as LockFile, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File as LockFile;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::api::Project;
 use crate::repository::{Layout, Repository};
 use crate::segment::Fingerprint;
 use crate::service::{Role, ServiceError, TokenId, TokenText};
-use crate::storage::{OsStorage, StorageError, read_small, replace};
+use crate::storage::{Access, Storage, StorageError, read_small, replace};
 
 /// The newest format this release reads, and the one it writes.
 const FORMAT: u32 = 1;
@@ -119,6 +119,7 @@ impl FileToken {
 /// The tokens of a repository.
 #[derive(Clone, Debug)]
 pub struct TokenFile {
+    storage: Arc<dyn Storage>,
     path: PathBuf,
     lock: PathBuf,
 }
@@ -126,11 +127,15 @@ pub struct TokenFile {
 impl TokenFile {
     /// Returns the tokens of an open repository.
     pub fn of(repository: &Repository) -> Self {
-        Self::at(repository.layout())
+        Self::at(Arc::clone(repository.storage()), repository.layout())
     }
 
-    pub(super) fn at(layout: &Layout) -> Self {
-        Self { path: layout.tokens(), lock: layout.tokens_lock() }
+    pub(super) fn at(storage: Arc<dyn Storage>, layout: &Layout) -> Self {
+        Self { storage, path: layout.tokens(), lock: layout.tokens_lock() }
+    }
+
+    pub(super) fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
     }
 
     pub(super) fn path(&self) -> &std::path::Path {
@@ -143,7 +148,7 @@ impl TokenFile {
     ///
     /// If the file cannot be read, or is not as it was written.
     pub fn list(&self) -> Result<Vec<Token>, ServiceError> {
-        match read_small(&OsStorage, &self.path, LIMIT) {
+        match read_small(self.storage(), &self.path, LIMIT) {
             Ok(bytes) => self.decode(&bytes),
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error.into()),
@@ -202,14 +207,8 @@ impl TokenFile {
 
     /// Waits until nobody else changes the file.
     fn lock(&self) -> Result<LockFile, ServiceError> {
-        let failed = |operation| {
-            let path = self.lock.clone();
-            move |source| StorageError::new(operation, path, source)
-        };
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&self.lock).map_err(failed("open"))?;
-        file.lock().map_err(failed("lock"))?;
+        let file = self.storage.handle(&self.lock, Access::OpenOrCreate)?;
+        file.lock().map_err(|source| StorageError::new("lock", &self.lock, source))?;
         Ok(file)
     }
 
@@ -222,7 +221,7 @@ impl TokenFile {
                 what: "there are too many tokens; revoke some".to_owned(),
             });
         }
-        Ok(replace(&OsStorage, &self.path, bytes.as_bytes())?)
+        Ok(replace(self.storage(), &self.path, bytes.as_bytes())?)
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Vec<Token>, ServiceError> {
@@ -248,6 +247,7 @@ impl TokenFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::RootStorage;
     use std::os::unix::fs::PermissionsExt;
 
     fn new(project: &str) -> NewToken {
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn tokens_come_back_and_every_changed_byte_is_seen() {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = TokenFile::at(&Layout::new(folder.path()));
+        let tokens = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &Layout::new(folder.path()));
         assert_eq!(tokens.list().unwrap(), []);
         let (first, text) = tokens.create(new("blue")).unwrap();
         let (second, _) = tokens.create(NewToken { role: Role::Admin, ..new("red") }).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn a_revoked_token_is_gone_and_one_that_is_not_there_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = TokenFile::at(&Layout::new(folder.path()));
+        let tokens = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &Layout::new(folder.path()));
         let (token, _) = tokens.create(new("blue")).unwrap();
         assert_eq!(tokens.revoke(token.id).unwrap(), token);
         assert_eq!(tokens.list().unwrap(), []);
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn tokens_made_at_once_are_all_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = TokenFile::at(&Layout::new(folder.path()));
+        let tokens = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &Layout::new(folder.path()));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| (0..8).for_each(|_| drop(tokens.create(new("blue")).unwrap())));
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn a_token_whose_time_is_over_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
-        let tokens = TokenFile::at(&Layout::new(folder.path()));
+        let tokens = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &Layout::new(folder.path()));
         let past = Some("2026-01-01T00:00:00Z".parse().unwrap());
         assert!(tokens.create(NewToken { expires: past, ..new("blue") }).is_err());
         assert!(tokens.create(NewToken { note: Some("a\nb".to_owned()), ..new("blue") }).is_err());

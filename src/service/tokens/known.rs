@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use crate::repository::Layout;
 use crate::service::{ServiceError, Token, TokenFile, TokenId};
 
 /// A file that was changed so shortly before it was read may be changed again without a newer time: the clock of
@@ -46,8 +45,8 @@ pub(in crate::service) struct KnownTokens {
 }
 
 impl KnownTokens {
-    pub(in crate::service) fn new(layout: &Layout) -> Self {
-        Self { file: TokenFile::at(layout), now: RwLock::default() }
+    pub(in crate::service) fn new(file: TokenFile) -> Self {
+        Self { file, now: RwLock::default() }
     }
 
     /// Returns the tokens as the file has them at this moment, if it has not changed since it was read. Asks the operating
@@ -71,14 +70,14 @@ impl KnownTokens {
     }
 
     fn look(&self) -> Sight {
-        match std::fs::metadata(self.file.path()) {
+        match self.file.storage().examine(self.file.path()) {
             Ok(it) => Sight::File(Look {
                 inode: it.ino(),
                 bytes: it.len(),
                 changed: (it.ctime(), it.ctime_nsec()),
                 modified: (it.mtime(), it.mtime_nsec()),
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Sight::Nothing,
+            Err(error) if error.is_not_found() => Sight::Nothing,
             Err(_) => Sight::Unsure,
         }
     }
@@ -94,13 +93,16 @@ fn is_settled(sight: Sight) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::Layout;
     use crate::service::{NewToken, Role};
+    use crate::storage::RootStorage;
 
     #[test]
     fn a_change_is_seen_at_once_however_fast_it_comes() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::new(folder.path());
-        let (file, known) = (TokenFile::at(&layout), KnownTokens::new(&layout));
+        let file = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &layout);
+        let known = KnownTokens::new(file.clone());
         let now = || known.current().unwrap_or_else(|| known.renew().unwrap());
         assert!(now().is_empty());
         for _ in 0..50 {
@@ -117,7 +119,7 @@ mod tests {
     fn a_damaged_file_lets_nobody_in() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::new(folder.path());
-        let known = KnownTokens::new(&layout);
+        let known = KnownTokens::new(TokenFile::at(Arc::new(RootStorage::at(folder.path())), &layout));
         known.renew().unwrap();
         std::fs::write(layout.tokens(), "format = 1\n").unwrap();
         assert!(known.current().is_none());

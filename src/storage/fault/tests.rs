@@ -1,4 +1,5 @@
 use super::*;
+use crate::storage::OsStorage;
 use crate::storage::replace;
 
 const ERROR: io::ErrorKind = io::ErrorKind::Other;
