@@ -11,7 +11,9 @@ use ekko::repository::{InitOptions, OpenOptions, Repository, RepositoryWriter};
 use ekko::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize, Twin, data_runs, is_zero};
 use ekko::storage::OsStorage;
 use ekko::store::Claim;
-use ekko::store::pack::{PackHeader, PackNumber, PackReader, PackWriter, RecordBuffer, SegmentMeta};
+use ekko::store::pack::{
+    PackFolder, PackHeader, PackNumber, PackReader, PackWriter, RecordBuffer, SegmentMeta,
+};
 
 /// What the command has.
 #[global_allocator]
@@ -116,7 +118,9 @@ fn pack(criterion: &mut Criterion) {
         buffer.restart().extend_from_slice(&payload);
         let place = writer.append(meta, &mut buffer, 0).unwrap().place;
         writer.seal(0).unwrap();
-        let reader = PackReader::open(&OsStorage, folder.path(), place.pack).unwrap();
+        let reader =
+            PackReader::open(&OsStorage, &PackFolder::new(folder.path(), SegmentSize::MAX), place.pack)
+                .unwrap();
         let (mut decoder, mut stored, mut plain) = (Decoder::new().unwrap(), Vec::new(), Vec::new());
         group.bench_function(format!("read and verify {length} bytes"), |bench| {
             bench.iter(|| {

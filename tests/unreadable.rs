@@ -16,8 +16,9 @@ use ekko::repository::{
     Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryWriter, SharedWriter,
 };
 use ekko::restore::{RestoreOptions, restore_to_stream};
+use ekko::segment::SegmentSize;
 use ekko::storage::{FaultPlan, FaultStorage, OsStorage, Storage};
-use ekko::store::pack::{ContentsEntry, PackNumber, PackReader, RecordKind};
+use ekko::store::pack::{ContentsEntry, PackFolder, PackNumber, PackReader, RecordKind};
 
 fn collect(writer: &RepositoryWriter, told: &Told) -> GcSummary {
     let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
@@ -50,7 +51,12 @@ fn pack(root: &Path, number: u64) -> PathBuf {
 }
 
 fn entries(root: &Path, number: u64) -> Vec<ContentsEntry> {
-    let pack = PackReader::open(&OsStorage, &root.join("packs"), PackNumber(number)).unwrap();
+    let pack = PackReader::open(
+        &OsStorage,
+        &PackFolder::new(root.join("packs"), SegmentSize::MAX),
+        PackNumber(number),
+    )
+    .unwrap();
     pack.contents().unwrap().unwrap()
 }
 

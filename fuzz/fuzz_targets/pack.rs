@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use ekko::codec::{CompressionSetting, Decoder, Encoder};
-use ekko::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use ekko::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize, Twin};
 use ekko::storage::OsStorage;
 use ekko::store::pack::{
+    PackFolder,
     PackHeader, PackNumber, PackReader, PackScan, PackWriter, RecordBuffer, RecordKind, ScanDepth, SegmentMeta,
 };
 use libfuzzer_sys::fuzz_target;
@@ -52,7 +53,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
 fn try_pack(bytes: &[u8]) {
     let folder = FIXTURE.folder.path();
     std::fs::write(folder.join(NUMBER.file_name()), bytes).unwrap();
-    let Ok(pack) = PackReader::open(&OsStorage, folder, NUMBER) else { return };
+    let Ok(pack) = PackReader::open(&OsStorage, &PackFolder::new(folder, SegmentSize::MAX), NUMBER) else { return };
     let mut decoder = Decoder::new().unwrap();
     let (mut stored, mut plain) = (Vec::new(), Vec::new());
     let tables = [
@@ -75,7 +76,7 @@ fn try_pack(bytes: &[u8]) {
     let scan = PackScan::of(&pack, ScanDepth::Tail).unwrap();
     let entries = scan.entries.clone();
     scan.seal(&OsStorage, pack, 2).unwrap();
-    let pack = PackReader::open(&OsStorage, folder, NUMBER).unwrap();
+    let pack = PackReader::open(&OsStorage, &PackFolder::new(folder, SegmentSize::MAX), NUMBER).unwrap();
     assert_eq!(pack.contents().unwrap(), Some(entries), "a sealed pack's table is what the scan found");
 }
 

@@ -17,10 +17,15 @@ pub(super) struct Copy {
     pub(super) refcount: u32,
 }
 
+/// For how many copies there is room before the first is read: 1 GiB for a store of 64 TiB. More are added as they come.
+const MOST_AHEAD: usize = 1 << 24;
+
 /// Lists every stored copy, by segment and place. What cannot be read is described in `problems`.
 pub(super) fn list(catalog: &Catalog, problems: &mut Vec<String>) -> Result<Vec<Copy>, CheckError> {
-    // As much as is needed, and not up to twice as much, as a vector that grows takes.
-    let mut copies = Vec::with_capacity(usize::try_from(catalog.listed()).unwrap_or(0));
+    // As much as is needed, and not up to twice as much, as a vector that grows takes; but not all that packs say at once,
+    // which may come from somebody else.
+    let listed = usize::try_from(catalog.listed()).unwrap_or(0);
+    let mut copies = Vec::with_capacity(listed.min(MOST_AHEAD));
     let unreadable = catalog.for_each_segment(|number, entry| {
         let place = RecordPlace { pack: number, offset: entry.offset };
         let stored_length = u32::try_from(entry.stored_length).unwrap_or(u32::MAX);

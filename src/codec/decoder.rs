@@ -4,6 +4,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use xz2::stream::{Action, Stream};
 
 use crate::codec::{Codec, CodecError, Compression, Encryption};
+use crate::segment::SegmentSize;
 
 /// The most working memory that an .xz stream may ask for, in bytes: what level 9 needs, and a little.
 const LZMA_MEMORY: u64 = 80 << 20;
@@ -32,7 +33,8 @@ impl Decoder {
 
     /// Replaces `plain` by the `plain_length` bytes that `stored` stands for.
     ///
-    /// `plain` never grows beyond `plain_length`, whatever the stored bytes say.
+    /// `plain` never grows beyond `plain_length`, whatever the stored bytes say, nor beyond the largest segment. The caller
+    /// has compared `plain_length` with the segment size of its repository.
     ///
     /// # Errors
     /// The stored bytes are not what the codec wrote, or stand for another number of bytes.
@@ -45,6 +47,10 @@ impl Decoder {
     ) -> Result<(), CodecError> {
         let Encryption::None = codec.encryption;
         let wrong_length = CodecError::Length { expected: plain_length };
+        // No segment is longer, whoever says so.
+        if plain_length > SegmentSize::MAX.bytes() {
+            return Err(wrong_length);
+        }
         plain.resize(plain_length as usize, 0);
         let damaged =
             |message: String| CodecError::Damaged { compression: codec.compression.name(), message };

@@ -14,7 +14,7 @@ use crate::manifest::archive::{ArchivedBody, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, HeaderError, LENGTH};
 use crate::manifest::{ManifestError, ManifestInfo};
 use crate::segment::SegmentHash;
-use crate::storage::{Access, Storage, StorageError};
+use crate::storage::{Access, Storage, StorageError, check_holes_of};
 
 /// Files of persons up to this many bytes are read into memory; larger ones are mapped.
 const READ_INTO_MEMORY: u64 = 64 << 20;
@@ -53,6 +53,7 @@ impl Opened {
     pub(super) fn own(storage: &dyn Storage, path: &Path) -> Result<Self, ManifestError> {
         let file = storage.handle(path, Access::Read)?;
         let size = size_of(&file, path)?;
+        check_holes_of(&file, size, path)?;
         read_through(&file, size, path)?;
         Self::check(Bytes::Mapped(map(&file, path)?), path).map_err(|error| match error {
             // It was one when it was committed.

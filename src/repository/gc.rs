@@ -103,7 +103,7 @@ impl RepositoryWriter {
         if !summary.problems.is_empty() {
             return Ok(summary);
         }
-        let packs = repository.layout.packs();
+        let packs = repository.packs();
         let storage = Arc::clone(&repository.storage);
         let mut collector =
             Collector::new(storage, &packs, &self.store, moment.horizon, keep, !options.dry_run)?;

@@ -49,7 +49,7 @@ use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError, ManifestReader};
 use crate::storage::{RootStorage, Storage, StorageError, read_small, replace};
-use crate::store::pack::PackError;
+use crate::store::pack::{PackError, PackFolder};
 use crate::store::{Catalog, StoreError};
 
 /// A repository that cannot do what was asked.
@@ -330,9 +330,14 @@ impl Repository {
         self.settings.compression
     }
 
+    /// Returns where its packs lie, and what bounds the lengths in them.
+    pub(crate) fn packs(&self) -> PackFolder {
+        PackFolder::new(self.layout.packs(), self.settings.segment_size)
+    }
+
     /// Returns a catalog of what the packs hold now.
     pub fn catalog(&self) -> Result<Catalog, RepositoryError> {
-        Ok(Catalog::open(Arc::clone(&self.storage), &self.layout.packs())?)
+        Ok(Catalog::open(Arc::clone(&self.storage), &self.packs())?)
     }
 
     /// Reads the file that says what was checked when.

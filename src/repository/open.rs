@@ -220,10 +220,8 @@ fn start_store(
     index: IndexWriter,
     options: &OpenOptions,
 ) -> Result<SegmentStore, RepositoryError> {
-    let folders = StoreFolders {
-        packs: repository.layout.packs(),
-        repository: *repository.settings.repository.as_bytes(),
-    };
+    let folders =
+        StoreFolders { packs: repository.packs(), repository: *repository.settings.repository.as_bytes() };
     Ok(SegmentStore::start(
         Arc::clone(&repository.storage),
         folders,

@@ -58,7 +58,7 @@ impl RepositoryWriter {
             self.store.apply(changes)?;
         }
         self.raise_generation()?;
-        let packs = layout.packs();
+        let packs = self.repository.packs();
         let storage = Arc::clone(&self.repository.storage);
         let collector = Collector::new(storage, &packs, &self.store, self.store.horizon(), 0, false)?;
         for problem in collector.give_back()?.problems {

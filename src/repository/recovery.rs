@@ -225,7 +225,7 @@ fn fill(repository: &Repository, index: &mut IndexWriter) -> Result<(Reconciled,
         }
         Ok(())
     };
-    let folder = repository.layout.packs();
+    let folder = repository.packs();
     let result = rebuild_index(repository.storage.as_ref(), &folder, index, &mut counts)?;
     index.apply(&whole.into_values().collect::<Vec<_>>()).map_err(StoreError::from)?;
     Ok(result)
@@ -249,7 +249,7 @@ fn reconcile(
     told: &[String],
     progress: &dyn Progress,
 ) -> Result<(), RepositoryError> {
-    let packs = reconcile_packs(repository.storage.as_ref(), &repository.layout.packs(), index)?;
+    let packs = reconcile_packs(repository.storage.as_ref(), &repository.packs(), index)?;
     tell_packs(&packs, told, progress);
     let (sets, problems) = repository.backupsets()?;
     for error in problems {

@@ -188,12 +188,24 @@ pub fn check_holes(file: &dyn StorageFile) -> Result<(), StorageError> {
     if size <= HOLES_ALLOWED {
         return Ok(());
     }
-    let holes: u64 = file.holes()?.iter().map(|hole| hole.end - hole.start).sum();
-    if holes > HOLES_ALLOWED && holes > size - holes {
-        let what = format!("{holes} of its {size} bytes are holes: Ekko did not write it");
-        return Err(StorageError::new("read", file.path(), io::Error::new(io::ErrorKind::InvalidData, what)));
+    compare_holes(&file.holes()?, size, file.path())
+}
+
+/// Does the same with a file that is about to be mapped.
+///
+/// # Errors
+/// More of it are holes than bytes.
+pub fn check_holes_of(file: &File, size: u64, path: &Path) -> Result<(), StorageError> {
+    if size <= HOLES_ALLOWED { Ok(()) } else { compare_holes(&os::holes(file, path)?, size, path) }
+}
+
+fn compare_holes(holes: &[Range<u64>], size: u64, path: &Path) -> Result<(), StorageError> {
+    let holes: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+    if holes <= HOLES_ALLOWED || holes <= size / 2 {
+        return Ok(());
     }
-    Ok(())
+    let what = format!("{holes} of its {size} bytes are holes: Ekko did not write it");
+    Err(StorageError::new("read", path, io::Error::new(io::ErrorKind::InvalidData, what)))
 }
 
 /// Reads a whole small file; one longer than `limit` is refused before it is read.

@@ -136,6 +136,29 @@ pub(super) fn gives_back(folder: &File, path: &Path) -> Result<bool, StorageErro
     }
 }
 
+/// Returns the holes of an open file in order, where the filesystem tells.
+pub(super) fn holes(file: &File, path: &Path) -> Result<Vec<Range<u64>>, StorageError> {
+    use rustix::fs::SeekFrom::{Data, Hole};
+    let size = file.metadata().map_err(failed("examine", path))?.len();
+    let seek = |to| match rustix::fs::seek(file, to) {
+        Ok(offset) => Ok(offset.min(size)),
+        // No more data, or the filesystem does not tell.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(size),
+        Err(errno) => Err(failed("look for holes in", path)(errno.into())),
+    };
+    let mut holes = Vec::new();
+    let mut end = 0;
+    while end < size {
+        let start = seek(Hole(end))?;
+        if start >= size {
+            break;
+        }
+        end = seek(Data(start))?;
+        holes.push(start..end);
+    }
+    Ok(holes)
+}
+
 #[derive(Debug)]
 pub(super) struct OsFile {
     path: PathBuf,
@@ -198,25 +221,7 @@ impl StorageFile for OsFile {
     }
 
     fn holes(&self) -> Result<Vec<Range<u64>>, StorageError> {
-        use rustix::fs::SeekFrom::{Data, Hole};
-        let size = self.size()?;
-        let seek = |to| match rustix::fs::seek(&self.file, to) {
-            Ok(offset) => Ok(offset.min(size)),
-            // Nothing is behind, or the filesystem does not tell.
-            Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(size),
-            Err(errno) => Err(failed("look for holes in", &self.path)(errno.into())),
-        };
-        let mut holes = Vec::new();
-        let mut end = 0;
-        while end < size {
-            let start = seek(Hole(end))?;
-            if start >= size {
-                break;
-            }
-            end = seek(Data(start))?;
-            holes.push(start..end);
-        }
-        Ok(holes)
+        holes(&self.file, &self.path)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StorageError> {

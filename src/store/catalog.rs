@@ -4,14 +4,14 @@
 //! reads 80 bytes a stored segment in a few large reads.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::segment::SegmentKey;
 use crate::storage::Storage;
 use crate::store::StoreError;
 use crate::store::pack::{
-    ContentsEntry, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind, RecordPlace, ScanDepth,
+    ContentsEntry, PackError, PackFolder, PackId, PackNumber, PackReader, PackScan, RecordKind, RecordPlace,
+    ScanDepth,
 };
 use crate::store::reconcile::pack_numbers;
 
@@ -44,16 +44,16 @@ pub struct CatalogProblem {
 #[derive(Debug)]
 pub struct Catalog {
     storage: Arc<dyn Storage>,
-    folder: PathBuf,
+    folder: PackFolder,
     numbers: Vec<PackNumber>,
     open: Mutex<HashMap<PackNumber, Arc<PackReader>>>,
 }
 
 impl Catalog {
     /// Lists the packs in a folder.
-    pub fn open(storage: Arc<dyn Storage>, folder: &Path) -> Result<Self, StoreError> {
+    pub fn open(storage: Arc<dyn Storage>, folder: &PackFolder) -> Result<Self, StoreError> {
         let numbers = pack_numbers(storage.as_ref(), folder)?;
-        Ok(Self { storage, folder: folder.to_owned(), numbers, open: Mutex::default() })
+        Ok(Self { storage, folder: folder.clone(), numbers, open: Mutex::default() })
     }
 
     /// Returns a catalog of what the packs hold now, if a pack has gone since this one was made: what lived in it

@@ -13,7 +13,6 @@
 //! A crash after 1 leaves tasks in the index; the next collection finishes them. Owns none of the reasons why a
 //! segment is needed: the caller compares the candidates with what manifests name before it frees any.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::Decoder;
@@ -24,7 +23,9 @@ use crate::store::batch::Batch;
 use crate::store::entry::{Candidate, Change, FreedPlace, Garbage, SegmentEntry, Task};
 use crate::store::index::{BATCH, IndexWriter};
 use crate::store::index_error::IndexError;
-use crate::store::pack::{PackError, PackNumber, PackReader, RecordHeader, RecordKind, RecordPlace};
+use crate::store::pack::{
+    PackError, PackFolder, PackNumber, PackReader, RecordHeader, RecordKind, RecordPlace,
+};
 use crate::store::pending::Horizon;
 use crate::store::writer::now;
 use crate::store::{SegmentStore, StoreError};
@@ -49,7 +50,7 @@ pub struct CandidateList {
 #[derive(Debug)]
 pub struct Collector<'a> {
     pub(super) storage: Arc<dyn Storage>,
-    pub(super) folder: &'a Path,
+    pub(super) folder: &'a PackFolder,
     pub(super) store: &'a SegmentStore,
     pub(super) horizon: Horizon,
     /// How long, in seconds, a segment is kept that has never been counted.
@@ -70,13 +71,13 @@ impl<'a> Collector<'a> {
     /// noted in the index.
     pub fn new(
         storage: Arc<dyn Storage>,
-        folder: &'a Path,
+        folder: &'a PackFolder,
         store: &'a SegmentStore,
         horizon: Horizon,
         keep_unfinished: u64,
         settle: bool,
     ) -> Result<Self, StoreError> {
-        let holes = storage.gives_back(folder)?;
+        let holes = storage.gives_back(folder.path())?;
         let packs = store.packs()?;
         let old = packs
             .iter()

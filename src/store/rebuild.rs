@@ -5,7 +5,6 @@
 //! single time, without being looked up, and next to the one before.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 use crossbeam_channel::{Sender, bounded};
 
@@ -17,7 +16,7 @@ use crate::store::entry::{PackEntry, SegmentEntry, key};
 use crate::store::index::{BATCH, IndexWriter};
 use crate::store::index_error::IndexError;
 use crate::store::index_files::sync_files;
-use crate::store::pack::{PackNumber, PackReader, RecordPlace};
+use crate::store::pack::{PackFolder, PackNumber, PackReader, RecordPlace};
 use crate::store::reconcile::{Reconciled, Survey, has_record, pack_numbers};
 
 /// How many records are made ready at a time while an index is made.
@@ -51,7 +50,7 @@ pub type Counts<'a, E> = &'a mut dyn FnMut(IndexPart, &mut dyn FnMut(SegmentKey,
 /// segments it gave a refcount that no pack holds: they are lost.
 pub fn rebuild_index<E: From<StoreError>>(
     storage: &dyn Storage,
-    folder: &Path,
+    folder: &PackFolder,
     index: &mut IndexWriter,
     counts: Counts<'_, E>,
 ) -> Result<(Reconciled, u64), E> {
@@ -129,7 +128,7 @@ type Suspects<'a> = &'a dyn Fn(&[(SegmentKey, SegmentEntry)], usize) -> bool;
 /// rest the dead record may be lost, and a copy of the repository may have zeros where there were holes.
 fn take_out_gone(
     storage: &dyn Storage,
-    folder: &Path,
+    folder: &PackFolder,
     entries: &mut Vec<(SegmentKey, SegmentEntry)>,
     suspects: Suspects<'_>,
 ) -> Result<(), StoreError> {

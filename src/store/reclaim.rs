@@ -240,7 +240,7 @@ impl Collector<'_> {
             done.push(Change::TaskDone(*number));
         }
         if unlinked > 0 {
-            self.storage.sync_folder(self.folder)?;
+            self.storage.sync_folder(self.folder.path())?;
             reclaimed.unlinked_packs += unlinked;
         }
         self.store.apply(done)
@@ -306,7 +306,7 @@ impl Collector<'_> {
             Err(error) => return Err(error.into()),
         };
         let id = pack.header().id();
-        let file = self.storage.open(&self.folder.join(number.file_name()))?;
+        let file = self.storage.open(&self.folder.file(number))?;
         let (mut punched, mut supported) = (0, true);
         let places: Vec<_> = places.iter().filter(|place| place.dead().pack == id).collect();
         for run in places.chunk_by(|one, next| one.offset + one.span == next.offset) {
@@ -353,7 +353,7 @@ impl Collector<'_> {
                 return Ok(if later { Unlinked::Later } else { Unlinked::NotThere });
             }
         }
-        self.storage.unlink(&self.folder.join(number.file_name()))?;
+        self.storage.unlink(&self.folder.file(number))?;
         Ok(Unlinked::Done)
     }
 }

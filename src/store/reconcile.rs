@@ -6,7 +6,6 @@
 //! sealed. Doing any of it twice changes nothing.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use crate::error::ErrorKind;
 use crate::storage::Storage;
@@ -15,8 +14,8 @@ use crate::store::entry::{Change, FreedPlace, SegmentEntry, Task};
 use crate::store::index::IndexWriter;
 use crate::store::index_error::IndexError;
 use crate::store::pack::{
-    BLOCK, ContentsEntry, DeadSegment, PackError, PackId, PackNumber, PackReader, PackScan, RecordKind,
-    RecordPlace, ScanDepth,
+    BLOCK, ContentsEntry, DeadSegment, PackError, PackFolder, PackId, PackNumber, PackReader, PackScan,
+    RecordKind, RecordPlace, ScanDepth,
 };
 use crate::store::writer::now;
 
@@ -35,15 +34,21 @@ pub struct Reconciled {
 }
 
 /// Returns the numbers of the packs in a folder, in order.
-pub(super) fn pack_numbers(storage: &dyn Storage, folder: &Path) -> Result<Vec<PackNumber>, StoreError> {
-    let names = storage.list(folder)?;
+pub(super) fn pack_numbers(
+    storage: &dyn Storage,
+    folder: &PackFolder,
+) -> Result<Vec<PackNumber>, StoreError> {
+    let names = storage.list(folder.path())?;
     let mut numbers: Vec<_> = names.iter().filter_map(|name| PackNumber::from_file_name(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
 /// Returns the highest number of the packs in a folder.
-pub(super) fn highest_pack(storage: &dyn Storage, folder: &Path) -> Result<Option<PackNumber>, StoreError> {
+pub(super) fn highest_pack(
+    storage: &dyn Storage,
+    folder: &PackFolder,
+) -> Result<Option<PackNumber>, StoreError> {
     Ok(pack_numbers(storage, folder)?.last().copied())
 }
 
@@ -54,7 +59,7 @@ pub(super) fn highest_pack(storage: &dyn Storage, folder: &Path) -> Result<Optio
 /// [distrusts](StoreError::distrusts_index) the index.
 pub fn reconcile_packs(
     storage: &dyn Storage,
-    folder: &Path,
+    folder: &PackFolder,
     index: &mut IndexWriter,
 ) -> Result<Reconciled, StoreError> {
     let on_disk = pack_numbers(storage, folder)?;
@@ -65,7 +70,7 @@ pub fn reconcile_packs(
     for number in on_disk.iter().filter(|number| !going.contains(number)) {
         match recorded.get(number).filter(|entry| entry.is_sealed()) {
             Some(entry) => {
-                let size = storage.open_read(&folder.join(number.file_name()))?.size()?;
+                let size = storage.open_read(&folder.file(*number))?.size()?;
                 if size != entry.size {
                     return Err(changed(index, *number, &format!("has {size} bytes and had {}", entry.size)));
                 }
@@ -138,7 +143,7 @@ impl Survey {
     /// Seals what a crash left unsealed, and reads which segments are dead.
     pub(super) fn of(
         storage: &dyn Storage,
-        folder: &Path,
+        folder: &PackFolder,
         numbers: &[PackNumber],
     ) -> Result<Self, StoreError> {
         let mut result = Reconciled::default();
@@ -159,7 +164,8 @@ impl Survey {
             }
         }
         result.packs = packs.len() as u64;
-        let trusted = result.problems.is_empty() && (packs.is_empty() || storage.gives_back(folder)?);
+        let trusted =
+            result.problems.is_empty() && (packs.is_empty() || storage.gives_back(folder.path())?);
         // Where a freed record was, nothing can be read, and need not.
         let damaged = unreadable.into_iter().filter(|((id, offset), _)| !dead.contains(&(*id, *offset)));
         result.problems.extend(damaged.map(|(_, what)| what));
@@ -176,7 +182,7 @@ impl Survey {
     pub(super) fn table(
         &self,
         storage: &dyn Storage,
-        folder: &Path,
+        folder: &PackFolder,
         pack: SurveyedPack,
     ) -> Result<PackTable, StoreError> {
         let reader = PackReader::open(storage, folder, pack.number)?;
@@ -224,7 +230,7 @@ fn changed(index: &IndexWriter, number: PackNumber, how: &str) -> StoreError {
 /// Reads the table of a pack, after making it if there is none.
 fn seal_if_needed(
     storage: &dyn Storage,
-    folder: &Path,
+    folder: &PackFolder,
     number: PackNumber,
     result: &mut Reconciled,
     unreadable: &mut Vec<((PackId, u64), String)>,

@@ -1,7 +1,6 @@
 //! The store as jobs use it: look up, claim, append, flush.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -13,7 +12,7 @@ use crate::storage::Storage;
 use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWork, IndexWriter};
 use crate::store::names::Names;
-use crate::store::pack::{DeadSegment, PackNumber, RecordBuffer, SegmentMeta};
+use crate::store::pack::{DeadSegment, PackFolder, PackNumber, RecordBuffer, SegmentMeta};
 use crate::store::pending::{Horizon, Pending};
 use crate::store::writer::{Closed, Command, Moved, StoreWriter};
 use crate::store::{NewSegment, StoreError};
@@ -26,7 +25,7 @@ const MOST_SMALL: u64 = 16;
 #[derive(Clone, Debug)]
 pub struct StoreFolders {
     /// The folder of the packs.
-    pub packs: PathBuf,
+    pub packs: PackFolder,
     /// The repository's id, which every pack carries.
     pub repository: [u8; 16],
 }
@@ -73,7 +72,7 @@ pub struct SegmentStore {
     pub(super) state: Arc<StoreState>,
     pub(super) names: Names,
     pub(super) storage: Arc<dyn Storage>,
-    pub(super) packs: PathBuf,
+    pub(super) packs: PackFolder,
     index: Option<Index>,
     commands: Option<Sender<Command>>,
     free: Receiver<RecordBuffer>,

@@ -22,8 +22,8 @@ use crate::store::StoreError;
 use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
 use crate::store::index::{IndexWork, IndexWriter};
 use crate::store::pack::{
-    Appended, DeadSegment, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer, RecordPlace,
-    SegmentMeta,
+    Appended, DEAD_SEGMENTS, DeadSegment, PackError, PackHeader, PackNumber, PackWriter, RecordBuffer,
+    RecordPlace, SegmentMeta,
 };
 use crate::store::reconcile::highest_pack;
 use crate::store::segments::{Poison, StoreFolders, StoreState};
@@ -37,8 +37,6 @@ const SYNC_SEGMENTS: usize = 1 << 12;
 const ENTERED_AT_ONCE: usize = 1 << 18;
 /// How many changes of them are made up before they are applied.
 const CHANGES_AT_ONCE: usize = 1 << 12;
-/// The most segments that one dead record names.
-const BURIED_AT_ONCE: usize = 1 << 12;
 
 /// What became of a store that was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,14 +143,13 @@ impl StoreWriter {
         // A number is not given twice while the index remembers it: readers may have the old pack open.
         let in_index = index.index().packs()?.into_keys().max().max(Some(index.last_pack()));
         let last = on_disk.max(in_index).filter(|last| last.0 > 0);
-        let next_pack = match last {
-            None => PackNumber(1),
-            Some(PackNumber(number)) => PackNumber(
-                number
-                    .checked_add(1)
-                    .ok_or_else(|| StoreError::NoPackNumber { path: folders.packs.clone(), number })?,
-            ),
-        };
+        let next_pack =
+            match last {
+                None => PackNumber(1),
+                Some(PackNumber(number)) => PackNumber(number.checked_add(1).ok_or_else(|| {
+                    StoreError::NoPackNumber { path: folders.packs.path().to_owned(), number }
+                })?),
+            };
         state.pending.set_open_pack(next_pack);
         Ok(Self { storage, folders, index, state, recycle, pack: None, next_pack })
     }
@@ -258,7 +255,7 @@ impl StoreWriter {
             Some(pack) => pack,
             empty => {
                 let header = PackHeader::new(self.next_pack, now(), self.folders.repository)?;
-                let writer = PackWriter::create(self.storage.as_ref(), &self.folders.packs, header)?;
+                let writer = PackWriter::create(self.storage.as_ref(), self.folders.packs.path(), header)?;
                 self.state.pending.set_open_pack(self.next_pack);
                 self.next_pack.0 = self.next_pack.0.saturating_add(1);
                 empty.insert(OpenPack::new(writer))
@@ -347,10 +344,14 @@ impl StoreWriter {
 
     /// Writes durably which segments are dead.
     fn bury(&mut self, places: &[DeadSegment]) -> Result<(), StoreError> {
-        for dead in places.chunks(BURIED_AT_ONCE) {
+        for dead in places.chunks(DEAD_SEGMENTS) {
             let pack = self.pack()?;
             pack.writer.bury(dead, now())?;
             pack.dead += 1;
+            if pack.writer.is_full() {
+                self.flush()?;
+                self.seal()?;
+            }
         }
         self.flush()
     }

@@ -23,7 +23,7 @@ mod tests;
 mod writer;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use contents::ContentsEntry;
 pub use header::{PackHeader, PackId, PackNumber};
@@ -34,7 +34,7 @@ pub use writer::{Appended, PackSync, PackWriter};
 
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
-use crate::segment::SegmentKey;
+use crate::segment::{SegmentKey, SegmentSize};
 use crate::storage::StorageError;
 
 /// Records begin on multiples of this, in bytes: a sector, so that a record's header is never torn.
@@ -46,8 +46,41 @@ pub const BLOCK: u64 = 4096;
 
 /// The most bytes a pack holds before it is sealed and the next begun. One record may go beyond.
 pub const PACK_LIMIT: u64 = 1 << 30;
-/// The most records of a pack: 80 bytes each of its table, which is held three times when the pack is sealed.
+/// The most records of a pack: 80 bytes each of its table, which is held three times when the pack is sealed. A reader
+/// refuses a table with more.
 pub const PACK_RECORDS: usize = 1 << 18;
+/// The most segments that one dead record names: 32 bytes each.
+pub const DEAD_SEGMENTS: usize = 1 << 12;
+
+/// Where the packs of a repository lie, and what bounds the lengths that are read from them: a pack may come from somebody
+/// else, and no memory is taken for what it says before that is compared with something that Ekko knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackFolder {
+    path: PathBuf,
+    segment_size: SegmentSize,
+}
+
+impl PackFolder {
+    /// Makes the folder at `path` of a repository with segments of this size.
+    pub fn new(path: impl Into<PathBuf>, segment_size: SegmentSize) -> Self {
+        Self { path: path.into(), segment_size }
+    }
+
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the path of a pack.
+    pub fn file(&self, number: PackNumber) -> PathBuf {
+        self.path.join(number.file_name())
+    }
+
+    /// Returns the most bytes that a segment has, plain or stored: one that does not shrink is stored as it is.
+    pub fn longest_segment(&self) -> u32 {
+        self.segment_size.bytes()
+    }
+}
 
 /// Rounds up to [`ALIGNMENT`].
 const fn aligned(length: u64) -> u64 {

@@ -10,23 +10,24 @@ use crate::storage::{Storage, StorageFile};
 use crate::store::pack::contents::{ContentsEntry, ENTRY_LENGTH, decode_trailer};
 use crate::store::pack::header::{FIRST_RECORD, HeaderError, PackHeader, PackNumber};
 use crate::store::pack::record::{DeadSegment, HEADER_LENGTH, RecordHeader, RecordKind, TRAILER_LENGTH};
-use crate::store::pack::{BLOCK, PackError};
+use crate::store::pack::{ALIGNMENT, BLOCK, PACK_RECORDS, PackError, PackFolder};
+
+/// What is wrong with a segment that says that it is longer than any is.
+const TOO_LONG: &str = "it is longer than a segment of this repository can be";
 
 /// A pack that is open for reading. Shared between threads; every read is positioned.
 #[derive(Debug)]
 pub struct PackReader {
     file: Box<dyn StorageFile>,
     header: PackHeader,
+    longest_segment: u32,
 }
 
 impl PackReader {
     /// Opens a pack and checks its header, or the copy of it if the first is damaged.
-    pub fn open(storage: &dyn Storage, folder: &Path, number: PackNumber) -> Result<Self, PackError> {
-        Self::from_file(storage.open_read(&folder.join(number.file_name()))?, number)
-    }
-
-    /// Checks the header of an open pack.
-    pub(super) fn from_file(file: Box<dyn StorageFile>, number: PackNumber) -> Result<Self, PackError> {
+    pub fn open(storage: &dyn Storage, folder: &PackFolder, number: PackNumber) -> Result<Self, PackError> {
+        let file = storage.open_read(&folder.file(number))?;
+        let longest_segment = folder.longest_segment();
         let (mut newer, mut unread) = (None, None);
         for copy in [0, BLOCK] {
             let mut bytes = [0; 256];
@@ -40,7 +41,7 @@ impl PackReader {
                 }
             }
             match PackHeader::decode(&bytes) {
-                Ok(header) if header.number == number => return Ok(Self { file, header }),
+                Ok(header) if header.number == number => return Ok(Self { file, header, longest_segment }),
                 Ok(_) | Err(HeaderError::Damaged) => {}
                 Err(HeaderError::Format(found)) => newer = Some(found),
             }
@@ -86,12 +87,22 @@ impl PackReader {
     pub fn record(&self, offset: u64) -> Result<RecordHeader, PackError> {
         let mut bytes = [0; HEADER_LENGTH];
         self.file.read_at(&mut bytes, offset)?;
-        RecordHeader::decode(&bytes, &self.header, offset)
-            .ok_or_else(|| self.damaged(offset, "its header does not fit its checksum"))
+        let record = RecordHeader::decode(&bytes, &self.header, offset)
+            .ok_or_else(|| self.damaged(offset, "its header does not fit its checksum"))?;
+        if record.stored_length > self.longest(record.kind) {
+            return Err(self.damaged(offset, "it is longer than a record of its kind can be"));
+        }
+        Ok(record)
+    }
+
+    /// Returns the most stored bytes that a record of this kind has here.
+    fn longest(&self, kind: RecordKind) -> u64 {
+        kind.longest_payload().unwrap_or_else(|| self.longest_segment.into())
     }
 
     /// Reads the record at `offset`, whose stored bytes have `stored_length` bytes by what the caller
-    /// knows, into `buffer`. Returns its header; the stored bytes are in `buffer` behind it.
+    /// knows, into `buffer`. Returns its header; the stored bytes are in `buffer` behind it. The caller has compared the
+    /// length with what bounds it.
     fn read(&self, offset: u64, stored_length: u64, buffer: &mut Vec<u8>) -> Result<RecordHeader, PackError> {
         let length = usize::try_from(stored_length).ok().and_then(|length| length.checked_add(HEADER_LENGTH));
         buffer.resize(length.ok_or_else(|| self.damaged(offset, "it is impossibly long"))?, 0);
@@ -127,6 +138,9 @@ impl PackReader {
         stored_length: u32,
         stored: &mut Vec<u8>,
     ) -> Result<RecordHeader, PackError> {
+        if stored_length > self.longest_segment {
+            return Err(self.damaged(offset, TOO_LONG));
+        }
         let header = self.read(offset, u64::from(stored_length), stored)?;
         if header.kind != RecordKind::Segment || header.key != key {
             return Err(self.damaged(offset, "it is not the segment that was looked for"));
@@ -151,8 +165,8 @@ impl PackReader {
         let undecodable =
             |source| PackError::SegmentUndecodable { key, path: self.path().into(), offset, source };
         let codec = header.codec().map_err(undecodable)?;
-        let plain_length = u32::try_from(header.plain_length)
-            .map_err(|_| self.damaged(offset, "it is longer than a segment can be"))?;
+        let plain_length = u32::try_from(header.plain_length).ok().filter(|it| *it <= self.longest_segment);
+        let plain_length = plain_length.ok_or_else(|| self.damaged(offset, TOO_LONG))?;
         let bytes = stored.get(HEADER_LENGTH..).unwrap_or(&[]);
         decoder.decode(codec, bytes, plain_length, plain).map_err(undecodable)?;
         if Fingerprint::of(plain) != header.fingerprint {
@@ -224,7 +238,8 @@ impl PackReader {
         let mut trailer = [0; 64];
         self.file.read_at(&mut trailer, position)?;
         let table = decode_trailer(&trailer, &self.header, size).map(|offset| self.record(offset));
-        Ok(table.and_then(Result::ok).map_or(0, |table| table.stored_length / ENTRY_LENGTH as u64))
+        let entries = table.and_then(Result::ok).map_or(0, |table| table.stored_length / ENTRY_LENGTH as u64);
+        Ok(entries.min(PACK_RECORDS as u64))
     }
 
     /// Reads the table of contents, or nothing if the pack is not sealed or its table is damaged.
@@ -249,6 +264,19 @@ impl PackReader {
             return Err(self.damaged(offset, "it is not the table that was looked for"));
         }
         let payload = self.own_payload(offset, &record)?;
-        ContentsEntry::decode(&payload).map_err(|_| self.damaged(offset, "its table does not hold together"))
+        let damaged = |_| self.damaged(offset, "its table does not hold together");
+        let entries = ContentsEntry::decode(&payload).map_err(damaged)?;
+        // What a table lists lies before it, where a record can begin, and is no longer than a record can be.
+        let is_possible = |entry: &ContentsEntry| {
+            entry.offset >= FIRST_RECORD
+                && entry.offset.is_multiple_of(ALIGNMENT)
+                && entry.stored_length <= self.longest(entry.kind)
+                && u64::from(entry.plain_length) <= self.longest(entry.kind)
+                && entry.offset.saturating_add(entry.span()) <= offset
+        };
+        if entries.iter().all(is_possible) {
+            return Ok(entries);
+        }
+        Err(self.damaged(offset, "its table lists what a pack cannot have"))
     }
 }

@@ -21,8 +21,9 @@
 use crate::codec::{Codec, CodecError, Compression, Encryption};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::storage::{FieldReader, FieldWriter, TooShort};
+use crate::store::pack::contents::ENTRY_LENGTH;
 use crate::store::pack::header::PackHeader;
-use crate::store::pack::{PackId, aligned};
+use crate::store::pack::{DEAD_SEGMENTS, PACK_RECORDS, PackId, aligned};
 
 const MAGIC: [u8; 8] = *b"EKKOREC1";
 
@@ -50,6 +51,17 @@ impl RecordKind {
             Self::Mark => 2,
             Self::Dead => 3,
             Self::Contents => 4,
+        }
+    }
+
+    /// Returns the most stored bytes that a record of ours of this kind has; nothing for a segment, whose length depends on
+    /// the repository.
+    pub(super) const fn longest_payload(self) -> Option<u64> {
+        match self {
+            Self::Segment => None,
+            Self::Mark => Some(8),
+            Self::Dead => Some((DEAD_SEGMENTS * DeadSegment::LENGTH) as u64),
+            Self::Contents => Some((PACK_RECORDS * ENTRY_LENGTH) as u64),
         }
     }
 
@@ -256,9 +268,12 @@ pub struct DeadSegment {
 }
 
 impl DeadSegment {
+    /// How many bytes of a dead record's payload name one.
+    const LENGTH: usize = 32;
+
     /// Returns the payload of a dead record.
     pub fn encode(segments: &[Self]) -> Vec<u8> {
-        let writer = FieldWriter::with_capacity(segments.len() * 32);
+        let writer = FieldWriter::with_capacity(segments.len() * Self::LENGTH);
         segments.iter().fold(writer, |w, dead| w.bytes(&dead.pack.0).u64(dead.offset).u64(dead.span)).finish()
     }
 

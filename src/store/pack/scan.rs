@@ -12,6 +12,8 @@
 //! it are kept all the same: a sync whose mark was lost may have made them durable, and a backup may need them.
 //! A record that fails *before* it is damage: it is passed over and reported.
 
+use std::ops::Range;
+
 use crate::codec::Decoder;
 use crate::storage::Storage;
 use crate::store::pack::contents::ContentsEntry;
@@ -19,7 +21,11 @@ use crate::store::pack::header::FIRST_RECORD;
 use crate::store::pack::reader::PackReader;
 use crate::store::pack::record::{RecordHeader, RecordKind};
 use crate::store::pack::writer::PackWriter;
-use crate::store::pack::{ALIGNMENT, BLOCK, PackError};
+use crate::store::pack::{ALIGNMENT, BLOCK, PACK_RECORDS, PackError};
+
+/// The most records of any kind that a walk takes in: there are fewer marks than other records.
+const MOST_RECORDS: usize = 2 * PACK_RECORDS;
+const TOO_MANY: &str = "the pack has more records than one can have";
 
 /// How much of a pack is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +52,15 @@ impl PackScan {
     /// Walks a pack.
     pub fn of(pack: &PackReader, depth: ScanDepth) -> Result<Self, PackError> {
         let size = pack.size()?;
+        // A hole holds no record: without them the walk takes as long as what is on the disk, however long the file is.
+        let holes = pack.holes()?;
         let mut records: Vec<(u64, RecordHeader)> = Vec::new();
         let mut gaps = Vec::new();
         let mut offset = FIRST_RECORD;
-        while let Some(found) = next_record(pack, depth, offset, size)? {
+        while let Some(found) = next_record(pack, depth, offset, size, &holes)? {
+            if records.len() >= MOST_RECORDS {
+                return Err(pack.damaged(offset, TOO_MANY));
+            }
             let padded = found.0 == offset.next_multiple_of(BLOCK)
                 && passed_over(depth, pack.is_zeros(offset..found.0))?.unwrap_or(false);
             if found.0 != offset && !padded {
@@ -77,6 +88,9 @@ impl PackScan {
                 scan.end = scan.end.max(offset + record.span());
                 scan.entries.extend(ContentsEntry::of(&record, offset));
             }
+        }
+        if scan.entries.len() > PACK_RECORDS {
+            return Err(pack.damaged(FIRST_RECORD, TOO_MANY));
         }
         Ok(scan)
     }
@@ -111,8 +125,14 @@ fn next_record(
     depth: ScanDepth,
     mut offset: u64,
     size: u64,
+    holes: &[Range<u64>],
 ) -> Result<Option<(u64, RecordHeader)>, PackError> {
     while offset.saturating_add(ALIGNMENT) <= size {
+        let next = holes.partition_point(|hole| hole.end <= offset);
+        if let Some(hole) = holes.get(next).filter(|hole| hole.start <= offset) {
+            offset = hole.end.next_multiple_of(ALIGNMENT);
+            continue;
+        }
         match passed_over(depth, pack.record(offset)) {
             Ok(Some(record)) if offset.saturating_add(record.span()) <= size => {
                 return Ok(Some((offset, record)));

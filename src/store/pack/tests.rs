@@ -3,12 +3,16 @@ use std::path::PathBuf;
 
 use crate::codec::{Codec, Decoder};
 use crate::error::ErrorKind;
-use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize, Twin};
 use crate::storage::{FaultPlan, FaultStorage, OsStorage, Storage};
 use crate::store::pack::{
-    BLOCK, ContentsEntry, PACK_RECORDS, PackError, PackHeader, PackNumber, PackReader, PackScan, PackWriter,
-    RecordBuffer, ScanDepth, SegmentMeta,
+    BLOCK, ContentsEntry, PACK_RECORDS, PackError, PackFolder, PackHeader, PackNumber, PackReader, PackScan,
+    PackWriter, RecordBuffer, ScanDepth, SegmentMeta,
 };
+
+fn packs(folder: &std::path::Path) -> PackFolder {
+    PackFolder::new(folder, SegmentSize::MAX)
+}
 
 struct Fixture {
     folder: tempfile::TempDir,
@@ -29,7 +33,7 @@ impl Fixture {
     }
 
     fn open(&self) -> PackReader {
-        PackReader::open(&OsStorage, self.folder.path(), PackNumber(1)).unwrap()
+        PackReader::open(&OsStorage, &packs(self.folder.path()), PackNumber(1)).unwrap()
     }
 
     fn scan(&self) -> PackScan {
@@ -319,7 +323,7 @@ fn a_record_that_cannot_be_read_now_is_not_taken_for_the_end_of_a_pack() {
     drop(writer);
     let storage = FaultStorage::new(fixture.folder.path(), FaultPlan::Count).unwrap();
     let scan = || {
-        let pack = PackReader::open(&storage, fixture.folder.path(), PackNumber(1)).unwrap();
+        let pack = PackReader::open(&storage, &packs(fixture.folder.path()), PackNumber(1)).unwrap();
         PackScan::of(&pack, ScanDepth::Tail)
     };
     let whole = scan().unwrap();
@@ -367,4 +371,42 @@ fn a_pack_of_many_records_is_full_although_it_is_small() {
     assert!(!writer.is_full());
     append(&mut writer, PLAIN[2]);
     assert!(writer.is_full());
+}
+
+#[test]
+fn a_length_is_compared_with_what_bounds_it_before_memory_is_taken() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    let plain = vec![7; 100_000];
+    let key = append(&mut writer, &plain);
+    writer.seal(7).unwrap();
+    let small = PackFolder::new(fixture.folder.path(), SegmentSize::MIN);
+    let pack = PackReader::open(&OsStorage, &small, PackNumber(1)).unwrap();
+    let (mut stored, mut bytes) = (Vec::new(), Vec::new());
+    let mut decoder = Decoder::new().unwrap();
+    // Longer than the segments of the repository, by what the caller says and by what the record says.
+    for length in [100_000, u32::MAX] {
+        let read = pack.segment(key, 8192, length, &mut decoder, &mut stored, &mut bytes);
+        assert!(matches!(read, Err(PackError::RecordDamaged { .. })), "{read:?}");
+    }
+    assert!(pack.record(8192).is_err());
+    assert_eq!(pack.contents().unwrap(), None, "its table lists what cannot be");
+    assert_eq!((stored.capacity(), bytes.capacity()), (0, 0));
+    let listed = fixture.open().contents().unwrap().unwrap();
+    assert_eq!(listed.len(), 1);
+}
+
+#[test]
+fn a_walk_passes_over_holes_whatever_the_length_of_the_file() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, b"first");
+    writer.sync(7).unwrap();
+    drop(writer);
+    let file = fs::File::options().write(true).open(fixture.path()).unwrap();
+    // 2^31 places where a record could begin: without the holes, that is hours.
+    file.set_len(1 << 40).unwrap();
+    assert_eq!(fixture.scan().entries.len(), 1);
+    let scan = PackScan::of(&fixture.open(), ScanDepth::Headers).unwrap();
+    assert_eq!(scan.entries.len(), 1);
 }
