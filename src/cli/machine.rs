@@ -1,6 +1,8 @@
 //! Moments of machines, for the commands that restore, show and delete them.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -16,7 +18,7 @@ use crate::machine::{MACHINE_FILE, Moment, is_moment};
 use crate::manifest::ManifestReader;
 use crate::repository::{BackupRecord, Backupset, Repository};
 use crate::restore::{RestoreOptions, restore_to_path};
-use crate::storage::NewFile;
+use crate::storage::{NewFile, StorageError};
 
 /// What a moment consists of.
 #[derive(Serialize)]
@@ -232,15 +234,19 @@ fn make_folder(path: &Path, force: bool) -> Result<(), CliError> {
             );
             Err(CliError::new(ErrorKind::Invalid, message))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => fs::create_dir(path).map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            DirBuilder::new().mode(0o700).create(path).map_err(failed)
+        }
         Err(error) => Err(failed(error)),
     }
 }
 
 fn write(path: &Path, bytes: &[u8], force: bool) -> Result<(), CliError> {
-    let file = NewFile::begin(path, force).map_err(|error| CliError::new(error.kind(), error.to_string()))?;
-    let written = fs::write(file.temporary(), bytes);
-    written
+    let failed = |error: StorageError| CliError::new(error.kind(), error.to_string());
+    let file = NewFile::begin(path, force).map_err(failed)?;
+    // It may be a machine's description with passwords in it.
+    let mut out = file.create().map_err(failed)?;
+    out.write_all(bytes)
         .map_err(|error| CliError::new(ErrorKind::Io, format!("cannot write {}: {error}", path.display())))?;
-    file.finish().map_err(|error| CliError::new(error.kind(), error.to_string()))
+    file.finish().map_err(failed)
 }

@@ -1,7 +1,8 @@
 //! The original's flat segment files: `DIR/UUID/INCREMENTAL/SEGMENT`, each a zlib stream.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::codec::{Codec, Compression, Decoder, Encryption, deflate};
@@ -81,7 +82,7 @@ pub(super) fn write(path: &Path, plain: &[u8], replaces: bool) -> Result<(), Exc
     let failed = |source| ExchangeError::SegmentFile { operation: "write", path: path.to_owned(), source };
     let stored = deflate(plain).map_err(failed)?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(failed)?;
+    make_folders(folder).map_err(failed)?;
     let mut file = tempfile::Builder::new().prefix(".ekko-").tempfile_in(folder).map_err(failed)?;
     file.write_all(&stored).map_err(failed)?;
     if replaces {
@@ -89,6 +90,11 @@ pub(super) fn write(path: &Path, plain: &[u8], replaces: bool) -> Result<(), Exc
     }
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
+}
+
+/// Makes a folder and those above it, for their owner alone: the files in them are the guest's.
+fn make_folders(path: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// The filesystem that segment files are written to. Opened before the first of them, so that it tells of every
@@ -103,7 +109,7 @@ impl<'a> Filesystem<'a> {
     pub(super) fn open(path: &'a Path) -> Result<Self, ExchangeError> {
         let failed =
             |source| ExchangeError::SegmentFile { operation: "create", path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(failed)?;
+        make_folders(path).map_err(failed)?;
         Ok(Self { path, folder: File::open(path).map_err(failed)? })
     }
 

@@ -19,6 +19,9 @@ pub(super) const FORMAT: u32 = 1;
 /// The size of the file that is given up when the disk is full, in bytes.
 const RESERVE: u64 = 64 << 20;
 
+/// How often the reserve is looked for anew if another thread creates or removes it.
+const RESERVE_TRIES: u32 = 100;
+
 /// No file of settings is larger than this, in bytes.
 pub(super) const SETTINGS_LIMIT: u64 = 64 << 20;
 
@@ -192,17 +195,31 @@ fn is_unfinished(names: &[String]) -> bool {
     names.iter().all(|name| ours.contains(&name.as_str()))
 }
 
-/// Makes sure that the reserve is there.
+/// Makes sure that the reserve is there. Several threads may do so at once: whoever finds that another has just created the
+/// file makes sure of its size, which changes nothing if the other has, too.
 ///
 /// # Errors
 /// The disk has no room for it: a backup is then not begun.
 pub(super) fn refill_reserve(storage: &dyn Storage, layout: &Layout) -> Result<(), StorageError> {
     let path = layout.reserve();
-    let file = match storage.open(&path) {
-        Ok(file) if file.size()? >= RESERVE => return Ok(()),
-        Ok(file) => file,
-        Err(error) if error.is_not_found() => storage.create(&path)?,
-        Err(error) => return Err(error),
+    let mut tries = 0;
+    let file = loop {
+        match storage.open(&path) {
+            Ok(file) if file.size()? >= RESERVE => return Ok(()),
+            Ok(file) => break file,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        match storage.create(&path) {
+            Ok(file) => break file,
+            // Another thread was faster; it may give the reserve up at once, if the disk is full.
+            Err(error)
+                if error.source.kind() == std::io::ErrorKind::AlreadyExists && tries < RESERVE_TRIES =>
+            {
+                tries += 1;
+            }
+            Err(error) => return Err(error),
+        }
     };
     file.allocate(RESERVE).or_else(|error| {
         if error.source.kind() == std::io::ErrorKind::Unsupported {
@@ -213,4 +230,83 @@ pub(super) fn refill_reserve(storage: &dyn Storage, layout: &Layout) -> Result<(
         let _ = storage.unlink(&path);
         Err(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Access, RootStorage, StorageFile};
+    use std::fs::{File as OsFile, Metadata};
+    use std::path::PathBuf;
+    use std::sync::Barrier;
+
+    /// A storage that lets two threads find at the same moment that a file is missing.
+    #[derive(Debug)]
+    struct Meeting {
+        files: RootStorage,
+        found_missing: Barrier,
+        met: std::sync::atomic::AtomicU32,
+    }
+
+    type Done<T> = Result<T, StorageError>;
+
+    impl Storage for Meeting {
+        fn create(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
+            self.files.create(path)
+        }
+        fn open(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
+            let opened = self.files.open(path);
+            if opened.is_err() && self.met.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2 {
+                self.found_missing.wait();
+            }
+            opened
+        }
+        fn open_read(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
+            self.files.open_read(path)
+        }
+        fn handle(&self, path: &Path, access: Access) -> Done<OsFile> {
+            self.files.handle(path, access)
+        }
+        fn examine(&self, path: &Path) -> Done<Metadata> {
+            self.files.examine(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> Done<()> {
+            self.files.rename(from, to)
+        }
+        fn rename_new(&self, from: &Path, to: &Path) -> Done<()> {
+            self.files.rename_new(from, to)
+        }
+        fn unlink(&self, path: &Path) -> Done<()> {
+            self.files.unlink(path)
+        }
+        fn create_folder(&self, path: &Path) -> Done<()> {
+            self.files.create_folder(path)
+        }
+        fn remove_folder(&self, path: &Path) -> Done<()> {
+            self.files.remove_folder(path)
+        }
+        fn sync_folder(&self, path: &Path) -> Done<()> {
+            self.files.sync_folder(path)
+        }
+        fn gives_back(&self, folder: &Path) -> Done<bool> {
+            self.files.gives_back(folder)
+        }
+        fn list(&self, path: &Path) -> Done<Vec<String>> {
+            self.files.list(path)
+        }
+    }
+
+    #[test]
+    fn two_threads_that_find_no_reserve_at_the_same_moment_both_have_it_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let root: PathBuf = folder.path().to_owned();
+        let layout = Layout::new(&root);
+        let storage =
+            Meeting { files: RootStorage::at(&root), found_missing: Barrier::new(2), met: 0.into() };
+        std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| refill_reserve(&storage, &layout)));
+            both.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+        });
+        assert_eq!(std::fs::metadata(layout.reserve()).unwrap().len(), RESERVE);
+    }
 }

@@ -30,7 +30,7 @@ pub use aligned::{AlignedBuffer, DIRECT};
 pub use behind::WriteBehind;
 pub use fault::{FaultPlan, FaultStorage, Keep};
 pub use fields::{FieldReader, FieldWriter, TooShort};
-pub use new_file::NewFile;
+pub use new_file::{NewFile, private_folder};
 pub use os::OsStorage;
 pub use root::RootStorage;
 

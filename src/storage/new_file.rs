@@ -1,11 +1,18 @@
 //! A file for a person: it appears whole under its name, or not at all.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::storage::{OsStorage, Storage, StorageError};
+
+/// Makes a temporary folder for its owner alone, whatever the umask: in `place`, or where temporary files belong.
+pub fn private_folder(prefix: &str, place: Option<&Path>) -> io::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).permissions(Permissions::from_mode(0o700));
+    place.map_or_else(|| builder.tempdir(), |place| builder.tempdir_in(place))
+}
 
 /// A file that is being made in a hidden folder beside its place. Dropped before [`NewFile::finish`], nothing
 /// of it is left.
@@ -32,7 +39,7 @@ impl NewFile {
             Ok(_) if !replace => return Err(exists("it exists; --force replaces it")),
             _ => {}
         }
-        let folder = tempfile::Builder::new().prefix(".ekko-").tempdir_in(parent(path));
+        let folder = private_folder(".ekko-", Some(parent(path)));
         let folder = folder.map_err(|source| StorageError::new("create", path, source))?;
         Ok(Self { folder, path: path.to_owned(), replace })
     }
@@ -41,6 +48,13 @@ impl NewFile {
     /// removed.
     pub fn temporary(&self) -> PathBuf {
         self.folder.path().join("file")
+    }
+
+    /// Creates the file there, for its owner alone from the first moment on: its name may be in a folder that others see.
+    pub fn create(&self) -> Result<File, StorageError> {
+        let temporary = self.temporary();
+        let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+        created.map_err(|source| StorageError::new("create", &self.path, source))
     }
 
     /// Makes the file durable, readable by its owner alone, and gives it its name.
@@ -82,6 +96,10 @@ mod tests {
         assert_eq!(names(folder.path()), Vec::<String>::new(), "nothing half-made stays");
         for (content, replace) in [("first", false), ("second", true)] {
             let begun = NewFile::begin(&path, replace).unwrap();
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode(begun.folder.path()), 0o700);
+            begun.create().unwrap();
+            assert_eq!(mode(&begun.temporary()), 0o600);
             fs::write(begun.temporary(), content).unwrap();
             begun.finish().unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), content);

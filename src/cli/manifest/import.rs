@@ -13,6 +13,7 @@ use crate::exchange::{ImportOptions, ImportSummary, import_backup};
 use crate::manifest::foreign::{self, ManifestFormat};
 use crate::manifest::{ImageName, ManifestReader};
 use crate::repository::InitOptions;
+use crate::storage::private_folder;
 
 #[derive(Serialize)]
 struct Imported {
@@ -49,7 +50,7 @@ pub(super) fn run(args: &ImportArgs, context: &Context) -> Result<Outcome, CliEr
     }
     // Turned into one of ours first, and checked on the way: the repository is not touched before.
     let failed = |error| CliError::new(ErrorKind::Io, format!("cannot make a temporary folder: {error}"));
-    let folder = tempfile::tempdir().map_err(failed)?;
+    let folder = private_folder("ekko-", None).map_err(failed)?;
     let path = folder.path().join("manifest");
     foreign::import(&args.file, format, &name, &path, false, context.progress())?;
     into_repository(&ManifestReader::read(&path)?, &name, args, context)

@@ -48,7 +48,7 @@ pub fn export<E: From<ManifestError>>(
     let head = head(manifest, path)?;
     let file = NewFile::begin(path, replace).map_err(ManifestError::from)?;
     let failed = |source: io::Error| ManifestError::from(StorageError::new("write", path, source));
-    let out = File::create_new(file.temporary()).map_err(failed)?;
+    let out = file.create().map_err(ManifestError::from)?;
     let info = manifest.info();
     let mut part = Part::begin(progress, "export", info.geometry.size_of_disk());
     let begin = |body: u32| {

@@ -19,6 +19,7 @@ use crate::repository::BackupSelector;
 use crate::service::extract::{Path, Query};
 use crate::service::routes::backups::selector;
 use crate::service::{App, Caller, Refused, pump};
+use crate::storage::{Access, private_folder};
 
 /// Opens the manifest of a backup. Says also what its image is called now.
 fn open(app: &App, view: &View, asked: &BackupSelector) -> Result<(ManifestReader, ImageName), Refused> {
@@ -123,9 +124,10 @@ fn file(app: &App, view: &View, asked: &BackupSelector, format: Format) -> Resul
     manifest.verify()?;
     let is_owner = view.project().is_none();
     if is_owner && format == Format::Ekko {
-        return File::open(manifest.path()).map_err(failed);
+        let opened = app.repository().storage().handle(manifest.path(), Access::Read);
+        return opened.map_err(|error| failed(error.source));
     }
-    let folder = tempfile::tempdir().map_err(failed)?;
+    let folder = private_folder("ekko-", None).map_err(failed)?;
     let out = folder.path().join("manifest");
     let manifest = if is_owner {
         manifest

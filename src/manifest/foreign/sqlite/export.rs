@@ -24,6 +24,8 @@ pub fn export<E: From<ManifestError>>(
     let timestamp = timestamp(manifest, path)?;
     let file = NewFile::begin(path, replace).map_err(ManifestError::from)?;
     let failed = |source| ManifestError::Sqlite { operation: "write", path: path.to_owned(), source };
+    // SQLite gives its journal the mode of the file, which is there before.
+    drop(file.create().map_err(ManifestError::from)?);
     let database = new_database(&file.temporary()).map_err(failed)?;
     write_head(&database, info, &timestamp).map_err(failed)?;
     let mut part = Part::begin(progress, "export", info.geometry.size_of_disk());
