@@ -212,6 +212,13 @@ impl<'a> Checking<'a> {
         // The manifests before the packs: what a backup that runs meanwhile stores and commits is not missed then.
         let (sets, problems) = repository.backupsets()?;
         summary.problems.extend(problems.iter().map(ToString::to_string));
+        let misnamed = repository.misnamed()?;
+        summary.problems.extend(misnamed.iter().map(|path| {
+            format!(
+                "cannot use {}: Ekko does not write this name so; move it away or rename it",
+                path.display()
+            )
+        }));
         let catalog = repository.catalog()?;
         let copies = copies::list(&catalog, &mut summary.problems)?;
         summary.segments = copies.len() as u64;

@@ -13,6 +13,9 @@ pub(super) fn canonical<T: FromStr + Display>(name: &str) -> Option<T> {
     name.parse().ok().filter(|value: &T| value.to_string() == name)
 }
 
+/// Says something of the name of a file.
+pub(super) type NameTest = fn(&str) -> bool;
+
 /// Returns what the temporary file with this name will be called; nothing if it is not one.
 fn finished(name: &str) -> Option<&str> {
     name.strip_suffix(TEMPORARY)?.strip_suffix('.')

@@ -48,8 +48,9 @@ pub use statistics::RepositoryStats;
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError, ManifestReader};
+use crate::repository::layout::{NameTest, canonical};
 use crate::storage::{RootStorage, Storage, StorageError, read_small, replace};
-use crate::store::pack::{PackError, PackFolder};
+use crate::store::pack::{PackError, PackFolder, PackNumber};
 use crate::store::{Catalog, StoreError};
 
 /// A repository that cannot do what was asked.
@@ -348,6 +349,36 @@ impl Repository {
     /// Replaces the file that says what was checked when.
     pub fn write_checked(&self, bytes: &[u8]) -> Result<(), RepositoryError> {
         Ok(replace(self.storage.as_ref(), &self.layout.checked(), bytes)?)
+    }
+
+    /// Returns what looks like a backupset, a pack or an index and is none, as Ekko writes its name otherwise: a UUID in
+    /// capitals, a number without its zeros or with too many. Nothing reads or removes it.
+    pub fn misnamed(&self) -> Result<Vec<PathBuf>, RepositoryError> {
+        let of_set =
+            |name: &str| name.parse::<BackupsetId>().is_ok() && canonical::<BackupsetId>(name).is_none();
+        let of_pack = |name: &str| {
+            Path::new(name).extension().is_some_and(|extension| extension == "pack")
+                && PackNumber::from_file_name(name).is_none()
+        };
+        let of_index = |name: &str| name.parse::<u64>().is_ok() && canonical::<u64>(name).is_none();
+        let folders = [
+            (self.layout.sets(), of_set as NameTest),
+            (self.layout.packs(), of_pack as NameTest),
+            (self.layout.indexes(), of_index as NameTest),
+        ];
+        let mut misnamed = Vec::new();
+        for (folder, is_misnamed) in folders {
+            match self.storage.list(&folder) {
+                Ok(names) => {
+                    misnamed
+                        .extend(names.iter().filter(|name| is_misnamed(name)).map(|name| folder.join(name)));
+                }
+                // An index may be missing.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(misnamed)
     }
 
     /// Opens the manifest of a backup and makes sure that it is the one that was committed.

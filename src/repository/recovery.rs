@@ -11,7 +11,9 @@ use crate::repository::backupset::is_newborn;
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
 use crate::repository::import::remove_newborn;
-use crate::repository::layout::{canonical, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack};
+use crate::repository::layout::{
+    NameTest, canonical, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
+};
 use crate::repository::state::State;
 use crate::repository::together;
 use crate::repository::{Backupset, Repository, RepositoryError};
@@ -45,9 +47,9 @@ pub(super) fn undo_unfinished(
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     // Before any manifest goes: it may be that of a backup that exists.
     let known = together::finish(repository, progress)?;
-    let is_temporary: [(_, fn(&str) -> bool); 2] =
-        [(layout.packs(), is_temporary_pack), (layout.sets(), is_temporary_of_sets)];
-    for (folder, is_temporary) in is_temporary {
+    let folders =
+        [(layout.packs(), is_temporary_pack as NameTest), (layout.sets(), is_temporary_of_sets as NameTest)];
+    for (folder, is_temporary) in folders {
         for name in storage.list(&folder)?.iter().filter(|name| is_temporary(name)) {
             storage.unlink(&folder.join(name))?;
         }

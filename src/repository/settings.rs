@@ -305,7 +305,9 @@ mod tests {
             Meeting { files: RootStorage::at(&root), found_missing: Barrier::new(2), met: 0.into() };
         std::thread::scope(|scope| {
             let both = [(); 2].map(|()| scope.spawn(|| refill_reserve(&storage, &layout)));
-            both.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+            for thread in both {
+                thread.join().unwrap().unwrap();
+            }
         });
         assert_eq!(std::fs::metadata(layout.reserve()).unwrap().len(), RESERVE);
     }

@@ -152,6 +152,8 @@ mod tests {
     use std::fs::{self, File};
     use std::os::unix::fs::symlink;
 
+    type Open = fn(BorrowedFd<'_>, &Path, OFlags, Mode) -> Result<OwnedFd, Errno>;
+
     #[test]
     fn both_ways_of_opening_find_the_same_names_and_follow_no_link() {
         let folder = tempfile::tempdir().unwrap();
@@ -164,7 +166,6 @@ mod tests {
         symlink(outside.join("file"), root.join("a/file")).unwrap();
         symlink("b", root.join("a/inside")).unwrap();
         let held = File::open(&root).unwrap();
-        type Open = fn(BorrowedFd<'_>, &Path, OFlags, Mode) -> Result<OwnedFd, Errno>;
         let parts: Open = |root, path, flags, mode| open_by_parts(root, path, flags | OFlags::NOFOLLOW, mode);
         for by in [open as Open, parts] {
             let read = |path: &str| by(held.as_fd(), Path::new(path), OFlags::RDONLY, Mode::empty());
