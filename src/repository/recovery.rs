@@ -2,6 +2,10 @@
 //! index that can be believed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::fs::OFlags;
 
 use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
@@ -89,6 +93,22 @@ pub(super) fn undo_unfinished(
         if changed {
             storage.sync_folder(&folder)?;
         }
+    }
+    remove_unfinished_tokens(repository)
+}
+
+/// Removes a list of tokens that a killed process has not finished. A process that writes one holds the lock of the tokens,
+/// and not that of the repository, so this passes over a list whose lock is held.
+fn remove_unfinished_tokens(repository: &Repository) -> Result<(), RepositoryError> {
+    let layout = &repository.layout;
+    let unfinished = layout.tokens().with_added_extension(TEMPORARY);
+    let no_links = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+    let lock = || OpenOptions::new().read(true).custom_flags(no_links).open(layout.tokens_lock()).ok();
+    if unfinished.symlink_metadata().is_ok()
+        && let Some(lock) = lock()
+        && lock.try_lock().is_ok()
+    {
+        repository.storage.unlink(&unfinished)?;
     }
     Ok(())
 }

@@ -40,8 +40,8 @@ pub struct Bench {
     stage: Stage,
     recording: Recording,
     acknowledged: Acknowledged,
-    /// How many calls an undisturbed run makes.
-    pub calls: u64,
+    /// The calls of an undisturbed run, in words.
+    pub names: Vec<String>,
     verifier: Verifier,
     /// States that were verified already, with what they must hold.
     seen: HashMap<blake3::Hash, Vec<Wanted>>,
@@ -55,7 +55,7 @@ impl Bench {
             recording: Recording::of(&stage.folder()).map_err(text)?,
             stage,
             acknowledged: Vec::new(),
-            calls: 0,
+            names: Vec::new(),
             verifier: Verifier::default(),
             seen: HashMap::new(),
         };
@@ -73,17 +73,22 @@ impl Bench {
             return Err(format!("it does not work undisturbed: {said}"));
         }
         self.recording.add(&ran.changes)?;
-        (self.calls, self.acknowledged) = (ran.calls, ran.acknowledged);
+        (self.names, self.acknowledged) = (ran.calls, ran.acknowledged);
         let target = stage.job.target.map(|target| stage.work_folder().join(target.file));
         stage.made = target.and_then(|path| fs::read(path).ok());
         let left = Recording::of(&stage.folder()).map_err(text)?.layout(0, Keep::Everything);
-        match self.recording.layout(self.calls, Keep::Everything).difference(&left) {
+        match self.recording.layout(self.names.len() as u64, Keep::Everything).difference(&left) {
             // The service's repository changes beside its traced clients.
             Some(path) if !stage.is_of_clients() || path.starts_with("client") => {
                 Err(format!("the recording does not replay to what was left: {path} differs"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Returns how many calls an undisturbed run makes.
+    pub fn calls(&self) -> u64 {
+        self.names.len() as u64
     }
 
     /// Returns what must be there after so many calls.

@@ -16,9 +16,10 @@ impl Loop {
         let ran = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
         let ran = ran.map_err(|error| format!("cannot run losetup: {error}"))?;
         let said = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
-        match ran.status.success() {
-            true => Ok(Some(Self(said.into()))),
-            false => Err(format!("cannot make a loop device: {}", String::from_utf8_lossy(&ran.stderr))),
+        if ran.status.success() {
+            Ok(Some(Self(said.into())))
+        } else {
+            Err(format!("cannot make a loop device: {}", String::from_utf8_lossy(&ran.stderr)))
         }
     }
 

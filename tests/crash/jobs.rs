@@ -141,12 +141,12 @@ const JOB: Job = Job {
     target: None,
 };
 
-const fn restored(again: &'static str) -> Option<Target> {
-    Some(Target { file: "out/disk", disk: Some(Disk(0, 1)), is_atomic: false, again })
+const fn restored(again: &'static str) -> Target {
+    Target { file: "out/disk", disk: Some(Disk(0, 1)), is_atomic: false, again }
 }
 
-const fn exported(file: &'static str, again: &'static str) -> Option<Target> {
-    Some(Target { file, disk: None, is_atomic: true, again })
+const fn exported(file: &'static str, again: &'static str) -> Target {
+    Target { file, disk: None, is_atomic: true, again }
 }
 
 /// The jobs. `{device}` is a block device where this machine lets us make one, else a file of fixed size.
@@ -338,7 +338,7 @@ pub const JOBS: &[Job] = &[
     Job {
         name: "restore",
         work: Work::Commands(&[run("restore web@1 out/disk")]),
-        target: restored("restore --force web@1 out/disk"),
+        target: Some(restored("restore --force web@1 out/disk")),
         ..JOB
     },
     Job {
@@ -351,13 +351,13 @@ pub const JOBS: &[Job] = &[
             "restore old@0 out/disk",
         ],
         work: Work::Commands(&[run("restore --force web@1 out/disk")]),
-        target: restored("restore --force web@1 out/disk"),
+        target: Some(restored("restore --force web@1 out/disk")),
         ..JOB
     },
     Job {
         name: "restore-over",
         work: Work::Commands(&[run("restore --force --over web web@1 out/disk")]),
-        target: restored("restore --force --over web web@1 out/disk"),
+        target: Some(restored("restore --force --over web web@1 out/disk")),
         ..JOB
     },
     Job {
@@ -370,7 +370,7 @@ pub const JOBS: &[Job] = &[
             "restore old@0 out/disk",
         ],
         work: Work::Commands(&[run("restore --force --in-place web@1 out/disk")]),
-        target: restored("restore --force --in-place web@1 out/disk"),
+        target: Some(restored("restore --force --in-place web@1 out/disk")),
         ..JOB
     },
     Job {
@@ -414,16 +414,16 @@ pub const JOBS: &[Job] = &[
     Job {
         name: "export-sqlite",
         work: Work::Commands(&[run("manifest export web@1 out/web.sqlite --segments out/flat")]),
-        target: exported(
+        target: Some(exported(
             "out/web.sqlite",
             "manifest export --force web@1 out/web.sqlite --segments out/flat",
-        ),
+        )),
         ..JOB
     },
     Job {
         name: "export-osdk",
         work: Work::Commands(&[run("manifest export --format osdk web@1 out/web.osdk")]),
-        target: exported("out/web.osdk", "manifest export --force --format osdk web@1 out/web.osdk"),
+        target: Some(exported("out/web.osdk", "manifest export --force --format osdk web@1 out/web.osdk")),
         ..JOB
     },
     Job {
@@ -447,7 +447,7 @@ pub const JOBS: &[Job] = &[
         before: PROJECT_BACKUPS,
         there: PROJECT_THERE,
         work: Work::Clients(&[run("restore web@1 out/disk")]),
-        target: restored("restore --force web@1 out/disk"),
+        target: Some(restored("restore --force web@1 out/disk")),
         ..JOB
     },
     Job {
@@ -455,7 +455,7 @@ pub const JOBS: &[Job] = &[
         before: PROJECT_BACKUPS,
         there: PROJECT_THERE,
         work: Work::Clients(&[run("manifest export web@1 out/web.sqlite")]),
-        target: exported("out/web.sqlite", "manifest export --force web@1 out/web.sqlite"),
+        target: Some(exported("out/web.sqlite", "manifest export --force web@1 out/web.sqlite")),
         ..JOB
     },
 ];

@@ -42,11 +42,11 @@ fn left_of(folder: &Path, text: &str, keeps: &[Keep]) -> Result<Vec<Option<Vec<u
         recording.layout(end, keep).write(&copy).unwrap();
         fs::read(copy.join("a")).ok()
     };
-    expect("a full replay", left(Keep::Everything), fs::read(folder.join("a")).ok())?;
+    expect("a full replay", &left(Keep::Everything), &fs::read(folder.join("a")).ok())?;
     Ok(keeps.iter().map(|keep| left(*keep)).collect())
 }
 
-fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), String> {
+fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, wanted: &T) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?}, not {wanted:?}")) }
 }
 
@@ -69,12 +69,12 @@ fn replay_loses_what_is_not_synced(scratch: &Path) -> Result<(), String> {
     ];
     for (number, (text, keep, wanted)) in cases.into_iter().enumerate() {
         let left = left_of(&scratch.join(format!("replay-{number}")), text, &[keep])?;
-        expect(text, left, vec![wanted])?;
+        expect(text, &left, &vec![wanted])?;
     }
     // A random subset of sectors is the same for one seed, and can be nothing, all, or a part.
     let keeps: Vec<_> = (0..80).map(|seed| Keep::Random(seed % 40)).collect();
     let left = left_of(&scratch.join("random"), "printf '%2000s' x > a; sync .", &keeps)?;
-    expect("the same seeds", &left[..40], &left[40..])?;
+    expect("the same seeds", &&left[..40], &&left[40..])?;
     let ends_well = |bytes: &[u8]| bytes.last() == Some(&b'x');
     let begins_well = |bytes: &[u8]| bytes.first() == Some(&b' ');
     for wanted in [(false, false), (true, true), (true, false), (false, true)] {
@@ -92,7 +92,7 @@ fn replay_loses_what_is_not_synced(scratch: &Path) -> Result<(), String> {
 fn tracer_strikes_where_it_is_told(scratch: &Path) -> Result<(), String> {
     let text = "mkdir a; (mkdir b); mkdir c";
     let (ended, tracer) = script(&scratch.join("count"), Plan::Record, text)?;
-    expect("an undisturbed script", (ended, tracer.changes.len()), (Ended::Code(0), 3))?;
+    expect("an undisturbed script", &(ended, tracer.changes.len()), &(Ended::Code(0), 3))?;
     for (plan, wanted, left) in [
         (Plan::Kill(1), Ended::Killed, ["a"].as_slice()),
         (Plan::Fail(1, libc::EIO), Ended::Code(1), &["a"]),
@@ -102,7 +102,7 @@ fn tracer_strikes_where_it_is_told(scratch: &Path) -> Result<(), String> {
         let folder = scratch.join(format!("{plan:?}"));
         let (ended, _) = script(&folder, plan, text)?;
         let there: Vec<_> = ["a", "b", "c"].into_iter().filter(|name| folder.join(name).exists()).collect();
-        expect(&format!("{plan:?}"), (ended, there.as_slice()), (wanted, left))?;
+        expect(&format!("{plan:?}"), &(ended, there.as_slice()), &(wanted, left))?;
     }
     Ok(())
 }
@@ -111,11 +111,11 @@ fn tracer_strikes_where_it_is_told(scratch: &Path) -> Result<(), String> {
 fn a_missing_sync_is_found(scratch: &Path) -> Result<(), String> {
     let job = JOBS.iter().find(|job| job.name == "backup").ok_or("no job is named backup")?;
     let mut bench = Bench::new(job, &scratch.join("backup"))?;
-    let end = bench.calls;
+    let end = bench.calls();
     bench.try_case(Case::Power(end, Keep::Nothing)).map_err(|error| format!("with all syncs: {error}"))?;
     for file in [".pack", "/manifests/", "set.toml"] {
         let mut bench = Bench::new(job, &scratch.join(file.trim_matches(['/', '.'])))?;
-        let end = bench.calls;
+        let end = bench.calls();
         let mut count = 0;
         bench.replace_recording(|recording| count = recording.forget_syncs(file));
         let verdict = bench.try_case(Case::Power(end, Keep::Nothing));

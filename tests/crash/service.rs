@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::stage::ekko;
 use crate::tracer::LIMIT;
 
 #[derive(Debug)]
@@ -22,16 +23,16 @@ pub struct Served {
 impl Served {
     /// Serves a repository.
     pub fn start(repository: &Path) -> Result<Self, String> {
-        let ekko = || {
-            let mut ekko = Command::new(env!("CARGO_BIN_EXE_ekko"));
-            ekko.env_remove("EKKO_REPOSITORY").arg("-r").arg(repository).stdin(Stdio::null());
-            ekko
+        let command = || {
+            let mut command = Command::new(ekko());
+            command.env_remove("EKKO_REPOSITORY").arg("-r").arg(repository).stdin(Stdio::null());
+            command
         };
         let token =
-            ekko().args(["-q", "token", "create", "--project", "blue", "--role", "operator"]).output();
+            command().args(["-q", "token", "create", "--project", "blue", "--role", "operator"]).output();
         let token = token.map_err(|error| error.to_string())?.stdout;
         let token = String::from_utf8_lossy(&token).trim().to_owned();
-        let mut child = ekko()
+        let mut child = command()
             .args(["serve", "--listen", "127.0.0.1:0"])
             .stderr(Stdio::piped())
             .spawn()

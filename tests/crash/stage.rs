@@ -24,8 +24,13 @@ pub type Acknowledged = Vec<Vec<Option<u64>>>;
 pub struct Ran {
     pub acknowledged: Acknowledged,
     pub changes: Vec<Vec<Change>>,
-    pub calls: u64,
+    pub calls: Vec<String>,
     pub struck: Option<String>,
+}
+
+/// Returns the program that is swept: the one built for tests, or the one that `EKKO` names.
+pub fn ekko() -> PathBuf {
+    std::env::var_os("EKKO").map_or_else(|| env!("CARGO_BIN_EXE_ekko").into(), PathBuf::from)
 }
 
 /// Where a job runs.
@@ -74,7 +79,7 @@ impl Stage {
             fs::create_dir_all(self.folder().join(folder)).map_err(text)?;
         }
         for line in self.job.before {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
+            let mut command = Command::new(ekko());
             let (kill_at, repository, line) = match line.split_once(' ') {
                 Some(("@other", rest)) => (None, "other", rest),
                 Some(("!room", file)) => {
@@ -90,16 +95,13 @@ impl Stage {
             };
             command.args(["-q", "-r", repository]).args(self.words(line, None)).current_dir(self.folder());
             command.env_remove("EKKO_REPOSITORY");
-            let works = match kill_at {
-                Some(at) => {
-                    let mut tracer = Tracer::new(self.area(None), Plan::Kill(at));
-                    tracer.run(&command, &self.output(), |_| ())? == Ended::Killed
-                }
-                None => {
-                    let output = File::create(self.output()).map_err(text)?;
-                    let output = command.stdout(output.try_clone().map_err(text)?).stderr(output);
-                    output.status().map_err(text)?.success()
-                }
+            let works = if let Some(at) = kill_at {
+                let mut tracer = Tracer::new(self.area(None), Plan::Kill(at));
+                tracer.run(&command, &self.output(), |_| ())? == Ended::Killed
+            } else {
+                let output = File::create(self.output()).map_err(text)?;
+                let output = command.stdout(output.try_clone().map_err(text)?).stderr(output);
+                output.status().map_err(text)?.success()
             };
             if !works {
                 let said = fs::read_to_string(self.output()).unwrap_or_default();
@@ -138,7 +140,7 @@ impl Stage {
     }
 
     fn command(&self, command: &str, device: Option<&Loop>, served: Option<&Served>) -> Command {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        let mut run = Command::new(ekko());
         run.arg("-q").args(self.words(command, device)).current_dir(self.work_folder());
         match served {
             Some(served) => run.env("EKKO_REPOSITORY", &served.address).env("EKKO_TOKEN", &served.token),
@@ -180,12 +182,11 @@ impl Stage {
                 }
             }
         }
-        let calls = tracer.count.load(Ordering::SeqCst);
-        Ok(Ran { acknowledged, calls, changes: tracer.changes, struck: tracer.struck })
+        Ok(Ran { acknowledged, changes: tracer.changes, calls: tracer.calls, struck: tracer.struck })
     }
 
     fn run_service(&self, tracer: &mut Tracer, lines: &[&[Step]]) -> Result<Acknowledged, String> {
-        let mut serve = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        let mut serve = Command::new(ekko());
         serve.args(["-r", "R", "serve", "--listen", "127.0.0.1:0"]).current_dir(self.folder());
         serve.env_remove("EKKO_REPOSITORY");
         let acknowledged =
@@ -255,10 +256,8 @@ impl Stage {
         let made = target.disk.and_then(content).or_else(|| self.made.clone()).unwrap_or_default();
         // A device may be larger than the disk.
         let is_complete = || {
-            fs::read(&path).is_ok_and(|bytes| match target.file.ends_with("device") {
-                true => bytes.starts_with(&made),
-                false => bytes == made,
-            })
+            let is_device = target.file.ends_with("device");
+            fs::read(&path).is_ok_and(|bytes| bytes == made || (is_device && bytes.starts_with(&made)))
         };
         let is_done = acknowledged.iter().flatten().all(|at| at.is_some_and(|at| at <= calls));
         if is_done && !is_complete() {

@@ -18,7 +18,7 @@ use crate::self_test;
 use crate::tracer::Plan;
 
 /// How many cases of each job are tried unless all are asked for: three minutes on two busy cores.
-const SAMPLE: usize = 8;
+const SAMPLE: usize = 20;
 /// How many calls of a job one process takes on when all are tried.
 const CHUNK: u64 = 20;
 
@@ -77,20 +77,25 @@ fn try_job(job: &'static Job, range: std::ops::Range<u64>, seed: u64, sample: us
             return tally;
         }
     };
-    tally.calls = bench.calls;
+    tally.calls = bench.calls();
     let mut noise = Noise::new(seed);
-    let mut cases: Vec<_> = (0..=bench.calls)
-        .flat_map(|at| cases_at(at, bench.calls, &mut noise).into_iter().map(move |case| (at, case)))
+    let mut cases: Vec<_> = (0..=bench.calls())
+        .flat_map(|at| cases_at(at, bench.calls(), &mut noise).into_iter().map(move |case| (at, case)))
         .filter(|(at, _)| range.contains(at))
         .map(|(_, case)| case)
         .collect();
-    let only = std::env::var("EKKO_CRASH_CASE").ok();
-    if let Some(only) = &only {
-        cases.retain(|case| case.to_string() == *only);
+    if let Ok(only) = std::env::var("EKKO_CRASH_CASE") {
+        cases.retain(|case| case.to_string() == only);
+    } else if let Ok(file) = std::env::var("EKKO_CRASH_FAIL") {
+        let name = |at: u64| bench.names.get(usize::try_from(at).unwrap());
+        cases.retain(|case| match case {
+            Case::Again(Plan::Fail(at, _)) => name(*at).is_some_and(|name| name.contains(&file)),
+            _ => false,
+        });
     } else if sample > 0 {
         cases = (0..sample).map(|_| cases[noise.below(cases.len())]).collect();
         // What is acknowledged in the end must last.
-        cases.push(Case::Power(bench.calls, Keep::Nothing));
+        cases.push(Case::Power(bench.calls(), Keep::Nothing));
     }
     for case in cases {
         match (case, bench.try_case(case)) {
@@ -150,7 +155,6 @@ struct Asked {
 impl Asked {
     fn read() -> Self {
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-        let random = || u64::from(std::process::id()) ^ Instant::now().elapsed().as_nanos() as u64 ^ now();
         let cores = std::thread::available_parallelism().map_or(2, usize::from) as u64;
         let all = std::env::var_os("EKKO_CRASH_ALL").is_some();
         let only = std::env::var_os("EKKO_CRASH_CASE").is_some();
@@ -287,7 +291,8 @@ impl Done {
     }
 }
 
-fn now() -> u64 {
+/// Returns a seed that is another one each time.
+fn random() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |time| u64::from(time.subsec_nanos()) ^ time.as_secs())
 }

@@ -58,6 +58,8 @@ pub struct Tracer {
     pub count: Arc<AtomicU64>,
     /// What each call changed; only of a plan that records.
     pub changes: Vec<Vec<Change>>,
+    /// The calls themselves, in words; of the same plan.
+    pub calls: Vec<String>,
     /// Where the plan struck.
     pub struck: Option<String>,
 }
@@ -65,7 +67,7 @@ pub struct Tracer {
 impl Tracer {
     pub fn new(area: Area, plan: Plan) -> Self {
         let count = Arc::new(AtomicU64::new(0));
-        Self { area, plan, count, changes: Vec::new(), struck: None }
+        Self { area, plan, count, changes: Vec::new(), calls: Vec::new(), struck: None }
     }
 
     /// Runs a program, which prints to a file. `started` is told its process.
@@ -181,6 +183,7 @@ impl Tracer {
                 Err(_) => Vec::new(),
             };
             self.changes.push(changed);
+            self.calls.push(call.to_string());
         }
         self.count.fetch_add(1, Ordering::SeqCst);
         if ended.is_none() {
