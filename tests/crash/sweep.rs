@@ -173,12 +173,9 @@ impl Asked {
 pub fn run(filters: &[&&str]) -> ExitCode {
     let asked = Asked::read();
     say(&format!("crash sweep: repeat it with EKKO_CRASH_SEED={}", asked.seed));
-    let memory = Path::new("/dev/shm");
     // Every fsync of a disk is waited for; in memory none is.
-    let scratch = match tempfile::tempdir_in(memory) {
-        Ok(folder) => folder,
-        Err(_) => tempfile::tempdir().unwrap(),
-    };
+    let folder = || tempfile::Builder::new().prefix("ekko-crash-").to_owned();
+    let scratch = folder().tempdir_in("/dev/shm").or_else(|_| folder().tempdir()).unwrap();
     let scratch_path = scratch.path().canonicalize().unwrap();
     let begun = Instant::now();
     if let Err(error) = self_test::run(&scratch_path) {
