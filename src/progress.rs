@@ -32,6 +32,16 @@ pub enum Notice {
         /// The SHA-1 in hexadecimal.
         hash: String,
     },
+    /// A job stands still and waits.
+    Waiting {
+        /// What it waits for, and why, in words.
+        reason: String,
+    },
+    /// A job that waited, or that was interrupted, goes on.
+    GoesOn {
+        /// What goes on, in words.
+        what: String,
+    },
     /// Something is damaged, and the work went on without it.
     Problem {
         /// The kind of failure.

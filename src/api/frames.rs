@@ -10,9 +10,14 @@
 //!
 //! What a manifest does not name is zero. The place of a segment that is sent to be stored is 0, and so is its twin number.
 
+use std::ops::Range;
+
 use crate::codec::{Codec, CodecError, Compression, Encryption};
 use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin};
 use crate::storage::{FieldReader, FieldWriter, TooShort};
+
+/// The most segments of a backup whose fingerprints are told at once.
+pub const MOST_FINGERPRINTS: u32 = 1 << 13;
 
 /// What identifies a segment to somebody who has not said where it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -246,6 +251,37 @@ impl ParentSegment {
         }
         Ok(segments)
     }
+
+    /// Reads segments that are to lie in a range of places, in order.
+    ///
+    /// # Errors
+    ///
+    /// If the last one is cut, or if one lies elsewhere.
+    pub fn decode_range(frames: &[u8], places: Range<u32>) -> Result<Vec<Self>, InvalidFrames> {
+        let segments = Self::decode_all(frames).map_err(|_| InvalidFrames::Cut)?;
+        let mut next = places.start;
+        for segment in &segments {
+            if !(next..places.end).contains(&segment.index.0) {
+                return Err(InvalidFrames::Place { index: segment.index });
+            }
+            next = segment.index.0 + 1;
+        }
+        Ok(segments)
+    }
+}
+
+/// Frames that are not what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFrames {
+    /// The last one is cut.
+    #[error("its frames are cut")]
+    Cut,
+    /// One lies outside what was asked for, or before the one before it.
+    #[error("it sends segment {index}, which was not asked for there")]
+    Place {
+        /// Where it says it lies.
+        index: SegmentIndex,
+    },
 }
 
 #[cfg(test)]
@@ -311,6 +347,23 @@ mod tests {
         for cut in (1..8).chain(9..frames.len()) {
             assert!(Entry::decode_all(&frames[..cut]).is_err(), "{cut}");
         }
+    }
+
+    #[test]
+    fn segments_of_the_parent_lie_where_they_were_asked_for_in_order() {
+        let frames = |places: &[u32]| {
+            let segment = |place: &u32| ParentSegment {
+                index: SegmentIndex(*place),
+                plain_length: 5,
+                fingerprint: fingerprint(6),
+            };
+            encoded(&places.iter().map(segment).collect::<Vec<_>>(), ParentSegment::encode)
+        };
+        assert_eq!(ParentSegment::decode_range(&frames(&[4, 6, 7]), 4..8).unwrap().len(), 3);
+        for places in [[3, 4], [4, 4], [6, 5], [7, 8], [4, u32::MAX]] {
+            assert!(ParentSegment::decode_range(&frames(&places), 4..8).is_err(), "{places:?}");
+        }
+        assert_eq!(ParentSegment::decode_range(&frames(&[4])[1..], 4..8), Err(InvalidFrames::Cut));
     }
 
     fn encoded<T>(frames: &[T], encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<u8> {

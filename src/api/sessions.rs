@@ -1,5 +1,7 @@
 //! Documents about backups that are being sent.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -23,6 +25,11 @@ pub struct NewSession {
     /// Who else may have been changing the source, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,
+    /// A random word that the client chooses once for each backup. A session that it begins again with this word replaces
+    /// the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
+    pub client: Option<String>,
 }
 
 /// A backup that is being sent.
@@ -42,12 +49,22 @@ pub struct SessionState {
     pub segment_size: u32,
     /// Whether there is a backup to compare with.
     pub has_parent: bool,
+    /// The BLAKE3 of that backup's manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// How segments are compressed unless the client chooses otherwise.
     pub compression: String,
     /// How many parts of the manifest have come.
     pub entries: u64,
     /// Seconds of silence after which it is dropped.
     pub silence_seconds: u64,
+}
+
+/// Returns how often a client gives a sign of life, whatever else it does, if the service drops sessions after so many
+/// seconds of silence. Any request on the session is one.
+pub fn sign_of_life(silence_seconds: u64) -> Duration {
+    let fifth = Duration::from_millis(silence_seconds.saturating_mul(200));
+    fifth.clamp(Duration::from_millis(100), Duration::from_mins(1))
 }
 
 /// A backup that exists.

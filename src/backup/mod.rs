@@ -18,6 +18,7 @@ mod pipeline;
 mod plan;
 mod worker;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ pub use worker::{Class, Put, SegmentWriter};
 use crate::backup::changes::Prepared;
 use crate::backup::order::Order;
 use crate::backup::pipeline::Ran;
-use crate::backup::plan::Plan;
+use crate::backup::plan::{Fate, Plan};
 use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
@@ -369,20 +370,20 @@ fn run_plan(
     pipeline::run((image, draft.info().geometry, plan), workers, &mut order, options, progress)
 }
 
-/// Reads all of an image that is backed up elsewhere, and has `workers` process it, a thread each.
+/// Reads an image that is backed up elsewhere, but for places that are known, and has `workers` process it, a thread each.
+/// The known places are sorted and do not overlap; `order` knows what to say of them.
 ///
 /// # Errors
 ///
 /// If the image, a worker or `order` fails.
 pub fn read_for<W: SegmentWorker>(
-    image: &dyn Image,
-    geometry: Geometry,
+    (image, geometry, known): (&dyn Image, Geometry, &[Range<u32>]),
     workers: Vec<W>,
     order: &mut dyn InOrder<W::Segment>,
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<BackupStats, BackupError> {
-    let plan = Plan::full(geometry);
+    let plan = Plan::full(geometry).with(known, |_| Fate::Keep);
     let ran = pipeline::run((image, geometry, &plan), workers, order, options, progress)?;
     image.verify_unchanged()?;
     Ok(ran.stats)

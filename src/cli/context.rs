@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
+use crate::progress::Progress;
 use crate::remote::{Address, Credentials, RemoteRepository};
 use crate::repository::{Layout, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 use crate::storage::{RootStorage, Storage};
@@ -27,7 +29,7 @@ pub(super) struct Context {
     quiet: bool,
     verbose: u8,
     wait: Duration,
-    console: Console,
+    console: Arc<Console>,
     /// Whether stdout carries a disk's data.
     data_on_stdout: std::cell::Cell<bool>,
 }
@@ -54,7 +56,7 @@ impl Context {
             quiet: global.quiet,
             verbose: global.verbose,
             wait: global.wait,
-            console: Console::new(bars, !global.quiet),
+            console: Arc::new(Console::new(bars, !global.quiet)),
             data_on_stdout: std::cell::Cell::new(false),
         }
     }
@@ -110,7 +112,7 @@ impl Context {
             (None, token) => token.ok().filter(|token| !token.is_empty()),
         };
         let credentials = Credentials { token, authority: self.cacert.clone() };
-        Ok(Some(RemoteRepository::new(Address::of_url(url), &credentials)?))
+        Ok(Some(RemoteRepository::new(Address::of_url(url), &credentials, self.told())?))
     }
 
     /// Returns the service that has the repository: that of another host, or one on this machine.
@@ -133,7 +135,8 @@ impl Context {
         if UnixStream::connect(&path).is_err() {
             return Ok(None);
         }
-        Ok(Some(RemoteRepository::new(Address::Socket { path }, &Credentials::default())?))
+        let address = Address::Socket { path };
+        Ok(Some(RemoteRepository::new(address, &Credentials::default(), self.told())?))
     }
 
     pub(super) fn open(&self) -> Result<Repository, CliError> {
@@ -156,6 +159,11 @@ impl Context {
 
     pub(super) fn open_shared(&self, jobs: usize) -> Result<SharedWriter, CliError> {
         Ok(SharedWriter::new(self.open_writer(jobs, false)?))
+    }
+
+    /// Returns the console for what outlives a borrow.
+    fn told(&self) -> Arc<dyn Progress> {
+        Arc::<Console>::clone(&self.console)
     }
 
     pub(super) fn progress(&self) -> &Console {

@@ -104,6 +104,8 @@ impl Progress for Console {
             Notice::TwinStored { hash } => {
                 format!("warning: two different segments have the SHA-1 {hash}; both are kept")
             }
+            Notice::Waiting { reason } => format!("waiting: {reason}"),
+            Notice::GoesOn { what } => what,
             Notice::Problem { what, .. } => {
                 self.problems.store(true, Ordering::Release);
                 format!("problem: {what}")

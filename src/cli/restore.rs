@@ -1,6 +1,6 @@
 //! `ekko restore`
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::image::{Format, ImageOptions, open_image};
 use crate::manifest::ManifestReader;
-use crate::remote::{RemoteRepository, part};
+use crate::remote::RemoteRepository;
 use crate::repository::Repository;
 use crate::restore::{DamagedSegment, RestoreOptions, restore_in_place, restore_to_path, restore_to_stream};
 
@@ -195,11 +195,6 @@ fn from_service(
         return Err(CliError::new(ErrorKind::Unsupported, message));
     }
     let backup = args.backup.to_string();
-    if args.target == Path::new("-") {
-        let path = format!("/v1/backups/{}/data", part(&backup));
-        to_stdout(&mut remote.read(&path)?)?;
-        return Ok(Outcome::Done);
-    }
     let options = RestoreOptions {
         jobs: args.jobs.number(),
         force: args.force,
@@ -208,7 +203,11 @@ fn from_service(
         limit: args.limit_rate,
         certificates: args.tls.tls_certificates.clone(),
     };
-    let (manifest, summary) = remote.restore(&backup, &args.target, &options, context.progress())?;
+    let (manifest, summary) = if args.target == Path::new("-") {
+        remote.restore_to_stream(&backup, &mut io::stdout(), &options, context.progress())?
+    } else {
+        remote.restore(&backup, &args.target, &options, context.progress())?
+    };
     let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
     tell_damaged(&damaged, "is left zero", context);
     let document = Document {
@@ -221,22 +220,4 @@ fn from_service(
         new_backupset: None,
     };
     tell(&document, context)
-}
-
-/// Writes what comes to stdout, and tells a link that is cut from a reader that is gone.
-fn to_stdout(disk: &mut impl Read) -> Result<(), CliError> {
-    let mut stdout = io::stdout().lock();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        let read = match disk.read(&mut buffer) {
-            Ok(0) => return Ok(stdout.flush()?),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                let message = format!("the disk did not come whole: {error}");
-                return Err(CliError::new(ErrorKind::Io, message));
-            }
-        };
-        stdout.write_all(buffer.get(..read).unwrap_or_default())?;
-    }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::manifest::archive::{ArchivedBody, Run};
+use crate::manifest::archive::{ArchivedBody, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, LENGTH};
 use crate::manifest::map::{MappedBody, Opened, Runs};
 use crate::manifest::{
@@ -14,6 +14,9 @@ use crate::storage::Storage;
 
 /// Bodies up to this many bytes have their fingerprint compared when they are opened.
 const VERIFIED_AT_OPEN: usize = 64 << 20;
+
+/// What a byte of attributes takes in the archive at most, in bytes: an empty one counts as one.
+const ATTRIBUTE_MOST: usize = 32;
 
 /// How much of a body is hashed before its pages are given back.
 const VERIFIED_AT_ONCE: usize = 16 << 20;
@@ -92,6 +95,14 @@ impl ManifestReader {
             reader.verify()?;
         }
         Ok(reader)
+    }
+
+    /// Returns how many bytes a manifest of such a disk has at most, for whoever takes one from a stranger: a hash and a run
+    /// for each segment, and what it may say of itself.
+    pub fn most_bytes(geometry: Geometry) -> u64 {
+        let segments = u64::from(geometry.segments());
+        let itself = (LENGTH + 16 * MOST_BASES + ATTRIBUTE_MOST * ATTRIBUTES_LIMIT) as u64;
+        (segments + 1) * (SegmentHash::LENGTH + RUN_LENGTH) as u64 + itself
     }
 
     /// Compares the body with the fingerprint in its header, once; a job that reads a manifest whole

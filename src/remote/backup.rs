@@ -1,40 +1,37 @@
 //! The client's side of a backup that is sent.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use crate::api::frames::{Entry, ParentSegment, Question, SegmentHead, decode_answer};
-use crate::api::{Committed, NewSession, Refusal, SessionState};
+use crate::api::frames::{self, Question, SegmentHead};
+use crate::api::{Committed, NewSession};
 use crate::backup::{
     BackupError, BackupOptions, BackupStats, BackupSummary, Class, InOrder, Outcome, SegmentWorker, read_for,
 };
 use crate::codec::{CompressionSetting, Encoder};
-use crate::image::Image;
+use crate::image::{Extent, Image, ImageError};
 use crate::manifest::{ImageName, Incremental};
-use crate::progress::{Part, Progress};
-use crate::remote::link::{Link, Sent};
+use crate::progress::{Notice, Part, Progress};
+use crate::remote::memory::{Entry, Fresh, Memory, zeros};
+use crate::remote::session::Session;
+use crate::remote::tries::{Ended, Tries};
 use crate::remote::{RemoteError, RemoteRepository};
 use crate::repository::{BackupId, CommittedBackup};
-use crate::segment::{
-    Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin, is_zero,
-};
+use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin, is_zero};
 
-/// How many segments of the parent are asked for at once, and how many times as many are kept.
-const WINDOW: u32 = 4096;
-const WINDOWS: usize = 4;
 /// How many entries of the manifest are sent at once.
 const PART: usize = 4096;
-/// How often a backup begins anew after its session was lost.
-const ATTEMPTS: u32 = 100;
-/// How long an image that another session has is waited for.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How many sessions after another may be lost that found out nothing that the memory has room for.
+const MOST_IN_VAIN: u32 = 10;
 
 impl RemoteRepository {
     /// Backs `image` up as the next backup of `name`, compressed as `compression` or the repository says.
     ///
-    /// When this returns, the backup is durable on the service's side. If the session is lost, the backup begins anew and
-    /// goes on with what was sent.
+    /// When this returns, the backup is durable on the service's side. If the session is lost, the backup goes on in a new
+    /// one: what was read is not read again, and what was sent is not sent again.
     ///
     /// # Errors
     ///
@@ -48,6 +45,7 @@ impl RemoteRepository {
         progress: &dyn Progress,
     ) -> Result<BackupSummary, BackupError> {
         let begun = Instant::now();
+        let link = self.link.stopped_by(&options.stop);
         let new = NewSession {
             name: name.as_str().to_owned(),
             size_of_disk: image.size(),
@@ -55,34 +53,58 @@ impl RemoteRepository {
             format: options.format.format.name().to_owned(),
             recognised: options.format.recognised,
             in_use: options.in_use.clone(),
+            client: Some(uuid::Uuid::new_v4().to_string()),
         };
-        let mut attempts = 0;
+        let counted = Counted { image, read_bytes: AtomicU64::new(0) };
+        let mut memory = Memory::default();
+        let mut tries = Tries::new(&link);
+        let mut in_vain = 0;
         loop {
-            attempts += 1;
-            let session = Session::begin(&self.link, &new)?;
-            match session.run(image, compression, options, progress) {
+            let session = Session::begin(&link, &new)?;
+            let (before, session_begun) = (memory.places(), Instant::now());
+            match session.run(&counted, compression, options, progress, &mut memory) {
                 Ok((committed, stats)) => {
-                    let backup = self.committed(&committed)?;
+                    let backup = self.committed(name, &committed)?;
+                    let read_bytes = counted.read_bytes.into_inner();
+                    let stats = BackupStats { read_bytes, ..stats };
                     let (size_of_disk, elapsed) = (image.size(), begun.elapsed());
                     return Ok(BackupSummary { backup, size_of_disk, stats, tracking: None, elapsed });
                 }
                 Err(error) => {
                     session.give_up();
-                    if !is_lost(&error) || attempts >= ATTEMPTS {
+                    drop(session);
+                    in_vain = if memory.places() > before { 0 } else { in_vain + 1 };
+                    if in_vain == 0 || session_begun.elapsed() > link.timing().budget {
+                        tries.progressed();
+                    }
+                    if in_vain >= MOST_IN_VAIN {
                         return Err(error);
                     }
-                    tracing::info!(%error, "the backup begins anew, with what was sent");
+                    if let ControlFlow::Break(error) = go_on(error, &mut tries) {
+                        return Err(error);
+                    }
+                    tries.resumed();
+                    let known = memory.places();
+                    progress.notice(Notice::GoesOn {
+                        what: format!(
+                            "the service has ended the session of {name}: the backup goes on in a new one, and {known} \
+                             segments are not read again"
+                        ),
+                    });
                 }
             }
         }
     }
 
-    fn committed(&self, committed: &Committed) -> Result<CommittedBackup, RemoteError> {
+    fn committed(&self, asked: &ImageName, committed: &Committed) -> Result<CommittedBackup, RemoteError> {
         let misunderstood = |what: &dyn std::fmt::Display| self.link.misunderstood(what);
-        let (name, _) = committed.backup.rsplit_once('@').ok_or_else(|| misunderstood(&"no backup"))?;
+        let name = committed.backup.rsplit_once('@').map(|(name, _)| name);
+        if name != Some(asked.as_str()) {
+            return Err(misunderstood(&"it says that it made a backup of another image"));
+        }
         let incremental = Incremental(committed.incremental);
         Ok(CommittedBackup {
-            id: BackupId { name: name.to_owned(), incremental },
+            id: BackupId { name: asked.as_str().to_owned(), incremental },
             backupset: committed.backupset.parse().map_err(|error: uuid::Error| misunderstood(&error))?,
             incremental,
             timestamp: committed.timestamp.parse().map_err(|error: jiff::Error| misunderstood(&error))?,
@@ -91,62 +113,31 @@ impl RemoteRepository {
     }
 }
 
-/// Says whether the session was lost, with the service or with its index.
-fn is_lost(error: &BackupError) -> bool {
-    let BackupError::Elsewhere { source, .. } = error else { return false };
-    match source.downcast_ref::<RemoteError>() {
-        Some(RemoteError::Refused { problem, .. }) => {
-            matches!(problem.kind, Refusal::NotFound | Refusal::Gone)
-        }
-        _ => false,
+/// Goes on after the session was lost, with the service or with its index; after any other failure the backup ends.
+fn go_on(error: BackupError, tries: &mut Tries<'_>) -> ControlFlow<BackupError> {
+    let BackupError::Elsewhere { source, .. } = &error else { return ControlFlow::Break(error) };
+    let Some(lost) = source.downcast_ref::<RemoteError>().filter(|error| error.is_gone()) else {
+        return ControlFlow::Break(error);
+    };
+    match tries.wait(&lost.to_string(), None) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(Ended::Exhausted) => ControlFlow::Break(error),
+        Err(Ended::Stopped) => ControlFlow::Break(BackupError::Stopped),
     }
 }
 
-/// A session, and what it knows of the parent.
-#[derive(Debug)]
-struct Session<'a> {
-    link: &'a Link,
-    state: SessionState,
-    geometry: Geometry,
-    windows: Mutex<VecDeque<(u32, Arc<Window>)>>,
-}
-
-/// Neighbouring segments of the parent, once they have come.
-#[derive(Debug, Default)]
-struct Window(Mutex<Option<Vec<ParentSegment>>>);
-
-impl<'a> Session<'a> {
-    fn begin(link: &'a Link, new: &NewSession) -> Result<Self, RemoteError> {
-        let begun = Instant::now();
-        let state: SessionState = loop {
-            match link.document("POST", "/v1/sessions", Some(new)) {
-                // A session that its client has lost is given up after some time.
-                Err(RemoteError::Refused { problem, .. })
-                    if problem.kind == Refusal::Busy && begun.elapsed() < PATIENCE =>
-                {
-                    std::thread::sleep(Duration::from_secs(2));
-                }
-                state => break state?,
-            }
-        };
-        let size = SegmentSize::new(u64::from(state.segment_size));
-        let size = size.map_err(|error| link.misunderstood(&error))?;
-        let geometry = Geometry::new(new.size_of_disk, size).map_err(|error| link.misunderstood(&error))?;
-        Ok(Self { link, state, geometry, windows: Mutex::default() })
-    }
-
-    fn path(&self, what: &str) -> String {
-        format!("/v1/sessions/{}{what}", self.state.session)
-    }
-
-    /// Reads the image, sends what is lacking, and has the backup committed.
+impl Session<'_> {
+    /// Reads what of the image is not known, sends what is lacking, and has the backup committed. What was found out is in
+    /// the memory, however this ends.
     fn run(
         &self,
         image: &dyn Image,
         compression: Option<CompressionSetting>,
         options: &BackupOptions,
         progress: &dyn Progress,
+        memory: &mut Memory,
     ) -> Result<(Committed, BackupStats), BackupError> {
+        self.recall(memory)?;
         let usual = self.state.compression.parse().map_err(|error| {
             let error: crate::codec::InvalidCompression = error;
             self.link.misunderstood(&error)
@@ -156,62 +147,51 @@ impl<'a> Session<'a> {
             Ok::<_, BackupError>(Worker { session: self, encoder, body: Vec::new() })
         };
         let workers = (0..options.pace().jobs()).map(worker).collect::<Result<_, _>>()?;
-        let mut order = Order { session: self, entries: Vec::new(), parts: 0 };
+        let mut order = Order::new(self, memory);
         let part = Part::begin(progress, &self.state.name, image.size());
-        let stats = read_for(image, self.geometry, workers, &mut order, options, progress);
+        let read = read_for((image, self.geometry, memory.known()), workers, &mut order, options, progress);
         drop(part);
-        let stats = stats?;
-        let path = self.path(&format!("/commit?parts={}", order.parts));
+        let Order { fresh, stats, parts, .. } = order;
+        memory.learn(fresh);
+        let read = read?;
+        let zero_segments = zeros(&stats, self.geometry);
+        let stats = BackupStats { segments: read.segments, zero_segments, ..stats };
+        let path = self.path(&format!("/commit?parts={parts}"));
         Ok((self.link.document("POST", &path, None::<&()>)?, stats))
-    }
-
-    fn give_up(&self) {
-        // One that is lost is not there to be given up.
-        let given_up = self.link.bytes("DELETE", &self.path(""), Sent::Nothing, 1 << 20);
-        if let Err(error) = given_up {
-            tracing::debug!(%error, "the service gives the session up by itself");
-        }
-    }
-
-    /// Returns what the parent has at a place.
-    fn parent(&self, index: SegmentIndex) -> Result<Option<ParentSegment>, RemoteError> {
-        if !self.state.has_parent {
-            return Ok(None);
-        }
-        let first = index.0 / WINDOW * WINDOW;
-        let window = self.window(first);
-        // Held over I/O: whoever else comes wants the same window.
-        let mut segments = window.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let segments = match &mut *segments {
-            Some(segments) => segments,
-            empty => empty.insert(self.ask_for_parent(first)?),
-        };
-        let found = segments.binary_search_by_key(&index, |segment| segment.index).ok();
-        Ok(found.and_then(|at| segments.get(at)).copied())
-    }
-
-    fn window(&self, first: u32) -> Arc<Window> {
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, window)) = windows.iter().find(|(start, _)| *start == first) {
-            return Arc::clone(window);
-        }
-        let window = Arc::new(Window::default());
-        windows.push_back((first, Arc::clone(&window)));
-        if windows.len() > WINDOWS {
-            windows.pop_front();
-        }
-        window
-    }
-
-    fn ask_for_parent(&self, first: u32) -> Result<Vec<ParentSegment>, RemoteError> {
-        let path = self.path(&format!("/parent?first={first}&behind={}", first.saturating_add(WINDOW)));
-        let limit = u64::from(WINDOW) * ParentSegment::LENGTH as u64;
-        let frames = self.link.bytes("GET", &path, Sent::Nothing, limit)?;
-        ParentSegment::decode_all(&frames).map_err(|error| self.link.misunderstood(&error))
     }
 }
 
-/// What the manifest is to say of a segment.
+/// An image, and how much of it was read, by all sessions.
+#[derive(Debug)]
+struct Counted<'a> {
+    image: &'a dyn Image,
+    read_bytes: AtomicU64,
+}
+
+impl Image for Counted<'_> {
+    fn path(&self) -> &Path {
+        self.image.path()
+    }
+
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError> {
+        self.image.next_data(from)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.image.read_at(buffer, offset)
+    }
+
+    fn verify_unchanged(&self) -> Result<(), ImageError> {
+        self.image.verify_unchanged()
+    }
+}
+
+/// What the manifest is to say of a segment that was read.
 #[derive(Clone, Copy, Debug)]
 enum Named {
     Kept,
@@ -274,23 +254,20 @@ impl Worker<'_> {
         asked: &[(usize, Question, &[u8])],
         outcomes: &mut [Outcome<Named>],
     ) -> Result<(), BackupError> {
-        let Session { link, .. } = *self.session;
-        let mut questions = Vec::with_capacity(asked.len() * Question::LENGTH);
-        for (_, question, _) in asked {
-            question.encode(&mut questions);
-        }
-        let limit = asked.len() as u64;
-        let answer = link.bytes("POST", &self.session.path("/lacking"), Sent::Frames(&questions), limit)?;
-        let lacking = decode_answer(&answer, asked.len()).map_err(|error| link.misunderstood(&error))?;
+        let questions: Vec<_> = asked.iter().map(|(_, question, _)| *question).collect();
+        let lacking = self.session.lacking(&questions)?;
         self.body.clear();
+        let mut sent = Vec::new();
         for ((at, question, plain), _) in asked.iter().zip(lacking).filter(|(_, lacks)| *lacks) {
+            let start = self.body.len();
             let stored_bytes = self.frame(question, plain);
+            sent.push((*question, start..self.body.len()));
             if let Some(outcome) = outcomes.get_mut(*at) {
                 outcome.class = Class::New { plain_bytes: plain.len() as u64, stored_bytes };
             }
         }
         if !self.body.is_empty() {
-            link.bytes("POST", &self.session.path("/segments"), Sent::Frames(&self.body), 1 << 20)?;
+            self.session.send_segments(&self.body, &sent)?;
         }
         Ok(())
     }
@@ -319,46 +296,99 @@ impl Worker<'_> {
     }
 }
 
-/// Sends the manifest, part after part.
+/// Sends the manifest, part after part: what was known before, and what is read now.
 struct Order<'a> {
     session: &'a Session<'a>,
-    entries: Vec<Entry>,
+    memory: &'a Memory,
+    /// How many entries of the memory were sent.
+    recalled: usize,
+    fresh: Fresh,
+    stats: BackupStats,
+    part: Vec<frames::Entry>,
     parts: u64,
 }
 
 impl InOrder<Named> for Order<'_> {
     fn push(&mut self, outcome: Outcome<Named>) -> Result<(), BackupError> {
-        let Outcome { index, segment, .. } = outcome;
-        match (segment, self.entries.last_mut()) {
-            (None, _) => {}
-            (Some(Named::Kept), Some(Entry::Kept { first, count })) if first.0 + *count == index.0 => {
-                *count += 1;
-            }
-            (Some(Named::Kept), _) => self.entries.push(Entry::Kept { first: index, count: 1 }),
-            (Some(Named::Segment { hash, fingerprint }), _) => {
-                self.entries.push(Entry::Segment { index, hash, fingerprint });
-            }
+        let Outcome { index, class, segment } = outcome;
+        self.recall_up_to(index.0)?;
+        if let Some(named) = segment {
+            let entry = match named {
+                Named::Kept => Entry::Kept { count: 1 },
+                Named::Segment { hash, fingerprint } => {
+                    let sent = match class {
+                        Class::New { stored_bytes, .. } => {
+                            Some(u32::try_from(stored_bytes).unwrap_or(u32::MAX))
+                        }
+                        _ => None,
+                    };
+                    Entry::Segment { hash, fingerprint, sent }
+                }
+            };
+            self.fresh.push((index, entry), self.memory.entries().len());
+            self.name(index, entry)?;
         }
-        if self.entries.len() >= PART { self.send() } else { Ok(()) }
+        self.fresh.reached(index.0 + 1);
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<u64, BackupError> {
+        self.recall_up_to(u32::MAX)?;
+        self.fresh.reached(self.session.geometry.segments());
         self.send()?;
         Ok(0)
     }
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    fn new(session: &'a Session<'a>, memory: &'a Memory) -> Self {
+        Self {
+            session,
+            memory,
+            recalled: 0,
+            fresh: Fresh::default(),
+            stats: BackupStats::default(),
+            part: Vec::new(),
+            parts: 0,
+        }
+    }
+
+    /// Names what is remembered of the places before `end`.
+    fn recall_up_to(&mut self, end: u32) -> Result<(), BackupError> {
+        while let Some((index, entry)) = self.memory.entries().get(self.recalled)
+            && index.0 < end
+        {
+            self.recalled += 1;
+            self.name(*index, *entry)?;
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, index: SegmentIndex, entry: Entry) -> Result<(), BackupError> {
+        entry.add_to(&mut self.stats, self.session.geometry.length(index));
+        match (entry, self.part.last_mut()) {
+            (Entry::Kept { count }, Some(frames::Entry::Kept { first, count: before }))
+                if first.0 + *before == index.0 =>
+            {
+                *before += count;
+            }
+            (Entry::Kept { count }, _) => self.part.push(frames::Entry::Kept { first: index, count }),
+            (Entry::Segment { hash, fingerprint, .. }, _) => {
+                self.part.push(frames::Entry::Segment { index, hash, fingerprint });
+            }
+        }
+        if self.part.len() >= PART { self.send() } else { Ok(()) }
+    }
+
     fn send(&mut self) -> Result<(), BackupError> {
-        if self.entries.is_empty() {
+        if self.part.is_empty() {
             return Ok(());
         }
-        let mut frames = Vec::with_capacity(self.entries.len() * Entry::LONGEST);
-        for entry in self.entries.drain(..) {
+        let mut frames = Vec::with_capacity(self.part.len() * frames::Entry::LONGEST);
+        for entry in self.part.drain(..) {
             entry.encode(&mut frames);
         }
-        let path = self.session.path(&format!("/entries?part={}", self.parts));
-        self.session.link.bytes("POST", &path, Sent::Frames(&frames), 1 << 20)?;
+        self.session.send(&format!("/entries?part={}", self.parts), &frames)?;
         self.parts += 1;
         Ok(())
     }

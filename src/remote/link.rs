@@ -1,102 +1,52 @@
-//! Requests to a service, asked again where that does no harm.
+//! Requests to a service, repeated where that does no harm.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::{Request, Response, header};
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 use ureq::{Agent, Body};
 
-use crate::api::{Problem, Refusal, version};
-use crate::remote::RemoteError;
+use crate::api::version;
+use crate::progress::Progress;
+use crate::remote::address::{goes_in_the_clear, tls};
+use crate::remote::tries::{Timing, Tries};
 use crate::remote::unix::{Here, SocketConnector};
+use crate::remote::watch::{Ticker, Watch, Watching};
+use crate::remote::{Address, Credentials, RemoteError};
 
-/// How long a service that was there may be away.
-const PATIENCE: Duration = Duration::from_mins(3);
-/// How long it takes at most until a connection is there, and until the answer to a request begins.
-const CONNECT: Duration = Duration::from_secs(20);
-const ANSWER: Duration = Duration::from_mins(15);
-/// How long a link may be silent in the middle of an answer.
-const SILENCE: Duration = Duration::from_mins(2);
 /// The longest document, in bytes.
 const MOST_BYTES: u64 = 256 << 20;
-/// How much is sent and received at once, in bytes.
+/// The longest answer to a request that asks for nothing, in bytes.
+pub(super) const NOTHING: u64 = 64 << 10;
+/// How much of the answer to a request that failed is read, in bytes.
+const REFUSAL: u64 = 64 << 10;
+/// How much is sent and received at once, in bytes; the headers of an answer are no longer.
 const BUFFER: usize = 256 << 10;
 
-/// Where a service is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// `https://HOST:PORT`, or `http://` without encryption.
-    Network {
-        /// The URL, without a slash at its end.
-        url: String,
-    },
-    /// A socket on this machine.
-    Socket {
-        /// Its path.
-        path: PathBuf,
-    },
-}
-
-impl Address {
-    /// Says whether a text names a service and not a folder.
-    pub fn is_url(text: &str) -> bool {
-        text.starts_with("https://") || text.starts_with("http://")
-    }
-
-    /// Reads a URL.
-    pub fn of_url(url: &str) -> Self {
-        Self::Network { url: url.trim_end_matches('/').to_owned() }
-    }
-
-    fn base(&self) -> &str {
-        match self {
-            Self::Network { url } => url,
-            Self::Socket { .. } => "http://ekko",
-        }
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Network { url } => f.write_str(url),
-            Self::Socket { path } => path.display().fmt(f),
-        }
-    }
-}
-
-/// Who asks, and whom they believe.
-#[derive(Clone, Default)]
-pub struct Credentials {
-    /// The token.
-    pub token: Option<String>,
-    /// The roots of certificates that are believed, in PEM; without one, those of the machine.
-    pub authority: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token is nobody's business.
-        f.debug_struct("Credentials").field("authority", &self.authority).finish_non_exhaustive()
-    }
-}
-
 /// A link to a service. Shared between threads, each of which has a connection of its own while it asks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Link {
+    shared: Arc<Shared>,
+    /// Each of these ends what waits, once it is set.
+    stop: Vec<Arc<AtomicBool>>,
+}
+
+#[derive(Debug)]
+struct Shared {
     agent: Agent,
     address: Address,
     token: Option<String>,
     /// Whether the service has ever answered: one that has not is not waited for.
     met: AtomicBool,
+    timing: Timing,
+    watch: Arc<Watch>,
+    _ticker: Ticker,
 }
 
 /// What a request brings.
@@ -107,22 +57,53 @@ pub(super) enum Sent<'a> {
     Frames(&'a [u8]),
 }
 
+/// A request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) method: &'a str,
+    pub(super) path: &'a str,
+    pub(super) sent: Sent<'a>,
+    pub(super) headers: &'a [(&'a str, &'a str)],
+    /// Whether the service has to work for the answer, or has it at hand.
+    pub(super) takes_work: bool,
+}
+
+impl<'a> Ask<'a> {
+    /// Asks for something that is at hand.
+    pub(super) fn get(path: &'a str) -> Self {
+        Self { method: "GET", path, sent: Sent::Nothing, headers: &[], takes_work: false }
+    }
+
+    /// Sends frames.
+    pub(super) fn post(path: &'a str, frames: &'a [u8]) -> Self {
+        Self { method: "POST", sent: Sent::Frames(frames), ..Self::get(path) }
+    }
+}
+
 impl Link {
-    pub(super) fn new(address: Address, credentials: &Credentials) -> Result<Self, RemoteError> {
+    pub(super) fn new(
+        address: Address,
+        credentials: &Credentials,
+        timing: Timing,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Self, RemoteError> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
             .user_agent(concat!("ekko/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
             .input_buffer_size(BUFFER)
             .output_buffer_size(BUFFER)
+            .max_response_header_size(BUFFER / 4)
             .max_idle_connections(64)
             .max_idle_connections_per_host(64)
             .max_idle_age(Duration::from_secs(5))
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(ANSWER))
-            .timeout_per_read(Some(SILENCE));
+            .timeout_connect(Some(timing.connect))
+            .timeout_per_write(Some(timing.silence));
+        let watch = Watch::new(address.to_string(), progress, timing.tell_after);
+        let watching = Watching(Arc::clone(&watch));
         let agent = match &address {
             Address::Network { url } => {
                 if credentials.token.is_some() && goes_in_the_clear(url) {
@@ -132,122 +113,155 @@ impl Link {
                     );
                 }
                 let config = config.tls_config(tls(url, credentials.authority.as_deref())?);
-                config.build().new_agent()
+                let connector = DefaultConnector::default().chain(watching);
+                Agent::with_parts(config.build(), connector, DefaultResolver::default())
             }
             Address::Socket { path } => {
-                Agent::with_parts(config.build(), SocketConnector { path: path.clone() }, Here)
+                let connector = SocketConnector { path: path.clone() }.chain(watching);
+                Agent::with_parts(config.build(), connector, Here)
             }
         };
-        Ok(Self { agent, address, token: credentials.token.clone(), met: AtomicBool::new(false) })
+        let (token, met) = (credentials.token.clone(), AtomicBool::new(false));
+        let ticker = watch.start();
+        let shared = Shared { agent, address, token, met, timing, watch, _ticker: ticker };
+        Ok(Self { shared: Arc::new(shared), stop: Vec::new() })
+    }
+
+    /// Returns the same link for a job that is stopped by these.
+    pub(super) fn stopped_by(&self, stop: &[Arc<AtomicBool>]) -> Self {
+        Self { shared: Arc::clone(&self.shared), stop: stop.to_vec() }
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.iter().any(|stop| stop.load(Ordering::Acquire)) || self.watch().is_cancelled()
     }
 
     pub(super) fn address(&self) -> &Address {
-        &self.address
+        &self.shared.address
     }
 
-    /// Asks, and asks again while the service is away or busy; what is asked can be asked twice.
-    pub(super) fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        sent: Sent<'_>,
-        headers: &[(&str, &str)],
-    ) -> Result<Response<Body>, RemoteError> {
-        let begun = Instant::now();
-        let mut pause = Duration::from_millis(100);
+    pub(super) fn timing(&self) -> &Timing {
+        &self.shared.timing
+    }
+
+    pub(super) fn watch(&self) -> &Arc<Watch> {
+        &self.shared.watch
+    }
+
+    /// Says whether the service has ever answered.
+    pub(super) fn is_met(&self) -> bool {
+        self.shared.met.load(Ordering::Relaxed)
+    }
+
+    fn unreachable(&self, source: ureq::Error) -> RemoteError {
+        RemoteError::Unreachable { address: self.address().to_string(), source }
+    }
+
+    /// Says what became of a body that was read in part: the link broke, or what came makes no sense.
+    pub(super) fn broken(&self, error: std::io::Error) -> RemoteError {
+        self.unreachable(ureq::Error::from(error))
+    }
+
+    /// Asks until there is an answer, as long as `tries` allows.
+    pub(super) fn ask(&self, ask: Ask<'_>, tries: &mut Tries<'_>) -> Result<Response<Body>, RemoteError> {
         loop {
-            let error = match self.ask_once(method, path, sent, headers) {
-                Ok(response) => {
-                    self.met.store(true, Ordering::Relaxed);
-                    return Ok(response);
-                }
-                Err(error) => error,
-            };
-            let again = match &error {
-                RemoteError::Refused { problem, .. } => {
-                    self.met.store(true, Ordering::Relaxed);
-                    matches!(problem.kind, Refusal::TooMany | Refusal::Unavailable)
-                }
-                RemoteError::Unreachable { .. } => self.met.load(Ordering::Relaxed),
-                _ => false,
-            };
-            if !again || begun.elapsed() > PATIENCE {
-                return Err(error);
+            match self.ask_once(ask, None) {
+                Ok(response) => return Ok(response),
+                Err(error) => tries.failed(error)?,
             }
-            tracing::debug!(%error, "asking again");
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
 
-    fn ask_once(
+    /// Asks once, and waits for the answer for as long as is said, or as is usual.
+    pub(super) fn ask_once(
         &self,
-        method: &str,
-        path: &str,
-        sent: Sent<'_>,
-        headers: &[(&str, &str)],
+        ask: Ask<'_>,
+        answer: Option<Duration>,
     ) -> Result<Response<Body>, RemoteError> {
+        let Shared { agent, token, met, timing, .. } = &*self.shared;
         let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.address.base()))
+            .method(ask.method)
+            .uri(format!("{}{}", self.address().base(), ask.path))
             .header(version::HEADER, version::MAXIMUM.to_string());
-        if let Some(token) = &self.token {
+        if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        for (name, value) in headers {
+        for (name, value) in ask.headers {
             request = request.header(*name, *value);
         }
-        let unreachable =
-            |source: ureq::Error| RemoteError::Unreachable { address: self.address.to_string(), source };
-        let wrong = |error: ureq::http::Error| unreachable(error.into());
-        let response = match sent {
-            Sent::Nothing => self.agent.run(request.body(()).map_err(wrong)?),
-            Sent::Json(bytes) => {
-                let request = request.header(header::CONTENT_TYPE, "application/json");
-                self.agent.run(request.body(bytes).map_err(wrong)?)
-            }
-            Sent::Frames(bytes) => {
-                let request = request.header(header::CONTENT_TYPE, "application/octet-stream");
-                self.agent.run(request.body(bytes).map_err(wrong)?)
+        let (kind, bytes) = match ask.sent {
+            Sent::Nothing => (None, None),
+            Sent::Json(bytes) => (Some("application/json"), Some(bytes)),
+            Sent::Frames(bytes) => (Some("application/octet-stream"), Some(bytes)),
+        };
+        if let Some(kind) = kind {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let wrong = |error: ureq::http::Error| self.unreachable(error.into());
+        let answer = answer.unwrap_or(if ask.takes_work { timing.work } else { timing.silence });
+        // Each read has that much: before an answer begins it takes as long as the work does.
+        let response = {
+            let _busy = self.watch().busy();
+            match bytes {
+                None => {
+                    let request = agent.configure_request(request.body(()).map_err(wrong)?);
+                    agent.run(
+                        request.timeout_recv_response(Some(answer)).timeout_per_read(Some(answer)).build(),
+                    )
+                }
+                Some(bytes) => {
+                    let request = agent.configure_request(request.body(bytes).map_err(wrong)?);
+                    agent.run(
+                        request.timeout_recv_response(Some(answer)).timeout_per_read(Some(answer)).build(),
+                    )
+                }
             }
         };
-        let mut response = response.map_err(unreachable)?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
+        let mut response = response.map_err(|error| self.unreachable(error))?;
+        met.store(true, Ordering::Relaxed);
         let status = response.status().as_u16();
-        let bytes = response.body_mut().with_config().limit(1 << 20).read_to_vec().map_err(unreachable)?;
-        // A proxy refuses in a shape of its own.
-        Err(match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) => RemoteError::Refused { address: self.address.to_string(), problem },
-            Err(_) if matches!(status, 502..=504) => RemoteError::Unreachable {
-                address: self.address.to_string(),
-                source: ureq::Error::StatusCode(status),
-            },
-            Err(_) => RemoteError::NotAService { address: self.address.to_string(), status },
-        })
+        if !response.status().is_success() {
+            // What of it does not come is not needed.
+            let mut body = Vec::new();
+            let _ = self.incoming(response.body_mut().as_reader()).take(REFUSAL).read_to_end(&mut body);
+            let address = self.address().to_string();
+            return Err(RemoteError::of_answer(address, status, response.headers(), &body));
+        }
+        let is = |name, what: &str| {
+            let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+            value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(what))
+        };
+        if is(header::CONTENT_TYPE, "text/html") {
+            return Err(RemoteError::NotAService { address: self.address().to_string(), status });
+        }
+        if response.headers().contains_key(header::CONTENT_ENCODING)
+            && !is(header::CONTENT_ENCODING, "identity")
+        {
+            return Err(
+                self.misunderstood(&"a proxy before it compresses answers: switch that off for this address")
+            );
+        }
+        self.watch().succeeded();
+        Ok(response)
     }
 
-    /// Asks for a body, which is read whole: one that is cut is asked for again.
-    pub(super) fn bytes(
-        &self,
-        method: &str,
-        path: &str,
-        sent: Sent<'_>,
-        limit: u64,
-    ) -> Result<Vec<u8>, RemoteError> {
-        let begun = Instant::now();
+    /// Asks for a body of at most `limit` bytes, which is read whole: one that is cut is asked for again.
+    pub(super) fn bytes(&self, ask: Ask<'_>, limit: u64) -> Result<Vec<u8>, RemoteError> {
+        let mut tries = Tries::new(self);
         loop {
-            let mut response = self.ask(method, path, sent, &[])?;
-            match response.body_mut().with_config().limit(limit).read_to_vec() {
-                Ok(bytes) => return Ok(bytes),
-                Err(source) if begun.elapsed() > PATIENCE => {
-                    return Err(RemoteError::Unreachable { address: self.address.to_string(), source });
+            let mut response = self.ask(ask, &mut tries)?;
+            let mut bytes = Vec::new();
+            let body = self.incoming(response.body_mut().as_reader());
+            match body.take(limit.saturating_add(1)).read_to_end(&mut bytes) {
+                Ok(read) if read as u64 > limit => {
+                    let what = format!("an answer has more than {limit} bytes");
+                    return Err(self.misunderstood(&what));
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "an answer was cut; asking again");
-                    std::thread::sleep(Duration::from_millis(200));
+                Ok(_) => {
+                    tries.progressed();
+                    return Ok(bytes);
                 }
+                Err(error) => tries.failed(self.broken(error))?,
             }
         }
     }
@@ -261,74 +275,45 @@ impl Link {
     ) -> Result<T, RemoteError> {
         let body = body.map(serde_json::to_vec).transpose().map_err(|error| self.misunderstood(&error))?;
         let sent = body.as_deref().map_or(Sent::Nothing, Sent::Json);
-        let bytes = self.bytes(method, path, sent, MOST_BYTES)?;
+        let bytes = self.bytes(Ask { method, path, sent, headers: &[], takes_work: true }, MOST_BYTES)?;
         serde_json::from_slice(&bytes).map_err(|error| self.misunderstood(&error))
     }
 
-    /// Asks for a body that is read as it comes.
-    pub(super) fn reader(&self, path: &str, headers: &[(&str, &str)]) -> Result<impl Read, RemoteError> {
-        let response = self.ask("GET", path, Sent::Nothing, headers)?;
-        Ok(response.into_body().into_with_config().limit(u64::MAX).reader())
+    /// Reads a body, and holds it to the slowest speed.
+    pub(super) fn incoming<R: Read>(&self, body: R) -> Incoming<R> {
+        let Timing { silence, slowest, .. } = self.shared.timing;
+        Incoming { body, watch: Arc::clone(self.watch()), left: silence, silence, slowest }
     }
 
     pub(super) fn misunderstood(&self, error: &dyn std::fmt::Display) -> RemoteError {
-        RemoteError::Misunderstood { address: self.address.to_string(), what: error.to_string() }
+        RemoteError::Misunderstood { address: self.address().to_string(), what: error.to_string() }
     }
 }
 
-/// Says whether others can read what is sent to a URL.
-fn goes_in_the_clear(url: &str) -> bool {
-    let Some(rest) = url.strip_prefix("http://") else { return false };
-    let host = rest.split(['/', ':']).next().unwrap_or_default();
-    let is_here = |address: std::net::Ipv4Addr| address.is_loopback();
-    host != "localhost" && !host.parse().is_ok_and(is_here) && !rest.starts_with("[::1]")
+/// A body as it comes. One that comes too slowly in the long run fails: a byte now and then is no answer.
+#[derive(Debug)]
+pub(super) struct Incoming<R> {
+    body: R,
+    watch: Arc<Watch>,
+    /// Time that is left to wait: used up by waiting, earned by bytes.
+    left: Duration,
+    silence: Duration,
+    slowest: u64,
 }
 
-/// Returns what links are encrypted with.
-fn tls(url: &str, authority: Option<&Path>) -> Result<TlsConfig, RemoteError> {
-    let config = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
-    if !url.starts_with("https://") {
-        return Ok(config.build());
-    }
-    let roots: Vec<CertificateDer<'static>> = match authority {
-        Some(path) => {
-            let wrong = |error: rustls::pki_types::pem::Error| RemoteError::Certificates {
-                path: path.to_owned(),
-                what: error.to_string(),
-            };
-            let all = CertificateDer::pem_file_iter(path).map_err(wrong)?;
-            all.collect::<Result<_, _>>().map_err(wrong)?
-        }
-        None => rustls_native_certs::load_native_certs().certs,
-    };
-    let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-    Ok(config.root_certs(RootCerts::new_with_certs(&roots)).build())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_can_read_is_known() {
-        for url in [
-            "https://h:6800",
-            "http://localhost:6800",
-            "http://127.0.0.1:6800",
-            "http://[::1]:6800/",
-            "http://127.9.9.9",
-        ] {
-            assert!(!goes_in_the_clear(url), "{url}");
-        }
-        for url in [
-            "http://h:6800",
-            "http://127.evil.example",
-            "http://localhost.evil.example/",
-            "http://10.0.0.1:6800",
-        ] {
-            assert!(goes_in_the_clear(url), "{url}");
-        }
+impl<R: Read> Read for Incoming<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let begun = Instant::now();
+        let read = {
+            let _busy = self.watch.busy();
+            self.body.read(buffer)?
+        };
+        let earned = Duration::from_micros((read as u64).saturating_mul(1_000_000) / self.slowest.max(1));
+        let Some(left) = (self.left + earned).checked_sub(begun.elapsed()) else {
+            let why = format!("it sends less than {} bytes per second", self.slowest);
+            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why));
+        };
+        self.left = left.min(self.silence);
+        Ok(read)
     }
 }

@@ -1,6 +1,9 @@
 //! The client's side of a restore: segments come as they are stored, and are decoded and verified here.
+//!
+//! What a service sends is believed of nothing that can be computed here: each segment must have the SHA-1 that the manifest
+//! names and the BLAKE3 that came with it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,17 +12,18 @@ use crate::codec::Decoder;
 use crate::manifest::ManifestReader;
 use crate::pace::Pace;
 use crate::progress::Progress;
-use crate::remote::{RemoteError, RemoteRepository, part};
+use crate::remote::link::{Ask, Link};
+use crate::remote::stream::InOrderStream;
+use crate::remote::tries::Tries;
+use crate::remote::{RemoteRepository, part};
 use crate::restore::{
     DamagedSegment, RestoreError, RestoreOptions, RestoreSummary, SegmentSink, SegmentSupply, restore_from,
 };
-use crate::segment::{Fingerprint, Geometry, SegmentIndex, SegmentKey};
+use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey};
 
 /// How many plain bytes are asked for at once. The service opens the manifest for each request; what comes is taken segment by
 /// segment, so memory does not follow this.
 const BATCH: u32 = 64 << 20;
-/// How often a request whose answer is cut is made.
-const ATTEMPTS: u32 = 5;
 
 impl RemoteRepository {
     /// Restores a backup to a file or a block device.
@@ -35,48 +39,49 @@ impl RemoteRepository {
         progress: &dyn Progress,
     ) -> Result<(ManifestReader, RestoreSummary), RestoreError> {
         let manifest = self.manifest(backup)?;
-        let info = manifest.info();
-        let supply = Supply { remote: self, backup: format!("{}@{}", info.backupset, info.incremental) };
-        let summary = restore_from(&supply, &manifest, target, options, progress)?;
+        let summary = restore_from(&Supply::of(&self.link, &manifest), &manifest, target, options, progress)?;
         Ok((manifest, summary))
     }
 
-    /// Fetches a backup's manifest.
+    /// Restores a backup to a stream, in order, zeros included. A damaged segment is named in the summary, and its range is
+    /// zero.
     ///
     /// # Errors
     ///
-    /// If the service fails or refuses, or if the manifest is damaged.
-    pub fn manifest(&self, backup: &str) -> Result<ManifestReader, RestoreError> {
-        let path = format!("/v1/backups/{}/manifest?format=ekko", part(backup));
-        let failed = |source: std::io::Error| RestoreError::Target {
-            operation: "make",
-            path: "a temporary file for the manifest".into(),
-            source,
-        };
-        let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
-        std::io::copy(&mut self.read(&path)?, &mut file).map_err(|error| self.cut(&error))?;
-        let manifest = ManifestReader::open(&crate::storage::OsStorage, file.path())?;
-        manifest.verify()?;
-        Ok(manifest)
-    }
-
-    fn cut(&self, error: &dyn std::fmt::Display) -> RemoteError {
-        self.link.misunderstood(error)
+    /// If the stream or the service fails, or refuses.
+    pub fn restore_to_stream(
+        &self,
+        backup: &str,
+        stream: &mut (dyn Write + Send),
+        options: &RestoreOptions,
+        progress: &dyn Progress,
+    ) -> Result<(ManifestReader, RestoreSummary), RestoreError> {
+        let manifest = self.manifest(backup)?;
+        let output = InOrderStream::new(stream, manifest.info().geometry, progress);
+        let summary = output.run(&Supply::of(&self.link, &manifest), &manifest, options)?;
+        Ok((manifest, summary))
     }
 }
 
 /// The segments of a backup, by a service.
-struct Supply<'a> {
-    remote: &'a RemoteRepository,
+pub(super) struct Supply<'a> {
+    link: &'a Link,
     backup: String,
 }
 
 /// A batch of neighbouring segments that are present, or a few that are not between them.
 struct Batch {
-    first: u32,
     behind: u32,
     /// Which are present, in order.
     wanted: Vec<(SegmentIndex, SegmentKey)>,
+}
+
+impl<'a> Supply<'a> {
+    fn of(link: &'a Link, manifest: &ManifestReader) -> Self {
+        let info = manifest.info();
+        // However the backup was named, no other one is meant from here on.
+        Self { link, backup: format!("{}@{}", info.backupset, info.incremental) }
+    }
 }
 
 impl SegmentSupply for Supply<'_> {
@@ -94,7 +99,7 @@ impl SegmentSupply for Supply<'_> {
             let mut segments = segments.lock().unwrap_or_else(PoisonError::into_inner);
             let (index, segment) = segments.next()?;
             let end = index.0.saturating_add(most);
-            let mut batch = Batch { first: index.0, behind: index.0 + 1, wanted: vec![(index, segment.key)] };
+            let mut batch = Batch { behind: index.0 + 1, wanted: vec![(index, segment.key)] };
             while let Some((index, segment)) = segments.next_if(|(index, _)| index.0 < end) {
                 batch.wanted.push((index, segment.key));
                 batch.behind = index.0 + 1;
@@ -138,6 +143,32 @@ impl SegmentSupply for Supply<'_> {
     }
 }
 
+/// What came where a segment was to come.
+#[derive(Debug)]
+enum Came {
+    /// The segment.
+    Intact,
+    /// The service cannot read it.
+    Lost(String),
+    /// Something else than the segment.
+    Wrong(String),
+}
+
+/// Why no segment came.
+#[derive(Debug)]
+enum NoSegment {
+    /// The answer ended.
+    Cut(std::io::Error),
+    /// What came makes no sense: it would not if it came again.
+    Senseless(&'static str),
+}
+
+impl From<std::io::Error> for NoSegment {
+    fn from(error: std::io::Error) -> Self {
+        Self::Cut(error)
+    }
+}
+
 /// Decodes and verifies. One for each thread.
 struct Fetcher {
     decoder: Decoder,
@@ -159,31 +190,38 @@ impl Fetcher {
         sink: &dyn SegmentSink,
         progress: &dyn Progress,
     ) -> Result<Vec<DamagedSegment>, RestoreError> {
+        let link = supply.link;
         let mut damaged = Vec::new();
         let mut wanted = batch.wanted.iter();
-        let mut attempts = 0;
-        while let Some((first, _)) = wanted.clone().next() {
-            attempts += 1;
+        let mut tries = Tries::new(link);
+        // Asked for twice, since it came wrong.
+        let mut twice = None;
+        'ask: while let Some((first, _)) = wanted.clone().next() {
             let path = format!(
-                "/v1/backups/{}/segments?first={}&behind={}",
+                "/v1/backups/{}/segments?first={first}&behind={}",
                 part(&supply.backup),
-                first.0.max(batch.first),
                 batch.behind
             );
-            let mut answer = supply.remote.read(&path)?;
+            let response = link.ask(Ask::get(&path), &mut tries)?;
+            let mut answer = link.incoming(response.into_body().into_with_config().limit(u64::MAX).reader());
             while let Some((index, key)) = wanted.clone().next() {
-                let whole = match self.next(&mut answer, (*index, *key), geometry) {
-                    Ok(whole) => whole,
-                    Err(error) if attempts < ATTEMPTS => {
-                        tracing::debug!(%error, "an answer was cut; asking for the rest");
-                        break;
+                let came = match self.next(&mut answer, (*index, *key), geometry) {
+                    Ok(came) => came,
+                    Err(NoSegment::Cut(error)) => {
+                        tries.failed(link.broken(error))?;
+                        continue 'ask;
                     }
-                    Err(error) => return Err(supply.remote.cut(&error).into()),
+                    Err(NoSegment::Senseless(what)) => return Err(link.misunderstood(&what).into()),
                 };
-                wanted.next();
-                match whole {
-                    Ok(()) => sink.segment(*index, *key, &self.plain)?,
-                    Err(why) => {
+                match came {
+                    Came::Wrong(why) if twice != Some(*index) => {
+                        // A fault on the way may not happen again.
+                        tracing::warn!(why, "a segment is fetched again");
+                        twice = Some(*index);
+                        continue 'ask;
+                    }
+                    Came::Intact => sink.segment(*index, *key, &self.plain)?,
+                    Came::Lost(why) | Came::Wrong(why) => {
                         let start = geometry.offset(*index);
                         let range = start..start + u64::from(geometry.length(*index));
                         let one = DamagedSegment { index: *index, range, error: why };
@@ -191,45 +229,56 @@ impl Fetcher {
                         damaged.push(one);
                     }
                 }
+                wanted.next();
+                tries.progressed();
                 progress.advance(u64::from(geometry.length(*index)));
             }
+            // The connection can serve again once its answer has ended.
+            let _ = answer.read(&mut [0]);
         }
         Ok(damaged)
     }
 
-    /// Reads the next segment of an answer. Says why it is not whole, if it is not.
+    /// Reads the next segment of an answer.
     fn next(
         &mut self,
         answer: &mut impl Read,
         (index, key): (SegmentIndex, SegmentKey),
         geometry: Geometry,
-    ) -> std::io::Result<Result<(), String>> {
+    ) -> Result<Came, NoSegment> {
         let mut bytes = [0; SegmentHead::LENGTH];
         answer.read_exact(&mut bytes)?;
-        let head = SegmentHead::decode(&bytes).map_err(std::io::Error::other)?;
+        let head = SegmentHead::decode(&bytes).map_err(|_| NoSegment::Senseless("a frame is cut"))?;
         if head.index != index {
-            return Err(std::io::Error::other("another segment came than the one that is next"));
+            return Err(NoSegment::Senseless("it sends another segment than the next one"));
         }
         let length = geometry.length(index);
         if head.stored_length > length {
-            return Err(std::io::Error::other("a segment came that is longer than its place"));
+            return Err(NoSegment::Senseless("it sends a segment that is longer than its place"));
         }
         self.stored.resize(head.stored_length as usize, 0);
         answer.read_exact(&mut self.stored)?;
         // What the service itself could not read comes without bytes.
         if head.plain_length == 0 {
-            return Ok(Err(format!("the service cannot read segment {key}")));
+            return Ok(Came::Lost(format!("the service cannot read segment {key}")));
         }
         if head.key != key || head.plain_length != length {
-            return Ok(Err(format!("what came is not segment {key}")));
+            return Ok(Came::Wrong(format!("the service sends another segment instead of {key}")));
         }
         let Ok(codec) = head.codec() else {
-            return Ok(Err(format!("segment {key} is encoded in a way that this release does not know")));
+            let why = format!("segment {key} is encoded in a way that this release does not know");
+            return Ok(Came::Lost(why));
         };
         if let Err(error) = self.decoder.decode(codec, &self.stored, length, &mut self.plain) {
-            return Ok(Err(format!("segment {key}: {error}")));
+            return Ok(Came::Wrong(format!("segment {key}: {error}")));
         }
-        let fits = Fingerprint::of(&self.plain) == head.fingerprint;
-        Ok(if fits { Ok(()) } else { Err(format!("segment {key} does not have its BLAKE3")) })
+        if Fingerprint::of(&self.plain) != head.fingerprint {
+            return Ok(Came::Wrong(format!("segment {key} does not have its BLAKE3")));
+        }
+        // The manifest says which bytes they must be, whatever the service says of them. (Twins have one SHA-1.)
+        if SegmentHash::of(&self.plain) != key.hash {
+            return Ok(Came::Wrong(format!("segment {key} does not have its SHA-1")));
+        }
+        Ok(Came::Intact)
     }
 }

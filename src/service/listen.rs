@@ -22,6 +22,8 @@ use crate::storage::Storage;
 
 /// How often it is looked whether sessions have gone silent.
 const LOOK: Duration = Duration::from_secs(5);
+/// The shortest pause between two such looks.
+const SOON: Duration = Duration::from_millis(100);
 /// How often it is looked whether certificates have changed.
 const RENEWAL: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted; the system may allow fewer.
@@ -174,8 +176,10 @@ fn is_owner(stream: &UnixStream) -> bool {
 
 /// Gives sessions up that have gone silent.
 async fn look_after_sessions(app: Arc<App>) {
+    let limit = Duration::from_secs(app.settings().limits.silence_seconds);
+    let pause = LOOK.min(limit / 2).max(SOON);
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
         let app = Arc::clone(&app);
         let _ = tokio::task::spawn_blocking(move || sessions::give_up_silent(&app, false)).await;
     }

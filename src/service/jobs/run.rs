@@ -137,6 +137,9 @@ pub(super) fn told(notice: Notice) -> Option<String> {
         }
         Notice::Recovered { what } => Some(format!("recovered: {what}")),
         Notice::Problem { what, .. } => Some(what),
-        Notice::SourceInUse { .. } | Notice::TwinStored { .. } => None,
+        Notice::SourceInUse { .. }
+        | Notice::TwinStored { .. }
+        | Notice::Waiting { .. }
+        | Notice::GoesOn { .. } => None,
     }
 }

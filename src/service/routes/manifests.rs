@@ -1,7 +1,7 @@
 //! Manifests: what differs between two, and how they are exported.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -79,6 +79,8 @@ pub(super) struct ExportQuery {
     /// The format.
     #[param(inline)]
     format: Format,
+    /// Only the bytes from this one on, after an answer that was cut.
+    from: u64,
 }
 
 /// Exports the manifest of a backup.
@@ -95,11 +97,12 @@ pub(super) async fn export(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(backup): Path<String>,
-    Query(ExportQuery { format }): Query<ExportQuery>,
+    Query(ExportQuery { format, from }): Query<ExportQuery>,
 ) -> Result<Response, Refused> {
     let asked = selector(&backup)?;
     let body = pump::body(&app, move |app, out| {
         let mut file = file(app, &caller.view, &asked, format)?;
+        file.seek(SeekFrom::Start(from)).map_err(|error| Refused::internal(Refusal::Invalid, &error))?;
         io::copy(&mut file, out).map(|_| ()).map_err(|error| gone(&error))
     });
     let extension = match format {

@@ -10,6 +10,7 @@ pub(super) mod receive;
 pub(super) mod session;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,18 +24,18 @@ use crate::api::{Committed, NewSession, Refusal, SessionState};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
-use crate::manifest::ImageName;
 use crate::progress::Silent;
 use crate::repository::{RepositoryError, RepositoryWriter};
 use crate::segment::SegmentSize;
 use crate::service::sessions::known::{Known, is_session, owned_by};
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::sessions::session::Session;
+use crate::service::sessions::way::make_way;
 use crate::service::{App, Caller, Refused};
 use crate::storage::{Storage, StorageError};
 
-/// How long a session of an image keeps another from being begun, if nothing is heard of it.
-const YIELDS_AFTER: Duration = Duration::from_mins(1);
+/// The longest word that a client may choose for its backup, in bytes.
+const LONGEST_WORD: usize = 64;
 /// How long the file of a session that was cut off is kept.
 const KEPT: Duration = Duration::from_hours(48);
 /// How much memory segments take that are being taken in, in bytes: stored, decoded, and on their way to the disk.
@@ -139,10 +140,16 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     if new.in_use.as_ref().is_some_and(|how| how.len() > 1024) {
         return Err(invalid("who uses the source is said in up to 1024 bytes".to_owned()));
     }
+    let graphic = |word: &String| {
+        (1..=LONGEST_WORD).contains(&word.len()) && word.bytes().all(|it| it.is_ascii_graphic())
+    };
+    if !new.client.as_ref().is_none_or(graphic) {
+        return Err(invalid(format!("a client's word has 1 to {LONGEST_WORD} visible ASCII characters")));
+    }
     let name = caller.view.full(&new.name)?;
     let sessions = app.sessions();
     let limits = &app.settings().limits;
-    make_way(app, caller, &name);
+    make_way(app, caller, &name, new)?;
     if sessions.count(None) >= limits.sessions || sessions.count(Some(caller)) >= limits.sessions_each {
         let refused = Refused::new(Refusal::TooMany, "as many backups are being sent as are taken at once");
         return Err(refused.retry_after(30));
@@ -183,28 +190,15 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         size_of_disk: new.size_of_disk,
         segment_size: info.geometry.segment_size().bytes(),
         has_parent: draft.parent().is_some(),
+        parent: draft.parent().map(|parent| parent.manifest.fingerprint().to_string()),
         compression: app.repository().compression().to_string(),
         entries: 0,
         silence_seconds: limits.silence_seconds,
     };
-    let session = Arc::new(Session::new(caller, (draft, manifest), known, allowance, state.clone()));
+    let client = new.client.clone();
+    let session = Arc::new(Session::new(caller, (draft, manifest), known, allowance, state.clone(), client));
     sessions.open().insert(id.to_string(), session);
     Ok(state)
-}
-
-/// Gives up a session of the same image of which nothing is heard.
-fn make_way(app: &App, caller: &Caller, name: &ImageName) {
-    let stale: Vec<_> = app
-        .sessions()
-        .open()
-        .values()
-        .filter(|session| session.belongs_to(caller) && !session.is_over() && session.name == *name)
-        .filter(|session| session.silence() > YIELDS_AFTER)
-        .cloned()
-        .collect();
-    for session in &stale {
-        give_up(app, session);
-    }
 }
 
 /// Gives a session up; what was sent can be gone on from.

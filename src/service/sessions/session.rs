@@ -1,7 +1,7 @@
 //! One backup that is being sent.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,12 @@ pub(in crate::service) struct Session {
     draft: RwLock<Option<BackupDraft>>,
     manifest: Mutex<Growing>,
     budget: Mutex<Budget>,
+    begun: Instant,
     seen: Mutex<Instant>,
+    /// The word that the client has chosen for its backup.
+    client: Option<String>,
+    /// How many parts of the manifest have come: told without waiting for what is being written.
+    parts: AtomicU64,
     /// Whether the backup is committed, or was given up: told without waiting for what is being written.
     over: AtomicBool,
     state: SessionState,
@@ -88,6 +93,7 @@ impl Session {
         known: Known,
         allowance: Allowance,
         state: SessionState,
+        client: Option<String>,
     ) -> Self {
         Self {
             id: state.session.clone(),
@@ -98,7 +104,10 @@ impl Session {
             draft: RwLock::new(Some(draft)),
             budget: Mutex::new(Budget { allowance: Some(allowance), sent: 0, named: 0, taken: 0 }),
             manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
+            begun: Instant::now(),
             seen: Mutex::new(Instant::now()),
+            client,
+            parts: AtomicU64::new(0),
             over: AtomicBool::new(false),
             state,
         }
@@ -118,9 +127,19 @@ impl Session {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Returns what is told of it.
+    /// Says whether a client has begun it that chose this word.
+    pub(super) fn is_of_client(&self, word: Option<&str>) -> bool {
+        word.is_some() && self.client.as_deref() == word
+    }
+
+    /// Says who has begun it, and how long ago.
+    pub(super) fn origin(&self) -> (&str, Duration) {
+        (&self.who, self.begun.elapsed())
+    }
+
+    /// Returns what is told of it. Never waits: clients ask for it as a sign of life, while the backup is committed too.
     pub(in crate::service) fn state(&self) -> SessionState {
-        SessionState { entries: self.manifest().parts, ..self.state.clone() }
+        SessionState { entries: self.parts.load(Ordering::Acquire), ..self.state.clone() }
     }
 
     fn manifest(&self) -> MutexGuard<'_, Growing> {
@@ -231,6 +250,7 @@ impl Session {
                 return Err(RepositoryError::from(error).into());
             }
             manifest.parts += 1;
+            self.parts.store(manifest.parts, Ordering::Release);
             Ok(())
         })
     }

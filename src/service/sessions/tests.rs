@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::api::frames::{Entry, Question, SegmentHead};
-use crate::api::{NewSession, Refusal, View};
+use crate::api::{NewSession, Refusal, SessionState, View};
 use crate::codec::{Codec, Compression, CompressionSetting, Encoder};
 use crate::progress::Silent;
 use crate::repository::{InitOptions, OpenOptions, Repository, RepositoryWriter, SharedWriter};
@@ -29,17 +30,25 @@ fn caller(project: &str) -> Caller {
 }
 
 fn open(path: &Path) -> App {
+    open_with(path, ServiceSettings::default())
+}
+
+fn open_with(path: &Path, settings: ServiceSettings) -> App {
     let writer = RepositoryWriter::open(path, &OpenOptions::default(), &Silent).unwrap();
-    App::new(SharedWriter::new(writer), ServiceSettings::default()).unwrap()
+    App::new(SharedWriter::new(writer), settings).unwrap()
 }
 
 impl World {
     fn new() -> Self {
+        Self::with(ServiceSettings::default())
+    }
+
+    fn with(settings: ServiceSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let segment_size = SegmentSize::new(SIZE as u64).unwrap();
         Repository::init(&path, &InitOptions { segment_size, ..InitOptions::default() }).unwrap();
-        let app = Some(open(&path));
+        let app = Some(open_with(&path, settings));
         Self { folder, app }
     }
 
@@ -99,6 +108,7 @@ fn new(name: &str, size_of_disk: u64) -> NewSession {
         format: "raw".to_owned(),
         recognised: false,
         in_use: None,
+        client: None,
     }
 }
 
@@ -298,5 +308,40 @@ fn one_backup_of_an_image_is_sent_at_a_time_and_their_number_has_a_bound() {
     assert_eq!(begin(world.app(), &blue, &new("one-more", 1)).unwrap_err().refusal(), Refusal::TooMany);
     for (name, size) in [("../x", 1), ("a@1", 1), ("", 1), ("huge", u64::MAX)] {
         assert!(begin(world.app(), &caller("red"), &new(name, size)).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_session_yields_to_its_own_client_and_to_others_when_it_has_missed_its_signs_of_life() {
+    let mut settings = ServiceSettings::default();
+    // A sign of life each 0.4 s: it yields after 1.2 s.
+    settings.limits.silence_seconds = 2;
+    let world = World::with(settings);
+    let blue = caller("blue");
+    let neighbour = Caller { who: "another token of blue".to_owned(), ..caller("blue") };
+    let begin = |caller: &Caller, word: Option<&str>| {
+        begin(world.app(), caller, &NewSession { client: word.map(str::to_owned), ..new("web", 1) })
+    };
+    let first = begin(&blue, Some("a")).unwrap();
+    for (caller, word) in [(&blue, Some("b")), (&blue, None), (&neighbour, Some("a"))] {
+        let refused = begin(caller, word).unwrap_err();
+        assert_eq!(refused.refusal(), Refusal::Busy);
+        assert!(refused.detail().contains("another client (token of blue)"), "{}", refused.detail());
+    }
+    let second = begin(&blue, Some("a")).unwrap();
+    let find = |session: &SessionState| world.app().sessions().find(&blue, &session.session);
+    assert_eq!(find(&first).unwrap_err().refusal(), Refusal::NotFound);
+    // Every request is a sign of life.
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(500));
+        find(&second).unwrap();
+        assert_eq!(begin(&blue, Some("b")).unwrap_err().refusal(), Refusal::Busy);
+    }
+    std::thread::sleep(Duration::from_millis(1300));
+    assert_eq!(begin(&neighbour, None).unwrap_err().refusal(), Refusal::Busy, "only when it is gone");
+    begin(&blue, None).unwrap();
+    assert_eq!(find(&second).unwrap_err().refusal(), Refusal::NotFound);
+    for word in ["", "a b", "\n", "\u{e4}", &"x".repeat(65)] {
+        assert_eq!(begin(&blue, Some(word)).unwrap_err().refusal(), Refusal::Invalid, "{word:?}");
     }
 }

@@ -1,0 +1,126 @@
+//! Where a service is, who asks there, and whom they trust.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use crate::remote::RemoteError;
+
+/// Where a service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `https://HOST:PORT`, or `http://` without encryption.
+    Network {
+        /// The URL, without a slash at its end.
+        url: String,
+    },
+    /// A socket on this machine.
+    Socket {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+impl Address {
+    /// Says whether a text names a service and not a folder.
+    pub fn is_url(text: &str) -> bool {
+        text.starts_with("https://") || text.starts_with("http://")
+    }
+
+    /// Reads a URL.
+    pub fn of_url(url: &str) -> Self {
+        Self::Network { url: url.trim_end_matches('/').to_owned() }
+    }
+
+    pub(super) fn base(&self) -> &str {
+        match self {
+            Self::Network { url } => url,
+            Self::Socket { .. } => "http://ekko",
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Network { url } => f.write_str(url),
+            Self::Socket { path } => path.display().fmt(f),
+        }
+    }
+}
+
+/// Who asks, and whom they believe.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// The token.
+    pub token: Option<String>,
+    /// The roots of certificates that are believed, in PEM; without one, those of the machine.
+    pub authority: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token is nobody's business.
+        f.debug_struct("Credentials").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+/// Says whether others can read what is sent to a URL.
+pub(super) fn goes_in_the_clear(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let host = rest.split(['/', ':']).next().unwrap_or_default();
+    let is_here = |address: std::net::Ipv4Addr| address.is_loopback();
+    host != "localhost" && !host.parse().is_ok_and(is_here) && !rest.starts_with("[::1]")
+}
+
+/// Returns what links are encrypted with.
+pub(super) fn tls(url: &str, authority: Option<&Path>) -> Result<TlsConfig, RemoteError> {
+    let config = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    if !url.starts_with("https://") {
+        return Ok(config.build());
+    }
+    let roots: Vec<CertificateDer<'static>> = match authority {
+        Some(path) => {
+            let wrong = |error: rustls::pki_types::pem::Error| RemoteError::Certificates {
+                path: path.to_owned(),
+                what: error.to_string(),
+            };
+            let all = CertificateDer::pem_file_iter(path).map_err(wrong)?;
+            all.collect::<Result<_, _>>().map_err(wrong)?
+        }
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+    Ok(config.root_certs(RootCerts::new_with_certs(&roots)).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_can_read_is_known() {
+        for url in [
+            "https://h:6800",
+            "http://localhost:6800",
+            "http://127.0.0.1:6800",
+            "http://[::1]:6800/",
+            "http://127.9.9.9",
+        ] {
+            assert!(!goes_in_the_clear(url), "{url}");
+        }
+        for url in [
+            "http://h:6800",
+            "http://127.evil.example",
+            "http://localhost.evil.example/",
+            "http://10.0.0.1:6800",
+        ] {
+            assert!(goes_in_the_clear(url), "{url}");
+        }
+    }
+}
