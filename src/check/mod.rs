@@ -12,7 +12,7 @@ mod verify;
 mod whole;
 
 pub use status::{NameStatus, StatusOptions, status};
-pub use verify::{VerifyOptions, VerifySummary, verify};
+pub use verify::{FingerprintSupply, VerifyOptions, VerifySummary, verify, verify_from};
 pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, ReadData, check, check_with_index};
 
 use crate::error::ErrorKind;
@@ -33,6 +33,14 @@ pub enum CheckError {
     /// The disk failed.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The service that has the backup failed, or refused.
+    #[error("{source}")]
+    Elsewhere {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl From<StoreError> for CheckError {
@@ -53,6 +61,7 @@ impl CheckError {
         match self {
             Self::Repository(error) => error.kind(),
             Self::Image(error) => error.kind(),
+            Self::Elsewhere { kind, .. } => *kind,
         }
     }
 }
@@ -61,7 +70,7 @@ impl JobError for CheckError {
     fn repository(&self) -> Option<&RepositoryError> {
         match self {
             Self::Repository(error) => Some(error),
-            Self::Image(_) => None,
+            Self::Image(_) | Self::Elsewhere { .. } => None,
         }
     }
 }

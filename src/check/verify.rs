@@ -10,6 +10,7 @@ use crate::manifest::ManifestReader;
 use crate::progress::{Part, Progress};
 use crate::repository::Repository;
 use crate::segment::{Fingerprint, SegmentIndex, is_zero};
+use crate::store::Catalog;
 use crate::store::pack::ContentsEntry;
 
 /// How a backup is compared.
@@ -33,6 +34,51 @@ pub struct VerifySummary {
     pub read_bytes: u64,
 }
 
+/// Where the fingerprints of a backup's segments come from: a repository here, or a service elsewhere.
+pub trait FingerprintSupply {
+    /// Returns the fingerprint of each present segment in a range of places, in order; nothing of one that no pack holds.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be had.
+    fn fingerprints(
+        &mut self,
+        manifest: &ManifestReader,
+        places: Range<u32>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<(SegmentIndex, Option<Fingerprint>)>, CheckError>;
+}
+
+/// The packs' tables of contents.
+struct Tables {
+    catalog: Catalog,
+}
+
+impl FingerprintSupply for Tables {
+    fn fingerprints(
+        &mut self,
+        manifest: &ManifestReader,
+        places: Range<u32>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<(SegmentIndex, Option<Fingerprint>)>, CheckError> {
+        let wanted = wanted(manifest, places.start);
+        let fact = |entry: &ContentsEntry| entry.fingerprint;
+        let (mut found, mut problems) = self.catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        while found.contains(&None)
+            && let Some(renewed) = self.catalog.renewed()?
+        {
+            // Garbage collection has moved what was in a pack that is gone.
+            self.catalog = renewed;
+            (found, problems) = self.catalog.describe(&wanted, |(key, _)| *key, fact)?;
+        }
+        tell(&problems, progress);
+        let mut expected: Vec<_> =
+            wanted.into_iter().zip(found).map(|((_, index), fingerprint)| (index, fingerprint)).collect();
+        expected.sort_unstable_by_key(|(index, _)| *index);
+        Ok(expected)
+    }
+}
+
 /// Compares every segment of a disk with a backup by BLAKE3. Holes of the disk are not read.
 pub fn verify(
     repository: &Repository,
@@ -42,30 +88,33 @@ pub fn verify(
     progress: &dyn Progress,
 ) -> Result<VerifySummary, CheckError> {
     manifest.verify()?;
-    let geometry = manifest.info().geometry;
     let info = manifest.info();
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
     let _lease = repository.lease(info.backupset, info.incremental)?;
-    let mut catalog = repository.catalog()?;
+    let mut tables = Tables { catalog: repository.catalog()? };
+    verify_from(&mut tables, manifest, image, options, progress)
+}
+
+/// The same, wherever the fingerprints come from.
+///
+/// # Errors
+///
+/// If the manifest is damaged, or if the disk or the supply fails.
+pub fn verify_from(
+    supply: &mut dyn FingerprintSupply,
+    manifest: &ManifestReader,
+    image: &dyn Image,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<VerifySummary, CheckError> {
+    manifest.verify()?;
+    let geometry = manifest.info().geometry;
     let mut part = Part::begin(progress, "verify", geometry.size_of_disk());
     let mut summary = VerifySummary::default();
     let mut first = 0;
     while first < geometry.segments() {
         let end = first.saturating_add(WINDOW).min(geometry.segments());
-        let wanted = wanted(manifest, first);
-        let fact = |entry: &ContentsEntry| entry.fingerprint;
-        let (mut found, mut problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
-        while found.contains(&None)
-            && let Some(renewed) = catalog.renewed()?
-        {
-            // Garbage collection has moved what was in a pack that is gone.
-            catalog = renewed;
-            (found, problems) = catalog.describe(&wanted, |(key, _)| *key, fact)?;
-        }
-        tell(&problems, progress);
-        let mut expected: Vec<_> =
-            wanted.into_iter().zip(found).map(|((_, index), fingerprint)| (index, fingerprint)).collect();
-        expected.sort_unstable_by_key(|(index, _)| *index);
+        let expected = supply.fingerprints(manifest, first..end, progress)?;
         let window = Window { manifest, image, expected: &expected };
         for (index, verdict) in window.compare(first..end, options.jobs, &mut summary.read_bytes)? {
             let start = geometry.offset(index);

@@ -1,9 +1,11 @@
 //! `ekko check`, `ekko verify` and `ekko status`
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use crate::api::{CheckDocument, DamagedRow, StatusRow, View, status_of};
-use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, check_with_index};
+use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, VerifySummary, check_with_index};
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -101,6 +103,13 @@ struct Extent {
 
 pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, CliError> {
     let image = open_image(&args.source, &args.image.options(Reading::Cached))?.image;
+    let options = VerifyOptions { jobs: args.jobs.number() };
+    if let Some(remote) = context.network()? {
+        let (manifest, summary) =
+            remote.verify(&args.backup.to_string(), image.as_ref(), &options, context.progress())?;
+        let backup = format!("{}@{}", args.backup.name, manifest.info().incremental);
+        return tell_verified(backup, args, &summary, context);
+    }
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
@@ -108,18 +117,25 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     }
     let (set, backup) = repository.find(&sets, &args.backup)?;
     let manifest = repository.manifest(set, backup)?;
-    let options = VerifyOptions { jobs: args.jobs.number() };
     let summary = crate::check::verify(&repository, &manifest, image.as_ref(), &options, context.progress())?;
+    let backup = Repository::backup_id(&sets, set, backup.incremental).to_string();
+    tell_verified(backup, args, &summary, context)
+}
+
+/// Tells what a comparison found.
+fn tell_verified(
+    backup: String,
+    args: &VerifyArgs,
+    summary: &VerifySummary,
+    context: &Context,
+) -> Result<Outcome, CliError> {
     let same = summary.differing.is_empty() && summary.unknown_segments == 0;
+    let extent = |range: &Range<u64>| Extent { offset: range.start, length: range.end - range.start };
     let document = VerifyDocument {
-        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
+        backup,
         source: args.source.display().to_string(),
         same,
-        differing: summary
-            .differing
-            .iter()
-            .map(|range| Extent { offset: range.start, length: range.end - range.start })
-            .collect(),
+        differing: summary.differing.iter().map(extent).collect(),
         unknown_segments: summary.unknown_segments,
         read_bytes: summary.read_bytes,
     };
@@ -141,9 +157,13 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
 }
 
 pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, CliError> {
-    let repository = context.open()?;
-    let options = StatusOptions { max_age: args.max_age, now: jiff::Timestamp::now() };
-    let document = status_of(&repository, &View::everything(), &options, context.progress())?;
+    let document = if let Some(remote) = context.network()? {
+        over_service::status(args, &remote)?
+    } else {
+        let repository = context.open()?;
+        let options = StatusOptions { max_age: args.max_age, now: jiff::Timestamp::now() };
+        status_of(&repository, &View::everything(), &options, context.progress())?
+    };
     let good = document.names.iter().filter(|name| name.ok).count();
     context.print(&document, |out| {
         for StatusRow { name, problem, .. } in &document.names {

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use crate::api::{
     CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument, JobDocument, JobRequest,
-    JobResult, ProtectionDocument, ProtectionRequest,
+    JobResult, ProtectionDocument, ProtectionRequest, StatusDocument,
 };
-use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs};
+use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, check, delete, forget, gc};
@@ -124,6 +125,16 @@ pub(super) fn check(
         }
         JobResult::Gc(_) | JobResult::Collected(_) | JobResult::Forget(_) => Err(unexpected()),
     }
+}
+
+pub(super) fn status(args: &StatusArgs, remote: &RemoteRepository) -> Result<StatusDocument, CliError> {
+    // The service reads whole hours, or days, of up to four digits.
+    let age = |age: SignedDuration| match age.as_hours() {
+        hours @ ..=9999 => format!("{}h", hours.max(0)),
+        hours => format!("{}d", (hours / 24).min(9999)),
+    };
+    let query = args.max_age.map_or_else(String::new, |span| format!("?max_age={}", age(span)));
+    Ok(remote.get(&format!("/v1/status{query}"))?)
 }
 
 /// What a deletion and the collection after it did.

@@ -16,6 +16,7 @@ mod stream;
 mod tests;
 mod tries;
 mod unix;
+mod verify;
 mod watch;
 
 use std::sync::Arc;

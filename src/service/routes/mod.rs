@@ -4,6 +4,7 @@ mod backups;
 mod changes;
 mod data;
 mod document;
+mod fingerprints;
 mod jobs;
 mod manifests;
 mod own;
@@ -54,6 +55,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(backups::status))
         .routes(routes!(backups::statistics))
         .routes(routes!(segments::segments))
+        .routes(routes!(fingerprints::fingerprints))
         .routes(routes!(sessions::begin, sessions::list))
         .routes(routes!(sessions::show, sessions::give_up))
         .routes(routes!(sessions::parent))
