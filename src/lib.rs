@@ -21,6 +21,8 @@
 //! the half of all dependencies that they bring.
 
 pub mod error;
+pub mod escape;
+
 pub mod progress;
 
 pub mod pace;

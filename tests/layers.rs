@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms in order. `backup`, `restore` and `check` stand side by side, so none sees another.
 const ROOMS: [&[&str]; 15] = [
-    &["error"],
+    &["error", "escape"],
     &["progress"],
     &["pace"],
     &["segment"],
@@ -162,7 +162,6 @@ fn what_belongs_to_one_room_is_named_in_no_other() {
         none,
         "the original's formats"
     );
-    assert_eq!(offenders(&sources, &["cli/"], &["println!", "print!(", "eprint", "dbg!"]), none, "printing");
     let environment = ["std::env", "env::var", "home_dir"];
     assert_eq!(offenders(&sources, &["cli/", "main.rs"], &environment), none, "the environment");
     assert_eq!(offenders(&sources, &["cli/"], &["clap", "indicatif"]), none, "the command line");
@@ -177,4 +176,52 @@ fn what_belongs_to_one_room_is_named_in_no_other() {
     ];
     assert_eq!(offenders(&sources, &json, &["serde_json"]), none, "JSON");
     assert_eq!(offenders(&sources, &["image/cbt/thin.rs"], &["quick_xml"]), none, "XML");
+}
+
+#[test]
+fn nothing_reaches_a_terminal_but_through_the_file_that_escapes() {
+    let sources = sources();
+    let none: Vec<String> = Vec::new();
+    let macros = ["println!", "print!(", "eprint", "dbg!"];
+    assert_eq!(offenders(&sources, &[], &macros), none, "printing macros");
+    let streams = [
+        "io::stdout",
+        "io::stderr",
+        "{stdout",
+        "{stderr",
+        ", stdout",
+        ", stderr",
+        "stdout().",
+        "stderr().",
+        "Stdout",
+        "Stderr",
+        "rustix::stdio",
+        "/dev/std",
+        "/dev/tty",
+    ];
+    // Others choose between the two streams by `Stream`, which is the terminal's.
+    let unnamed = |source: &Source| {
+        let text = source.text.replace("Stream::Stdout", "").replace("Stream::Stderr", "");
+        Source { path: source.path.clone(), room: source.room.clone(), text, lines: source.lines }
+    };
+    let others: Vec<_> = sources.iter().map(unnamed).collect();
+    assert_eq!(offenders(&others, &["cli/terminal.rs"], &streams), none, "stdout and stderr");
+    let logs = ["tracing_subscriber::fmt()", "set_hook", "error.print()"];
+    assert_eq!(
+        offenders(&sources, &["cli/terminal.rs", "cli/context.rs", "cli/mod.rs"], &logs),
+        none,
+        "the log, panics and clap"
+    );
+    // A bar writes to the terminal itself: its label is escaped there.
+    assert_eq!(offenders(&sources, &["cli/progress.rs"], &["indicatif::"]), none, "bars");
+    // Another program inherits our stderr unless it is given another one.
+    let programs = ["Command::new(\"", "process::Command"];
+    assert_eq!(
+        offenders(&sources, &["cli/backup/hooks.rs", "image/served.rs"], &programs),
+        none,
+        "other programs"
+    );
+    let raw = ["terminal::data()", "terminal::program_text("];
+    let with_raw = ["cli/restore.rs", "cli/manifest/dump.rs", "cli/completions.rs"];
+    assert_eq!(offenders(&sources, &with_raw, &raw), none, "bytes that are not escaped");
 }

@@ -5,10 +5,10 @@ use std::io;
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::cli::Outcome;
 use crate::cli::args::{Cli, CompletionsArgs, ManArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::{Outcome, terminal};
 use crate::error::ErrorKind;
 
 #[derive(Serialize)]
@@ -28,8 +28,12 @@ pub(super) fn completions(args: &CompletionsArgs, context: &Context) -> Result<O
 }
 
 fn print_text(text: &[u8], context: &Context) -> Result<Outcome, CliError> {
-    let document = Text { text: String::from_utf8_lossy(text).into_owned() };
-    context.print(&document, |out| out.write_all(text))?;
+    if context.json {
+        let document = Text { text: String::from_utf8_lossy(text).into_owned() };
+        context.print(&document, |_| Ok(()))?;
+    } else {
+        terminal::program_text(text)?;
+    }
     Ok(Outcome::Done)
 }
 

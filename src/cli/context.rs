@@ -1,6 +1,6 @@
 //! What every command needs: where the repository is, and how to tell things.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use crate::cli::Outcome;
 use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
+use crate::cli::terminal::{self, Json, Lines, Log, Stream};
 use crate::error::ErrorKind;
 use crate::progress::Progress;
 use crate::remote::{Address, Credentials, RemoteRepository};
@@ -28,6 +29,7 @@ pub(super) struct Context {
     pub(super) json: bool,
     quiet: bool,
     verbose: u8,
+    log: Log,
     wait: Duration,
     console: Arc<Console>,
     /// Whether stdout carries a disk's data.
@@ -46,8 +48,8 @@ struct ErrorBody<'a> {
 }
 
 impl Context {
-    pub(super) fn new(global: &Global) -> Self {
-        let bars = !global.quiet && !global.json && io::stderr().is_terminal();
+    pub(super) fn new(global: &Global, log: Log) -> Self {
+        let bars = !global.quiet && !global.json && log == Log::Text && terminal::is_watched();
         Self {
             repository: global.repository.clone(),
             cacert: global.cacert.clone(),
@@ -55,14 +57,15 @@ impl Context {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
+            log,
             wait: global.wait,
-            console: Arc::new(Console::new(bars, !global.quiet)),
+            console: Arc::new(Console::new(bars, !global.quiet, log)),
             data_on_stdout: std::cell::Cell::new(false),
         }
     }
 
     /// Returns how much is logged, `usual` if nothing was said.
-    pub(super) fn log_level(&self, usual: tracing::Level) -> tracing::Level {
+    fn log_level(&self, usual: tracing::Level) -> tracing::Level {
         match (self.quiet, self.verbose) {
             (true, _) => tracing::Level::ERROR,
             (false, 0) => usual,
@@ -71,11 +74,15 @@ impl Context {
         }
     }
 
-    pub(super) fn start_log(&self) {
-        let level = self.log_level(tracing::Level::WARN);
-        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).without_time();
+    /// Begins the log.
+    pub(super) fn start_log(&self, usual: tracing::Level) {
+        let log = tracing_subscriber::fmt().with_max_level(self.log_level(usual)).with_writer(self.log);
+        let log = log.with_target(false);
         // Only a second start could fail, and there is none.
-        let _ = log.with_target(false).try_init();
+        let _ = match self.log {
+            Log::Text => log.without_time().try_init(),
+            Log::Json => log.json().try_init(),
+        };
     }
 
     /// Returns how the repository was named: a folder, or a URL.
@@ -184,23 +191,15 @@ impl Context {
     pub(super) fn print(
         &self,
         document: &impl Serialize,
-        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        text: impl FnOnce(&mut Lines) -> io::Result<()>,
     ) -> Result<(), CliError> {
-        let mut bytes = Vec::new();
+        let stream = if self.data_on_stdout.get() { Stream::Stderr } else { Stream::Stdout };
         if self.json {
-            serde_json::to_writer_pretty(&mut bytes, document).map_err(io::Error::from)?;
-            bytes.push(b'\n');
-        } else {
-            text(&mut bytes)?;
+            return Ok(Json::to(stream).document(document)?);
         }
-        if self.data_on_stdout.get() {
-            io::stderr().lock().write_all(&bytes)?;
-        } else {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&bytes)?;
-            stdout.flush()?;
-        }
-        Ok(())
+        let mut lines = Lines::to(stream);
+        text(&mut lines)?;
+        Ok(lines.finish()?)
     }
 
     /// Tells why the command failed. If nobody reads that either, nothing can be done.
@@ -210,7 +209,7 @@ impl Context {
             let document = ErrorDocument { error: ErrorBody { kind: kind.name(), message } };
             let _ = self.print(&document, |_| Ok(()));
         } else {
-            let _ = writeln!(io::stderr().lock(), "ekko: {message}");
+            self.console.failure(message);
         }
     }
 }

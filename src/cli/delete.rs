@@ -50,10 +50,8 @@ pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) -> Res
         return Ok(());
     }
     let lines = plan.rows.iter().map(|row| shown(row).to_vec());
-    let mut text = Vec::new();
-    format::table(&mut text, &["DELETES", "TIME"], &[], lines)?;
-    for line in String::from_utf8_lossy(&text).lines() {
-        context.progress().line(line);
+    for line in format::table_lines(&["DELETES", "TIME"], &[], lines) {
+        context.progress().line(&line);
     }
     let would = if dry_run { "would be" } else { "is" };
     let line = match plan.freed_bytes {

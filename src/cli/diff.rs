@@ -1,11 +1,12 @@
 //! `ekko diff`
 
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 
 use crate::api::write_diff;
 use crate::cli::args::DiffArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::terminal::{Json, Lines, Stream};
 use crate::cli::{Outcome, format, manifest};
 use crate::manifest::{Difference, ManifestDiff};
 
@@ -14,12 +15,13 @@ pub(super) fn run(args: &DiffArgs, context: &Context) -> Result<Outcome, CliErro
     let newer = manifest::open(&args.newer, context)?;
     let diff = ManifestDiff::of(&older, &newer)?;
     // Written as it is found: the ranges of a large disk are no document to hold in memory.
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     if context.json {
+        let mut out = Json::to(Stream::Stdout);
         write_diff(&diff, &mut out)?;
         out.flush()?;
         return Ok(context.outcome());
     }
+    let mut out = Lines::to(Stream::Stdout);
     let (mut changed, mut zeroed) = (0, 0);
     diff.for_each(|difference| {
         let Difference { offset, length, exists } = difference;
@@ -34,6 +36,6 @@ pub(super) fn run(args: &DiffArgs, context: &Context) -> Result<Outcome, CliErro
     }
     let (changed, zeroed) = (format::bytes(changed), format::bytes(zeroed));
     writeln!(out, "{changed} hold other data, {zeroed} became zero")?;
-    out.flush()?;
+    out.finish()?;
     Ok(context.outcome())
 }

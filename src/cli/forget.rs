@@ -28,7 +28,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         error => error.into(),
     })?;
     if !context.json {
-        show_kept(&kept, context)?;
+        show_kept(&kept, context);
     }
     show(&goes, args.dry_run, context)?;
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
@@ -45,13 +45,11 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
 }
 
 /// Shows what is kept, and why.
-pub(super) fn show_kept(kept: &[KeptBackup], context: &Context) -> Result<(), CliError> {
+pub(super) fn show_kept(kept: &[KeptBackup], context: &Context) {
     let lines = kept.iter().map(|kept| {
         let [backup, time] = shown(&kept.row);
         vec![backup, time, kept.reasons.join(", ")]
     });
-    let mut text = Vec::new();
-    format::table(&mut text, &["KEEPS", "TIME", "BECAUSE"], &[], lines)?;
-    String::from_utf8_lossy(&text).lines().for_each(|line| context.progress().line(line));
-    Ok(())
+    let lines = format::table_lines(&["KEEPS", "TIME", "BECAUSE"], &[], lines);
+    lines.iter().for_each(|line| context.progress().line(line));
 }

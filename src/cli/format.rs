@@ -1,8 +1,11 @@
 //! Numbers and tables for people.
 
-use std::io::{self, Write};
+use std::io;
 
 use comfy_table::{CellAlignment, Table, presets};
+
+use crate::cli::terminal::Lines;
+use crate::escape::escaped;
 
 /// Writes a number of bytes in binary units.
 pub(super) fn bytes(number: u64) -> String {
@@ -36,27 +39,35 @@ pub(super) fn time(timestamp: jiff::Timestamp) -> String {
 
 /// Writes rows under a header, without lines between them.
 pub(super) fn table(
-    out: &mut dyn Write,
+    out: &mut Lines,
     header: &[&str],
     numbers: &[usize],
     rows: impl Iterator<Item = Vec<String>>,
 ) -> io::Result<()> {
+    table_lines(header, numbers, rows).iter().try_for_each(|line| writeln!(out, "{line}"))
+}
+
+/// Returns the lines of a table.
+pub(super) fn table_lines(
+    header: &[&str],
+    numbers: &[usize],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> Vec<String> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
-    table.add_rows(rows);
+    // A newline would make further rows, and other characters have no width that counts.
+    table.add_rows(rows.map(|row| row.iter().map(|cell| escaped(cell).into_owned()).collect::<Vec<_>>()));
     for column in numbers {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+    table.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
 /// Writes names and values, one pair a line.
-pub(super) fn pairs(out: &mut dyn Write, pairs: &[(&str, String)]) -> io::Result<()> {
+pub(super) fn pairs(out: &mut Lines, pairs: &[(&str, String)]) -> io::Result<()> {
+    let pairs: Vec<_> = pairs.iter().map(|(name, value)| (escaped(name), value)).collect();
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().try_for_each(|(name, value)| writeln!(out, "{name:width$}  {value}"))
 }

@@ -1,12 +1,13 @@
 //! `ekko gc`
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use crate::api::{GcDocument, collect};
 use crate::cli::args::GcArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, format, over_service};
 use crate::repository::GcOptions;
 
@@ -27,7 +28,7 @@ pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError>
 }
 
 /// Says what a collection did.
-pub(super) fn describe(document: &GcDocument, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn describe(document: &GcDocument, out: &mut Lines) -> io::Result<()> {
     for problem in &document.problems {
         writeln!(out, "problem: {problem}")?;
     }

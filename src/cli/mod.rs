@@ -1,4 +1,4 @@
-//! The command line: the only place that prints.
+//! The command line: the only place that prints, all of it through `terminal`.
 //!
 //! One file a command. Owns arguments, tables, JSON, progress bars and exit codes: 0 done, 1 failed,
 //! 2 wrong usage, 3 done but problems were found.
@@ -27,6 +27,7 @@ mod restore;
 mod serve;
 mod show;
 mod stats;
+mod terminal;
 mod token;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub use args::Cli;
 use crate::cli::args::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::terminal::Log;
 use crate::store::in_guarded_call;
 
 /// How a command ended that did not fail.
@@ -63,20 +65,23 @@ impl Outcome {
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
-    quiet_guarded_panics();
+    tell_of_panics(Log::Text);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap writes help and version to stdout with code 0, and wrong usage to stderr with code 2.
-            let _ = error.print();
+            // Help and version end with code 0, wrong usage with code 2.
+            terminal::usage(&error);
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let context = Context::new(&cli.global);
-    match &cli.command {
-        Command::Serve(args) => serve::start_log(args, context.log_level(tracing::Level::INFO)),
-        _ => context.start_log(),
-    }
+    let (log, level) = match &cli.command {
+        Command::Serve(args) if args.log_json => (Log::Json, tracing::Level::INFO),
+        Command::Serve(_) => (Log::Text, tracing::Level::INFO),
+        _ => (Log::Text, tracing::Level::WARN),
+    };
+    tell_of_panics(log);
+    let context = Context::new(&cli.global, log);
+    context.start_log(level);
     match run(cli.command, &context) {
         Ok(outcome) => outcome.code(),
         // Whoever read our output has gone; that is no failure of ours.
@@ -118,12 +123,11 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
     }
 }
 
-/// A panic inside sled is caught and answered with a new index; nobody needs to see it.
-fn quiet_guarded_panics() {
-    let usual = std::panic::take_hook();
+/// Says how panics are told. One inside sled is caught and answered with a new index; nobody needs to see it.
+fn tell_of_panics(log: Log) {
     std::panic::set_hook(Box::new(move |panic| {
         if !in_guarded_call() {
-            usual(panic);
+            terminal::panicked(panic, log);
         }
     }));
 }

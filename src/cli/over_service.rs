@@ -1,6 +1,6 @@
 //! Commands that a service does which has the repository: one on another host, or one on this.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -13,6 +13,7 @@ use crate::api::{
 use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, check, delete, forget, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
@@ -75,7 +76,7 @@ impl Collected {
         }
     }
 
-    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn describe(&self, out: &mut Lines) -> io::Result<()> {
         match self {
             Self::All(document) => gc::describe(document, out),
             Self::OfProject(CollectedDocument { problems: true, .. }) => {
@@ -203,7 +204,7 @@ pub(super) fn forget(
     };
     let JobResult::Forget(document) = job(remote, &request, context)? else { return Err(unexpected()) };
     if !context.json {
-        forget::show_kept(&document.kept, context)?;
+        forget::show_kept(&document.kept, context);
         document.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
     }
     let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;

@@ -1,12 +1,13 @@
 //! Progress bars and notices, on stderr.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::terminal::{Log, say};
+use crate::escape::escaped;
 use crate::progress::{Notice, Progress};
 
 /// Tells a person at a terminal.
@@ -14,6 +15,7 @@ use crate::progress::{Notice, Progress};
 pub(super) struct Console {
     bars: bool,
     notices: bool,
+    log: Log,
     bar: Mutex<Option<Shown>>,
     problems: AtomicBool,
 }
@@ -26,8 +28,8 @@ struct Shown {
 }
 
 impl Console {
-    pub(super) fn new(bars: bool, notices: bool) -> Self {
-        Self { bars, notices, bar: Mutex::default(), problems: AtomicBool::new(false) }
+    pub(super) fn new(bars: bool, notices: bool, log: Log) -> Self {
+        Self { bars, notices, log, bar: Mutex::default(), problems: AtomicBool::new(false) }
     }
 
     /// Says whether a problem was noticed: the exit code is then 3.
@@ -43,12 +45,32 @@ impl Console {
         }
     }
 
-    /// Prints a line above the bar, if there is one.
+    /// Tells something, on a line above the bar if there is one.
     pub(super) fn line(&self, text: &str) {
-        let print = || {
-            // A closed stderr is nobody's loss.
-            let _ = writeln!(std::io::stderr().lock(), "ekko: {text}");
-        };
+        match self.log {
+            Log::Json => tracing::info!("{text}"),
+            Log::Text => self.print(text),
+        }
+    }
+
+    /// Tells of something that is wrong.
+    fn problem(&self, text: &str) {
+        match self.log {
+            Log::Json => tracing::warn!("{text}"),
+            Log::Text => self.print(text),
+        }
+    }
+
+    /// Tells why the command failed.
+    pub(super) fn failure(&self, text: &str) {
+        match self.log {
+            Log::Json => tracing::error!("{text}"),
+            Log::Text => self.print(text),
+        }
+    }
+
+    fn print(&self, text: &str) {
+        let print = || say(format_args!("ekko: {text}"));
         let shown = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|it| it.bar.clone());
         match shown {
             Some(bar) => bar.suspend(print),
@@ -71,7 +93,7 @@ impl Progress for Console {
         }
         let template = "{prefix:16!} {bar:30} {binary_bytes:>11} / {binary_total_bytes} {binary_bytes_per_sec:>13}, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(bytes).with_style(style).with_prefix(label.to_owned());
+        let bar = ProgressBar::new(bytes).with_style(style).with_prefix(escaped(label).into_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         *shown = Some(Shown { bar, parts: 1 });
     }
@@ -108,7 +130,10 @@ impl Progress for Console {
             Notice::GoesOn { what } => what,
             Notice::Problem { what, .. } => {
                 self.problems.store(true, Ordering::Release);
-                format!("problem: {what}")
+                if self.notices {
+                    self.problem(&format!("problem: {what}"));
+                }
+                return;
             }
         };
         if self.notices {

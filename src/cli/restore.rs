@@ -1,6 +1,5 @@
 //! `ekko restore`
 
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use crate::cli::args::RestoreArgs;
 use crate::cli::backup::read_list;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, terminal};
 use crate::error::ErrorKind;
 use crate::image::{Format, ImageOptions, open_image};
 use crate::manifest::ManifestReader;
@@ -140,7 +139,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         let ranges = differing(args, &repository, &manifest, context)?;
         restore_in_place(&repository, &manifest, &args.target, &ranges, &options, context.progress())?
     } else if to_stdout {
-        let mut stdout = io::stdout().lock();
+        let mut stdout = terminal::data();
         restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?
     } else {
         restore_to_path(&repository, &manifest, &args.target, &options, context.progress())?
@@ -204,7 +203,7 @@ fn from_service(
         certificates: args.tls.tls_certificates.clone(),
     };
     let (manifest, summary) = if args.target == Path::new("-") {
-        remote.restore_to_stream(&backup, &mut io::stdout(), &options, context.progress())?
+        remote.restore_to_stream(&backup, &mut terminal::data(), &options, context.progress())?
     } else {
         remote.restore(&backup, &args.target, &options, context.progress())?
     };

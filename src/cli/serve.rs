@@ -1,6 +1,5 @@
 //! `ekko serve`
 
-use std::io;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -68,11 +67,4 @@ fn settings(args: &ServeArgs) -> Result<ServiceSettings, CliError> {
         settings.tls = Some(TlsSettings { certificate: certificate.clone(), key: key.clone(), client_ca });
     }
     Ok(settings)
-}
-
-/// Begins the log of a service.
-pub(super) fn start_log(args: &ServeArgs, level: tracing::Level) {
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
-    // Only a second start could fail, and there is none.
-    let _ = if args.log_json { log.json().try_init() } else { log.without_time().try_init() };
 }

@@ -13,4 +13,5 @@ mod machine;
 mod manifest;
 mod reading;
 mod restore;
+mod terminal;
 mod usage;

@@ -146,9 +146,10 @@ fn the_log_is_json_where_that_is_asked_for() {
     signal(&mut child, "INT");
     assert!(child.wait().unwrap().success());
     let text = std::fs::read_to_string(&log).unwrap();
-    let lines = text.lines().filter(|line| !line.starts_with("ekko: listening"));
-    let lines: Vec<Value> =
-        lines.map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+    let lines: Vec<Value> = text.lines().map(read).collect();
+    let message = lines[0]["fields"]["message"].as_str().unwrap();
+    assert!(message.starts_with("listening on http://"), "{message}");
     let request = lines.iter().find(|line| line["fields"]["path"] == "/v1/jobs/x").unwrap();
     let id = request["fields"]["request_id"].as_str().unwrap();
     assert!(answer.contains(id), "the client knows the id that the log has");

@@ -43,13 +43,13 @@ pub struct Cli {
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Global {
     /// The repository's folder
-    #[arg(short, long, global = true, value_name = "PATH", env = "EKKO_REPOSITORY")]
+    #[arg(short, long, global = true, value_name = "PATH", env = "EKKO_REPOSITORY", hide_env_values = true)]
     pub(in crate::cli) repository: Option<PathBuf>,
     /// The roots of certificates to believe, in PEM, for a repository that is https://HOST:PORT/ [default: the machine's]
-    #[arg(long, global = true, value_name = "FILE", env = "EKKO_CACERT")]
+    #[arg(long, global = true, value_name = "FILE", env = "EKKO_CACERT", hide_env_values = true)]
     pub(in crate::cli) cacert: Option<PathBuf>,
     /// The file with the token for a repository that is https://HOST:PORT/; `EKKO_TOKEN` may hold the token itself
-    #[arg(long, global = true, value_name = "FILE", env = "EKKO_TOKEN_FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "EKKO_TOKEN_FILE", hide_env_values = true)]
     pub(in crate::cli) token_file: Option<PathBuf>,
     /// Print one JSON document (on stderr where stdout carries data)
     #[arg(long, global = true)]

@@ -4,18 +4,18 @@
 //! The one after runs once, whatever happens before: it undoes what the other has done. So signals that would end this
 //! process only ask it to stop; then the sources are closed, the command runs, and the process ends by itself.
 
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::args::MachineArgs;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
+use crate::cli::terminal::pass_on;
 use crate::error::ErrorKind;
 
 /// The commands of one backup. Dropped before the one after has run, it runs.
@@ -64,7 +64,7 @@ impl<'a> Hooks<'a> {
         }
         self.after_ran.store(false, Ordering::Release);
         let Some(command) = &self.args.before else { return Ok(()) };
-        let ran = self.shell(command).and_then(|mut shell| shell.status());
+        let ran = run(self.shell(command));
         let failed = |how: &dyn std::fmt::Display| {
             let message = format!("nothing was backed up: --before ({command}) failed: {how}");
             Err(CliError::new(ErrorKind::Io, message))
@@ -83,12 +83,11 @@ impl<'a> Hooks<'a> {
             return;
         }
         let Some(command) = &self.args.after else { return };
-        let ran = self.shell(command).and_then(|mut shell| {
-            shell.env("EKKO_RESULT", if done { "done" } else { "failed" });
-            // What ends this process, or is meant to, is not to end what it owes.
-            shell.process_group(0).status()
-        });
-        let how = match ran {
+        let mut shell = self.shell(command);
+        shell.env("EKKO_RESULT", if done { "done" } else { "failed" });
+        // What ends this process, or is meant to, is not to end what it owes.
+        shell.process_group(0);
+        let how = match run(shell) {
             Ok(status) if status.success() => return,
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
@@ -103,16 +102,42 @@ impl<'a> Hooks<'a> {
         self.after_failed.load(Ordering::Acquire)
     }
 
-    fn shell(&self, command: &str) -> io::Result<Command> {
+    fn shell(&self, command: &str) -> Command {
         let mut shell = Command::new("sh");
         shell.args(["-c", command]).stdin(Stdio::null());
-        // Our stdout is for our results alone.
-        shell.stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?));
         shell.env_remove("EKKO_RESULT");
         match &self.args.machine {
             Some(name) => shell.env("EKKO_MACHINE", name.as_str()),
             None => shell.env_remove("EKKO_MACHINE"),
         };
-        Ok(shell)
+        shell
     }
+}
+
+/// Runs a command to its end. What it writes goes to our stderr, line by line: our stdout is for our results alone, and it
+/// may repeat what a guest says.
+fn run(mut shell: Command) -> io::Result<ExitStatus> {
+    let (output, input) = io::pipe()?;
+    let mut own = input.try_clone()?;
+    shell.stdout(input.try_clone()?).stderr(input);
+    let end = format!("the end of {}", uuid::Uuid::new_v4());
+    let (passed_on, is_passed_on) = mpsc::channel();
+    let last = end.clone();
+    let reader = std::thread::Builder::new().name("ekko-output".to_owned());
+    reader.spawn(move || {
+        let mut output = BufReader::new(output);
+        let _ = pass_on(&mut output, &last);
+        let _ = passed_on.send(());
+        // Programs that the command has left running may go on writing.
+        let _ = pass_on(&mut output, &last);
+    })?;
+    let child = shell.spawn();
+    // Its ends of the pipe are closed with it.
+    drop(shell);
+    let status = child?.wait();
+    // All that the command has written lies in the pipe before this.
+    if writeln!(own, "\n{end}").is_ok() {
+        let _ = is_passed_on.recv();
+    }
+    status
 }

@@ -1,6 +1,6 @@
 //! What a backup says of itself when it is done.
 
-use std::io::{self, Write};
+use std::io;
 
 use serde::Serialize;
 
@@ -9,6 +9,7 @@ use crate::cli::backup::Source;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::format;
+use crate::cli::terminal::Lines;
 use crate::image::Format;
 
 #[derive(Serialize)]
@@ -121,7 +122,7 @@ pub(super) fn print(document: &Document, context: &Context) -> Result<(), CliErr
 }
 
 impl Done {
-    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn describe(&self, out: &mut Lines) -> io::Result<()> {
         writeln!(
             out,
             "{}: {} in {} segments: {} new ({}, stored as {}), {} deduplicated, {} unchanged, {} zero; {:.1} s",

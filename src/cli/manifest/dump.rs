@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::Outcome;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::terminal::{self, Json, Stream};
 use crate::manifest::ManifestReader;
 
 /// After how many segments the manifest's pages are given back.
@@ -30,8 +31,8 @@ fn is_first(twin: &u16) -> bool {
 pub(super) fn run(manifest: &ManifestReader, context: &Context) -> Result<Outcome, CliError> {
     manifest.verify()?;
     // Written as it is read: a list of 2^24 segments is no document to hold in memory.
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     if context.json {
+        let mut out = Json::to(Stream::Stdout);
         write!(out, "{{\"segments\":[")?;
         for (position, (index, segment)) in manifest.segments().enumerate() {
             let row = Row {
@@ -45,7 +46,10 @@ pub(super) fn run(manifest: &ManifestReader, context: &Context) -> Result<Outcom
             serde_json::to_writer(&mut out, &row).map_err(io::Error::from)?;
         }
         writeln!(out, "\n]}}")?;
+        out.flush()?;
     } else {
+        // Digits alone.
+        let mut out = BufWriter::with_capacity(1 << 16, terminal::data());
         let mut line = [b'\n'; 41];
         for (position, (_, segment)) in (1_u32..).zip(manifest.segments()) {
             if let Some(text) = line.get_mut(..40) {
@@ -57,7 +61,7 @@ pub(super) fn run(manifest: &ManifestReader, context: &Context) -> Result<Outcom
                 manifest.release_pages();
             }
         }
+        out.flush()?;
     }
-    out.flush()?;
     Ok(context.outcome())
 }

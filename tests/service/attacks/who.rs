@@ -208,7 +208,7 @@ fn listening(log: &Path) -> String {
     while Instant::now() < until {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         if let Some((_, rest)) = text.split_once("listening on http://")
-            && let Some((address, _)) = rest.split_once('\n')
+            && let Some((address, _)) = rest.split_once(['\n', '"'])
         {
             return address.to_owned();
         }

@@ -1,0 +1,222 @@
+//! The only way to stdout and stderr, in which nothing reaches a terminal that it would obey.
+//!
+//! Text leaves the program in lines: one `writeln!` to [`Lines`], one [`say`], one event of the log is one line, and every
+//! other newline in it is escaped, because it comes from data. JSON documents keep their values and are safe to look at.
+//! Two things pass as they are: the bytes of a disk, and text that is part of this program. `tests/layers.rs` holds that no
+//! other file names stdout or stderr.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
+use std::panic::PanicHookInfo;
+
+use serde::Serialize;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::escape::{escaped, escaped_json};
+
+/// The longest line of another program that is passed on in one piece, in bytes.
+const LONGEST_LINE: u64 = 64 << 10;
+
+/// Where text goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn open(self) -> Box<dyn Write> {
+        match self {
+            Self::Stdout => Box::new(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
+            Self::Stderr => Box::new(BufWriter::with_capacity(1 << 16, io::stderr().lock())),
+        }
+    }
+}
+
+/// Says whether a person may be looking at stderr.
+pub(super) fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Lines of text for a person. Not a [`Write`]: bytes do not tell a newline of the program from one of the data.
+pub(super) struct Lines {
+    out: Box<dyn Write>,
+    line: String,
+}
+
+impl Lines {
+    /// Begins to write lines.
+    pub(super) fn to(stream: Stream) -> Self {
+        Self { out: stream.open(), line: String::new() }
+    }
+
+    /// Writes one line. This is what `writeln!` calls: the newline at the end is the program's, each other one is data.
+    pub(super) fn write_fmt(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
+        self.line.clear();
+        // A String takes everything; what fails is the `Display` of a value.
+        self.line.write_fmt(line).map_err(io::Error::other)?;
+        let text = self.line.strip_suffix('\n').unwrap_or(&self.line);
+        self.out.write_all(escaped(text).as_bytes())?;
+        self.out.write_all(b"\n")
+    }
+
+    /// Makes sure that all lines are written.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes one line to stderr. If nobody reads it, nothing can be done.
+pub(super) fn say(line: fmt::Arguments<'_>) {
+    let mut text = escaped(&line.to_string()).into_owned();
+    text.push('\n');
+    // In one piece, so that lines of several threads do not mix.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// JSON that is written as it comes to be.
+pub(super) struct Json {
+    out: Box<dyn Write>,
+}
+
+impl Json {
+    /// Begins to write JSON.
+    pub(super) fn to(stream: Stream) -> Self {
+        Self { out: stream.open() }
+    }
+
+    /// Writes a document, laid out for a person, and a newline.
+    pub(super) fn document(mut self, document: &impl Serialize) -> io::Result<()> {
+        let text = serde_json::to_string_pretty(document).map_err(io::Error::from)?;
+        self.write_all(text.as_bytes())?;
+        self.write_all(b"\n")?;
+        self.flush()
+    }
+}
+
+impl Write for Json {
+    /// Takes whole characters, as serializers write them.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = std::str::from_utf8(bytes).map_err(io::Error::other)?;
+        self.out.write_all(escaped_json(text).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Returns stdout for the bytes of a disk, and for digits: nothing is escaped.
+pub(super) fn data() -> impl Write + Send {
+    io::stdout()
+}
+
+/// Prints text that is part of this program, as it is: completion scripts and manual pages.
+pub(super) fn program_text(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()
+}
+
+/// Says whether no argument, and no variable that stands for one, holds anything that a terminal would obey.
+fn usage_is_safe() -> bool {
+    let is_safe = |text: OsString| matches!(escaped(&text.to_string_lossy()), Cow::Borrowed(_));
+    let is_ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"EKKO_");
+    let variables = std::env::vars_os().filter(|(name, _)| is_ours(name)).map(|(_, value)| value);
+    std::env::args_os().chain(variables).all(is_safe)
+}
+
+/// Prints what the parser of the command line says: help and version to stdout, wrong usage to stderr.
+pub(super) fn usage(error: &clap::Error) {
+    if !error.use_stderr() || usage_is_safe() {
+        // All of it is the program's own text, or harmless.
+        let _ = error.print();
+        return;
+    }
+    // It repeats an argument that a terminal would obey: no newline can be told from one of the argument's.
+    say(format_args!("{}", error.render().to_string().trim_end()));
+}
+
+/// Passes the output of another program on to stderr, line by line, until it ends or the line `end` comes. Neither that
+/// line nor an empty line just before it is passed on.
+pub(super) fn pass_on(output: &mut BufReader<impl Read>, end: &str) -> io::Result<()> {
+    let (mut line, mut is_blank) = (Vec::new(), false);
+    loop {
+        line.clear();
+        let read = output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        let text = String::from_utf8_lossy(&line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        if read > 0 && text == end {
+            return Ok(());
+        }
+        if is_blank {
+            say(format_args!(""));
+        }
+        if read == 0 {
+            return Ok(());
+        }
+        is_blank = text.is_empty();
+        if !is_blank {
+            say(format_args!("{text}"));
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Log {
+    Text,
+    Json,
+}
+
+/// Takes events of the log: each comes in one call, with a newline at its end.
+pub(super) struct Event(Log);
+
+impl Write for Event {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let mut line = match self.0 {
+            Log::Text => escaped(line).into_owned(),
+            Log::Json => escaped_json(line).replace('\n', " "),
+        };
+        line.push('\n');
+        // A log that nobody reads keeps nobody from working.
+        let _ = io::stderr().lock().write_all(line.as_bytes());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Event;
+
+    fn make_writer(&'a self) -> Event {
+        Event(*self)
+    }
+}
+
+/// Tells of a panic, which may repeat data: to the log if that is JSON, else in lines.
+pub(super) fn panicked(panic: &PanicHookInfo<'_>, log: Log) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("?");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let what = panic.payload_as_str().unwrap_or("no message");
+    // The environment says whether it is wanted.
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    match log {
+        Log::Json => tracing::error!(thread = name, place, what, backtrace, "a thread panicked"),
+        Log::Text => {
+            say(format_args!("thread '{name}' panicked at {place}: {what}"));
+            backtrace.iter().flat_map(|text| text.lines()).for_each(|line| say(format_args!("{line}")));
+        }
+    }
+}
