@@ -24,7 +24,7 @@ pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, Cl
     }
     let writer = context.open_shared(1)?;
     let plan = DeletionPlan::of(&writer, &View::everything(), &backups)?;
-    show(&plan, args.dry_run, context)?;
+    show(&plan, args.dry_run, context);
     let gc = change(&writer, &plan, args.dry_run, args.gc, context)?;
     writer.close()?;
     let DeletionPlan { rows, freed_bytes, .. } = plan;
@@ -45,9 +45,9 @@ pub(super) fn shown(row: &BackupRef) -> [String; 2] {
 }
 
 /// Shows what is about to go, before it goes.
-pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) -> Result<(), CliError> {
+pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) {
     if context.json {
-        return Ok(());
+        return;
     }
     let lines = plan.rows.iter().map(|row| shown(row).to_vec());
     for line in format::table_lines(&["DELETES", "TIME"], &[], lines) {
@@ -59,7 +59,6 @@ pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) -> Res
         None => "a manifest is damaged: what becomes free cannot be known".to_owned(),
     };
     context.progress().line(&line);
-    Ok(())
 }
 
 /// Deletes backups, one after the other, and collects the garbage if that was asked for; or does neither.

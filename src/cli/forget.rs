@@ -30,7 +30,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
     if !context.json {
         show_kept(&kept, context);
     }
-    show(&goes, args.dry_run, context)?;
+    show(&goes, args.dry_run, context);
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
     writer.close()?;
     let (deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
@@ -51,5 +51,7 @@ pub(super) fn show_kept(kept: &[KeptBackup], context: &Context) {
         vec![backup, time, kept.reasons.join(", ")]
     });
     let lines = format::table_lines(&["KEEPS", "TIME", "BECAUSE"], &[], lines);
-    lines.iter().for_each(|line| context.progress().line(line));
+    for line in lines {
+        context.progress().line(&line);
+    }
 }

@@ -14,7 +14,8 @@ use crate::api::{Refusal, version};
 use crate::service::identity::identify;
 use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
 use crate::service::metrics::Counting;
-use crate::service::{App, Caller, Refused};
+use crate::service::printable::printable;
+use crate::service::{App, Caller, Refused, host};
 
 /// The header that tells a request's id, as those of `OpenStack` have it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
@@ -42,13 +43,20 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let asked = request.headers().get(version::HEADER).cloned();
     let asked = asked.as_ref().map(|value| value.to_str().unwrap_or("?"));
     let agreed = version::negotiate(asked);
+    let peer = match request.extensions().get::<Origin>() {
+        Some(Origin::Network(peer, _)) => peer.to_string(),
+        Some(Origin::Owner) | None => "socket".to_owned(),
+    };
+    let named = host::check(&request);
+    let is_misnamed = named.is_err();
     let (counting, request) = Counting::begin(&app, request);
-    let response = match &agreed {
-        Ok(_) => admit(&app, request, next).await,
-        Err(why) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
+    let response = match (&agreed, named) {
+        (_, Err(refused)) => refused.into_response(),
+        (Err(why), _) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
+        (Ok(_), Ok(())) => admit(&app, request, next).await,
     };
     let who = response.extensions().get::<Who>().map_or("", |Who(who)| who).to_owned();
-    let mut response = with_shape(response, &id);
+    let mut response = printable(with_shape(response, &id)).await;
     let headers = response.headers_mut();
     let mut tell = |name: HeaderName, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -60,13 +68,17 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     tell(HeaderName::from_static(version::MINIMUM_HEADER), &version::MINIMUM.to_string());
     tell(HeaderName::from_static(version::MAXIMUM_HEADER), &version::MAXIMUM.to_string());
     headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
+    if is_misnamed {
+        // Whoever stands between may take what follows for somebody else's.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status().as_u16();
     let seconds = begun.elapsed().as_secs_f64();
     // A backup is sent in thousands of requests: only its beginning, its end and what goes wrong are told.
     if status < 400 && path.starts_with(IN_A_SESSION) && !path.ends_with("/commit") {
-        tracing::debug!(request_id = %id, who, %method, path, status, seconds, "request");
+        tracing::debug!(request_id = %id, who, peer, %method, path, status, seconds, "request");
     } else {
-        tracing::info!(request_id = %id, who, %method, path, status, seconds, "request");
+        tracing::info!(request_id = %id, who, peer, %method, path, status, seconds, "request");
     }
     counting.end(response)
 }
@@ -133,6 +145,9 @@ fn with_shape(response: Response, id: &str) -> Response {
     };
     if status.is_server_error() {
         tracing::error!(request_id = %id, why = refused.for_the_log(), "a request failed");
+    } else if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        // The answer does not tell all of it, and whoever looks after the service is asked why.
+        tracing::info!(request_id = %id, why = refused.for_the_log(), "a request was refused");
     } else {
         tracing::debug!(request_id = %id, why = refused.for_the_log(), "a request was refused");
     }

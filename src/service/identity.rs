@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderName, header};
 use crate::api::{Refusal, View};
 use crate::service::keystone::Verdict;
 use crate::service::limits::Address;
+use crate::service::tokens::WrongToken;
 use crate::service::{App, Caller, Refused, TokenText};
 
 /// Where OpenStack's clients say who they are.
@@ -66,9 +67,18 @@ pub(super) async fn identify(
 ) -> Result<Option<Caller>, Refused> {
     let caller = match credential(headers)? {
         None => return Ok(None),
-        Some(Credential::Token(token)) => of_token(app, &token).await?,
+        Some(Credential::Token(token)) => {
+            let judged = of_token(app, &token).await?;
+            // Its id is no secret.
+            judged
+                .inspect_err(|why| tracing::info!(%address, token = %token.id(), %why, "a token was refused"))
+                .ok()
+        }
         Some(Credential::Keystone(token)) => of_keystone(app, &token, address).await?,
-        Some(Credential::Malformed) => None,
+        Some(Credential::Malformed) => {
+            tracing::info!(%address, why = "it has not the form of a token", "a token was refused");
+            None
+        }
     };
     match caller {
         Some(caller) => Ok(Some(caller)),
@@ -78,7 +88,6 @@ pub(super) async fn identify(
 
 /// Counts a failure, and says how it is answered.
 fn failure(app: &App, address: Address) -> Refused {
-    tracing::info!(%address, "a token was refused");
     match app.failures().take(address) {
         Ok(()) => Refused::new(Refusal::Unauthorized, "the token is not known, or its time is over"),
         Err(seconds) => too_many_failures(seconds),
@@ -90,7 +99,11 @@ fn too_many_failures(seconds: u32) -> Refused {
 }
 
 async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<Caller>, Refused> {
-    let Some(keystone) = app.keystone() else { return Ok(None) };
+    let unknown = |why: &str| tracing::info!(%address, why, "a token was refused");
+    let Some(keystone) = app.keystone() else {
+        unknown("it is no token of this repository, and no Keystone is configured");
+        return Ok(None);
+    };
     let verdict = if let Some(verdict) = keystone.known(token)? {
         verdict
     } else {
@@ -100,11 +113,14 @@ async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<
     };
     Ok(match verdict {
         Verdict::In(caller) => Some(caller),
-        Verdict::Unknown => None,
+        Verdict::Unknown => {
+            unknown("Keystone does not know it, or its time is over");
+            None
+        }
     })
 }
 
-async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Option<Caller>, Refused> {
+async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Result<Caller, WrongToken>, Refused> {
     let tokens = if let Some(tokens) = app.tokens().current() {
         tokens
     } else {
@@ -114,14 +130,7 @@ async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Option<Caller>, R
         };
         app.blocking(renew).await?
     };
-    let Some(token) = tokens.get(&shown.id()) else { return Ok(None) };
-    // `blake3::Hash` is compared in constant time; and what is compared are hashes, which nobody can steer.
-    let [kept, is] =
-        [token.fingerprint, shown.fingerprint()].map(|it| blake3::Hash::from_bytes(*it.as_bytes()));
-    if kept != is || token.is_expired(jiff::Timestamp::now()) {
-        return Ok(None);
-    }
-    Ok(Some(Caller {
+    Ok(tokens.judge(shown, jiff::Timestamp::now()).map(|token| Caller {
         who: format!("token:{}", token.id),
         view: View::of(token.project.clone()),
         role: token.role,

@@ -10,6 +10,7 @@ mod document;
 mod going_on;
 mod harness;
 mod jobs;
+mod logs;
 mod network;
 mod proxy;
 mod reading;

@@ -10,6 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 
 use crate::api::{JobDocument, JobEvent, JobList, JobRequest};
+use crate::escape::escaped_json;
 use crate::service::extract::{Json, Path};
 use crate::service::{App, Caller, Refused, Role, jobs};
 
@@ -93,7 +94,8 @@ pub(super) async fn events(
         let document = following.next().await;
         let ended = document.state.has_ended();
         let event = Event::default().event(if ended { "end" } else { "progress" });
-        let event = event.json_data(&document).unwrap_or_default();
+        let text = serde_json::to_string(&document).unwrap_or_default();
+        let event = event.data(escaped_json(&text));
         Some((Ok(event), (!ended).then_some(following)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)))

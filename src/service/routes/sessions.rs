@@ -48,7 +48,13 @@ pub(super) async fn begin(
     JsonBody(new): JsonBody<NewSession>,
 ) -> Result<(StatusCode, Json<SessionState>), Refused> {
     caller.must_be(Role::Backup)?;
-    app.blocking(move |app| Ok((StatusCode::CREATED, Json(sessions::begin(app, &caller, &new)?)))).await
+    app.blocking(move |app| {
+        let state = sessions::begin(app, &caller, &new)?;
+        let (session, image) = (&state.session, caller.view.full(&state.name)?);
+        tracing::info!(session, who = caller.who, %image, number = state.incremental, "a backup has begun");
+        Ok((StatusCode::CREATED, Json(state)))
+    })
+    .await
 }
 
 /// Lists the caller's sessions.
@@ -95,6 +101,7 @@ pub(super) async fn give_up(
     let session = find(&app, &caller, &id)?;
     app.blocking(move |app| {
         sessions::give_up(app, &session);
+        session.log("a backup was given up by its client");
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -324,5 +331,10 @@ pub(super) async fn commit(
     Query(Parts { parts }): Query<Parts>,
 ) -> Result<Json<Committed>, Refused> {
     let session = find(&app, &caller, &id)?;
-    app.blocking(move |app| Ok(Json(sessions::commit(app, &session, parts)?))).await
+    app.blocking(move |app| {
+        let committed = sessions::commit(app, &session, parts)?;
+        session.log("a backup is committed");
+        Ok(Json(committed))
+    })
+    .await
 }

@@ -220,7 +220,7 @@ pub(super) fn give_up_silent(app: &App, all: bool) {
         app.sessions().open().values().filter(|session| all || session.silence() > limit).cloned().collect();
     for session in silent {
         if !session.is_over() {
-            tracing::info!(session = session.id, "a session is given up");
+            session.log("a backup is given up: nothing was heard of its client");
         }
         give_up(app, &session);
     }

@@ -118,6 +118,12 @@ impl Session {
         self.view == caller.view && self.who == caller.who
     }
 
+    /// Says in the log what has become of it.
+    pub(in crate::service) fn log(&self, what: &'static str) {
+        let (session, number) = (&self.id, self.state.incremental);
+        tracing::info!(session, who = self.who, image = %self.name, number, "{what}");
+    }
+
     /// Says for how long nothing was heard of the client.
     pub(super) fn silence(&self) -> Duration {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).elapsed()

@@ -23,6 +23,9 @@ const LIMIT: u64 = 4 << 20;
 /// The longest note, in bytes.
 const LONGEST_NOTE: usize = 256;
 
+/// How many revoked tokens are remembered, those that were revoked last.
+const MOST_REVOKED: usize = 1000;
+
 const CHECKSUM: &str = "# BLAKE3 of all before this line: ";
 
 /// What is kept of a token.
@@ -51,6 +54,22 @@ impl Token {
     }
 }
 
+/// What is remembered of a token that was revoked: so that the log can say so when it is shown again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::service) struct RevokedToken {
+    pub(in crate::service) id: TokenId,
+    pub(in crate::service) project: Project,
+    pub(in crate::service) revoked: jiff::Timestamp,
+}
+
+/// All that the file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) tokens: Vec<Token>,
+    /// In the order of their ends.
+    pub(super) revoked: Vec<RevokedToken>,
+}
+
 /// What a token is made with.
 #[derive(Clone, Debug)]
 pub struct NewToken {
@@ -70,6 +89,31 @@ struct File {
     format: u32,
     #[serde(default, rename = "token")]
     tokens: Vec<FileToken>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    revoked: Vec<FileRevoked>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRevoked {
+    id: String,
+    project: Project,
+    revoked: String,
+}
+
+impl FileRevoked {
+    fn of(token: &RevokedToken) -> Self {
+        let (id, revoked) = (token.id.to_string(), token.revoked.to_string());
+        Self { id, project: token.project.clone(), revoked }
+    }
+
+    fn read(self) -> Result<RevokedToken, String> {
+        Ok(RevokedToken {
+            id: self.id.parse().map_err(|error: crate::service::InvalidTokenId| error.to_string())?,
+            project: self.project,
+            revoked: self.revoked.parse().map_err(|error: jiff::Error| error.to_string())?,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -148,9 +192,13 @@ impl TokenFile {
     ///
     /// If the file cannot be read, or is not as it was written.
     pub fn list(&self) -> Result<Vec<Token>, ServiceError> {
+        Ok(self.read()?.tokens)
+    }
+
+    pub(super) fn read(&self) -> Result<Contents, ServiceError> {
         match read_small(self.storage(), &self.path, LIMIT) {
             Ok(bytes) => self.decode(&bytes),
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) if error.is_not_found() => Ok(Contents::default()),
             Err(error) => Err(error.into()),
         }
     }
@@ -181,12 +229,13 @@ impl TokenFile {
             note: new.note,
         };
         let _lock = self.lock()?;
-        let mut tokens = self.list()?;
-        if tokens.iter().any(|other| other.id == token.id) {
+        let Contents { mut tokens, revoked } = self.read()?;
+        let mut ids = tokens.iter().map(|other| other.id).chain(revoked.iter().map(|other| other.id));
+        if ids.any(|id| id == token.id) {
             return Err(wrong("its name is taken; try again"));
         }
         tokens.push(token.clone());
-        self.write(&tokens)?;
+        self.write(&tokens, &revoked)?;
         Ok((token, text))
     }
 
@@ -197,11 +246,14 @@ impl TokenFile {
     /// If there is none of this name, or if the file cannot be read or written.
     pub fn revoke(&self, id: TokenId) -> Result<Token, ServiceError> {
         let _lock = self.lock()?;
-        let mut tokens = self.list()?;
+        let Contents { mut tokens, mut revoked } = self.read()?;
         let at = tokens.iter().position(|token| token.id == id);
         let gone = at.map(|at| tokens.remove(at));
         let gone = gone.ok_or_else(|| ServiceError::NoSuchToken { path: self.path.clone(), id })?;
-        self.write(&tokens)?;
+        let project = gone.project.clone();
+        revoked.push(RevokedToken { id: gone.id, project, revoked: jiff::Timestamp::now() });
+        revoked.drain(..revoked.len().saturating_sub(MOST_REVOKED));
+        self.write(&tokens, &revoked)?;
         Ok(gone)
     }
 
@@ -212,8 +264,12 @@ impl TokenFile {
         Ok(file)
     }
 
-    fn write(&self, tokens: &[Token]) -> Result<(), ServiceError> {
-        let file = File { format: FORMAT, tokens: tokens.iter().map(FileToken::of).collect() };
+    fn write(&self, tokens: &[Token], revoked: &[RevokedToken]) -> Result<(), ServiceError> {
+        let file = File {
+            format: FORMAT,
+            tokens: tokens.iter().map(FileToken::of).collect(),
+            revoked: revoked.iter().map(FileRevoked::of).collect(),
+        };
         let text = toml::to_string(&file).map_err(|error| self.damaged(error.to_string()))?;
         let bytes = format!("{text}{CHECKSUM}{}\n", Fingerprint::of(text.as_bytes()));
         if bytes.len() as u64 > LIMIT {
@@ -224,7 +280,7 @@ impl TokenFile {
         Ok(replace(self.storage(), &self.path, bytes.as_bytes())?)
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<Vec<Token>, ServiceError> {
+    fn decode(&self, bytes: &[u8]) -> Result<Contents, ServiceError> {
         let text = std::str::from_utf8(bytes).map_err(|_| self.damaged("it is no text".to_owned()))?;
         let cut = text.rsplit_once(CHECKSUM);
         let (covered, sum) = cut.ok_or_else(|| self.damaged("its last line is gone".to_owned()))?;
@@ -235,8 +291,10 @@ impl TokenFile {
         if file.format != FORMAT {
             return Err(self.damaged(format!("format {} is not known to this release", file.format)));
         }
-        let read: Result<Vec<_>, _> = file.tokens.into_iter().map(FileToken::read).collect();
-        read.map_err(|what| self.damaged(what))
+        let tokens: Result<Vec<_>, _> = file.tokens.into_iter().map(FileToken::read).collect();
+        let revoked: Result<Vec<_>, _> = file.revoked.into_iter().map(FileRevoked::read).collect();
+        let contents = tokens.and_then(|tokens| Ok(Contents { tokens, revoked: revoked? }));
+        contents.map_err(|what| self.damaged(what))
     }
 
     fn damaged(&self, what: String) -> ServiceError {
@@ -287,6 +345,15 @@ mod tests {
         let (token, _) = tokens.create(new("blue")).unwrap();
         assert_eq!(tokens.revoke(token.id).unwrap(), token);
         assert_eq!(tokens.list().unwrap(), []);
+        let kept = tokens.read().unwrap();
+        assert_eq!((kept.tokens.len(), kept.revoked[0].id), (0, token.id), "it is remembered");
+        // Those that were revoked last are, and a new token does not change that.
+        let old = vec![kept.revoked[0].clone(); MOST_REVOKED + 7];
+        let (new, _) = tokens.create(new("blue")).unwrap();
+        tokens.write(std::slice::from_ref(&new), &old).unwrap();
+        tokens.revoke(new.id).unwrap();
+        let kept = tokens.read().unwrap();
+        assert_eq!((kept.revoked.len(), kept.revoked.last().unwrap().id), (MOST_REVOKED, new.id));
         let again = tokens.revoke(token.id).unwrap_err();
         assert!(again.to_string().contains(&token.id.to_string()), "{again}");
     }

@@ -1,11 +1,13 @@
 //! The tokens as the service knows them: read again as soon as the file is another.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use crate::service::{ServiceError, Token, TokenFile, TokenId};
+use crate::service::tokens::file::Contents;
+use crate::service::{ServiceError, Token, TokenFile, TokenId, TokenText};
 
 /// A file that was changed so shortly before it was read may be changed again without a newer time: the clock of
 /// filesystems ticks some hundred times a second, and numbers of files are used again.
@@ -31,10 +33,68 @@ enum Sight {
     File(Look),
 }
 
+/// Why a token lets nobody in. It is for the log: a client is told less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum WrongToken {
+    Unknown,
+    Revoked(jiff::Timestamp),
+    WrongSecret,
+    Expired(jiff::Timestamp),
+}
+
+impl fmt::Display for WrongToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("no token has this id"),
+            Self::Revoked(when) => write!(f, "it was revoked at {when:.0}"),
+            Self::WrongSecret => f.write_str("its secret is wrong"),
+            Self::Expired(end) => write!(f, "it expired at {end:.0}"),
+        }
+    }
+}
+
+/// The tokens, and those that were revoked.
+#[derive(Debug, Default)]
+pub(in crate::service) struct TokenTable {
+    tokens: HashMap<TokenId, Token>,
+    revoked: HashMap<TokenId, jiff::Timestamp>,
+}
+
+impl TokenTable {
+    fn of(contents: Contents) -> Self {
+        Self {
+            tokens: contents.tokens.into_iter().map(|token| (token.id, token)).collect(),
+            revoked: contents.revoked.into_iter().map(|token| (token.id, token.revoked)).collect(),
+        }
+    }
+
+    /// Returns the token that a client shows if it lets them in at `now`.
+    pub(in crate::service) fn judge(
+        &self,
+        shown: &TokenText,
+        now: jiff::Timestamp,
+    ) -> Result<&Token, WrongToken> {
+        let Some(token) = self.tokens.get(&shown.id()) else {
+            return Err(self
+                .revoked
+                .get(&shown.id())
+                .map_or(WrongToken::Unknown, |it| WrongToken::Revoked(*it)));
+        };
+        // `blake3::Hash` is compared in constant time; and what is compared are hashes, which nobody can steer.
+        let [kept, is] =
+            [token.fingerprint, shown.fingerprint()].map(|it| blake3::Hash::from_bytes(*it.as_bytes()));
+        match token.expires {
+            _ if kept != is => Err(WrongToken::WrongSecret),
+            Some(end) if token.is_expired(now) => Err(WrongToken::Expired(end)),
+            _ => Ok(token),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Now {
     sight: Sight,
-    tokens: Arc<HashMap<TokenId, Token>>,
+    tokens: Arc<TokenTable>,
 }
 
 /// The tokens that are known.
@@ -51,18 +111,17 @@ impl KnownTokens {
 
     /// Returns the tokens as the file has them at this moment, if it has not changed since it was read. Asks the operating
     /// system for no more than what the file looks like, so it may be called where nothing may block.
-    pub(in crate::service) fn current(&self) -> Option<Arc<HashMap<TokenId, Token>>> {
+    pub(in crate::service) fn current(&self) -> Option<Arc<TokenTable>> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
         let is_same = now.sight != Sight::Unsure && now.sight == self.look();
         is_same.then(|| Arc::clone(&now.tokens))
     }
 
     /// Reads the file again. Blocks.
-    pub(in crate::service) fn renew(&self) -> Result<Arc<HashMap<TokenId, Token>>, ServiceError> {
+    pub(in crate::service) fn renew(&self) -> Result<Arc<TokenTable>, ServiceError> {
         // It is looked at before it is read: what changes between is seen by the next look.
         let sight = self.look();
-        let tokens = self.file.list()?;
-        let tokens = Arc::new(tokens.into_iter().map(|token| (token.id, token)).collect());
+        let tokens = Arc::new(TokenTable::of(self.file.read()?));
         let sight = if is_settled(sight) { sight } else { Sight::Unsure };
         let now = Now { sight, tokens: Arc::clone(&tokens) };
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = now;
@@ -104,15 +163,38 @@ mod tests {
         let file = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &layout);
         let known = KnownTokens::new(file.clone());
         let now = || known.current().unwrap_or_else(|| known.renew().unwrap());
-        assert!(now().is_empty());
+        assert!(now().tokens.is_empty());
         for _ in 0..50 {
             let project = "blue".parse().unwrap();
             let new = NewToken { project, role: Role::Backup, expires: None, note: None };
-            let (token, _) = file.create(new).unwrap();
-            assert_eq!(now().get(&token.id), Some(&token));
+            let (token, text) = file.create(new).unwrap();
+            assert_eq!(now().judge(&text, token.created), Ok(&token));
             file.revoke(token.id).unwrap();
-            assert!(!now().contains_key(&token.id));
+            assert!(matches!(now().judge(&text, token.created), Err(WrongToken::Revoked(_))));
         }
+    }
+
+    #[test]
+    fn it_is_known_why_a_token_lets_nobody_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let file = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &layout);
+        let known = KnownTokens::new(file.clone());
+        let end: jiff::Timestamp = "2999-01-01T00:00:00Z".parse().unwrap();
+        let new =
+            |expires| NewToken { project: "blue".parse().unwrap(), role: Role::Backup, expires, note: None };
+        let (token, text) = file.create(new(Some(end))).unwrap();
+        let (_, other) = file.create(new(None)).unwrap();
+        let table = known.renew().unwrap();
+        let before = token.created;
+        assert_eq!(table.judge(&text, before), Ok(&token));
+        assert_eq!(table.judge(&text, end), Err(WrongToken::Expired(end)));
+        // Whoever has a wrong secret learns nothing of the token, and the log does not take them for its owner.
+        let mixed = format!("{}{}", &text.reveal()[..22], &other.reveal()[22..]);
+        let mixed = TokenText::read(&mixed).unwrap();
+        assert_eq!(table.judge(&mixed, end), Err(WrongToken::WrongSecret));
+        assert_eq!(table.judge(&TokenText::random().unwrap(), before), Err(WrongToken::Unknown));
+        assert_eq!(WrongToken::Expired(end).to_string(), "it expired at 2999-01-01T00:00:00Z");
     }
 
     #[test]

@@ -8,5 +8,5 @@ mod known;
 mod secret;
 
 pub use file::{NewToken, Token, TokenFile};
-pub(super) use known::KnownTokens;
+pub(super) use known::{KnownTokens, WrongToken};
 pub use secret::{InvalidTokenId, TokenId, TokenText};

@@ -100,6 +100,30 @@ fn a_request_is_not_hidden_in_another() {
 }
 
 #[test]
+fn a_request_without_its_host_or_with_two_is_refused_and_is_the_last_of_its_connection() {
+    let mut target = Target::new("");
+    let hidden = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    for (version, hosts) in [
+        ("1.1", ""),
+        ("1.1", "Host: a\r\nHost: a\r\n"),
+        ("1.1", "Host: a b\r\n"),
+        ("1.1", "Host: a/b\r\n"),
+        ("1.1", "Host: u@a\r\n"),
+        ("1.0", "Host: a\r\nHost: b\r\n"),
+    ] {
+        let answer = target.raw(format!("GET /healthz HTTP/{version}\r\n{hosts}\r\n{hidden}").as_bytes());
+        assert_eq!(status_of(&answer), 400, "{hosts:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{hosts:?}: {answer}");
+    }
+    for (version, hosts) in [("1.1", "Host: \r\n"), ("1.1", "Host: [::1]:6800\r\n"), ("1.0", "")] {
+        let answer =
+            target.raw(format!("GET /healthz HTTP/{version}\r\n{hosts}Connection: close\r\n\r\n").as_bytes());
+        assert_eq!(status_of(&answer), 200, "{hosts:?}: {answer}");
+    }
+    target.still_serves();
+}
+
+#[test]
 fn what_is_no_http_is_not_answered_for_long() {
     let mut target = Target::new("[limits]\nheader_seconds = 1\n");
     let mut tls = vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
