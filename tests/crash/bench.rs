@@ -109,6 +109,10 @@ impl Bench {
                 wanted.must.extend(step.adds.iter().map(backup));
             }
         }
+        let is_done = acknowledged.iter().flatten().all(|at| at.is_some_and(|at| at <= calls));
+        let harmed = self.stage.job.harmed.iter().filter(|_| !is_done);
+        wanted.harmed =
+            harmed.filter_map(|name| Some(((*name).to_owned(), *wanted.must.get(*name)?))).collect();
         let names = |group: &&[&str]| group.iter().map(|name| (*name).to_owned()).collect();
         wanted.together = self.stage.job.together.iter().map(names).collect();
         wanted.one_of = self

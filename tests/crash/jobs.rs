@@ -47,20 +47,22 @@ pub fn content(Disk(family, version): Disk) -> Option<Vec<u8>> {
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     pub command: &'static str,
+    /// The exit code of the command when it is done.
+    pub code: i32,
     pub adds: &'static [(&'static str, Disk)],
     pub removes: &'static [&'static str],
 }
 
 const fn run(command: &'static str) -> Step {
-    Step { command, adds: &[], removes: &[] }
+    Step { command, code: 0, adds: &[], removes: &[] }
 }
 
 const fn adds(command: &'static str, adds: &'static [(&'static str, Disk)]) -> Step {
-    Step { command, adds, removes: &[] }
+    Step { command, code: 0, adds, removes: &[] }
 }
 
 const fn removes(command: &'static str, removes: &'static [&'static str]) -> Step {
-    Step { command, adds: &[], removes }
+    Step { command, code: 0, adds: &[], removes }
 }
 
 /// What is traced.
@@ -99,11 +101,14 @@ pub struct Target {
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
     pub name: &'static str,
-    /// Commands before. `@other` works on another repository, `!kill N` kills the command before its changing call N.
+    /// Commands before. `@other` works on another repository, `!kill N` kills the command before its changing call N,
+    /// `!harm FILE` changes a byte of the first record in a pack, and `!room FILE` makes a file larger.
     pub before: &'static [&'static str],
     /// Backups that are there then.
     pub there: &'static [(&'static str, Disk)],
     pub work: Work,
+    /// Those of them that a damaged record belongs to, until all commands are done.
+    pub harmed: &'static [&'static str],
     pub together: &'static [&'static [&'static str]],
     pub one_of: &'static [(&'static str, &'static str)],
     pub target: Option<Target>,
@@ -136,6 +141,7 @@ const JOB: Job = Job {
     before: BACKUPS,
     there: THERE,
     work: Work::Commands(&[]),
+    harmed: &[],
     together: &[],
     one_of: &[],
     target: None,
@@ -245,6 +251,7 @@ pub const JOBS: &[Job] = &[
         name: "rename",
         work: Work::Commands(&[Step {
             command: "rename web post",
+            code: 0,
             adds: &[("post@0", Disk(0, 0)), ("post@1", Disk(0, 1))],
             removes: &["web@0", "web@1"],
         }]),
@@ -326,6 +333,23 @@ pub const JOBS: &[Job] = &[
             "!kill 50 backup new=disks/3-0",
         ],
         work: Work::Commands(&[run("check --read-data --repair")]),
+        ..JOB
+    },
+    Job {
+        name: "repair",
+        before: &[
+            INIT,
+            "backup web=disks/0-0 db=disks/1-0",
+            "backup web=disks/0-1",
+            "backup old=disks/2-0",
+            "!harm R/packs/0000000000000003.pack",
+        ],
+        work: Work::Commands(&[
+            // It is done, and it tells of the damage.
+            Step { code: 3, ..run("check --read-data --repair") },
+            adds("backup old=disks/2-0", &[("old@1", Disk(2, 0))]),
+        ]),
+        harmed: &["old@0"],
         ..JOB
     },
     Job { name: "rebuild", work: Work::Commands(&[run("rebuild")]), ..JOB },

@@ -1,6 +1,7 @@
 //! A job's folder, and how its commands run in it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,9 @@ pub struct Ran {
     pub calls: Vec<String>,
     pub struck: Option<String>,
 }
+
+/// Which byte of a pack is harmed: one of its first record.
+const HARMED: u64 = 9000;
 
 /// Returns the program that is swept: the one built for tests, or the one that `EKKO` names.
 pub fn ekko() -> PathBuf {
@@ -82,6 +86,14 @@ impl Stage {
             let mut command = Command::new(ekko());
             let (kill_at, repository, line) = match line.split_once(' ') {
                 Some(("@other", rest)) => (None, "other", rest),
+                Some(("!harm", file)) => {
+                    let file = File::options().read(true).write(true).open(self.folder().join(file));
+                    let file = file.map_err(text)?;
+                    let mut byte = [0];
+                    file.read_exact_at(&mut byte, HARMED).map_err(text)?;
+                    file.write_all_at(&[!byte[0]], HARMED).map_err(text)?;
+                    continue;
+                }
                 Some(("!room", file)) => {
                     let file = File::options().write(true).open(self.folder().join(file)).map_err(text)?;
                     file.set_len(1 << 20).map_err(text)?;
@@ -176,7 +188,9 @@ impl Stage {
             for (number, step) in lines.iter().flat_map(|line| line.iter()).enumerate() {
                 let command = self.command(step.command, device, served);
                 match tracer.run(&command, &self.output(), |_| ())? {
-                    Ended::Code(0) => acknowledged[0][number] = Some(tracer.count.load(Ordering::SeqCst)),
+                    Ended::Code(code) if code == step.code => {
+                        acknowledged[0][number] = Some(tracer.count.load(Ordering::SeqCst));
+                    }
                     Ended::Hung => return Err(hang(&tracer, step.command)),
                     Ended::Code(_) | Ended::Killed => break,
                 }
@@ -236,7 +250,7 @@ impl Stage {
             let stderr = output.map_or(Stdio::null(), Stdio::from);
             let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn();
             let code = child.ok().and_then(|child| ends(child, || over.load(Ordering::SeqCst)));
-            if code != Some(0) {
+            if code != Some(step.code) {
                 return;
             }
             acknowledged.lock().unwrap()[line][number] = Some(count.load(Ordering::SeqCst));

@@ -30,6 +30,8 @@ pub struct Wanted {
     pub must: BTreeMap<String, Disk>,
     /// Backups that may be there.
     pub may: BTreeMap<String, Disk>,
+    /// Backups of which something was damaged before: what restores of them must be right, until they are healed.
+    pub harmed: BTreeMap<String, Disk>,
     /// Backups that are there together or not at all.
     pub together: Vec<Vec<String>>,
     /// Pairs of which exactly one is there.
@@ -97,8 +99,14 @@ fn restore_all(repository: &Repository, wanted: &Wanted) -> Result<(), String> {
         let told = Told::default();
         let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &told)
             .map_err(|error| failed(&error))?;
-        if let Some(damaged) = summary.damaged.first() {
-            return Err(failed(&damaged.error));
+        for damaged in &summary.damaged {
+            let range =
+                usize::try_from(damaged.range.start).unwrap()..usize::try_from(damaged.range.end).unwrap();
+            // What is named as damaged is zero, and the rest is right.
+            match wanted.harmed.get(name).copied().and_then(content) {
+                Some(disk) => bytes[range.clone()].copy_from_slice(&disk[range]),
+                None => return Err(failed(&damaged.error)),
+            }
         }
         if wanted.disk(name).and_then(content).is_some_and(|disk| disk != bytes) {
             return Err(failed(&"it differs from its disk"));
@@ -131,11 +139,27 @@ fn check(writer: &SharedWriter) -> Result<(), String> {
 /// Backs up two disks that have segments in common with those that are there.
 fn grow(writer: &SharedWriter, wanted: &mut Wanted) -> Result<(), String> {
     for (image, disk) in [("lean", Disk(0, 1)), ("lean-too", Disk(7, 0))] {
-        let bytes = content(disk).ok_or("a disk without content")?;
-        back_up(writer, &name(image), &MemoryImage::new(&bytes, 4096), &options(), &Told::default())
-            .map_err(|error| format!("the next backup fails: {error}"))?;
-        wanted.must.insert(format!("{image}@0"), disk);
+        back_up_as(writer, image, disk, wanted)?;
     }
+    Ok(())
+}
+
+/// Repairs what was damaged before, and backs up the disks that it was of.
+fn heal(writer: &SharedWriter, wanted: &mut Wanted) -> Result<(), String> {
+    let options = CheckOptions { read_data: ReadData::All, jobs: 1 };
+    check_with_index(writer, &options, true, &Told::default())
+        .map_err(|error| format!("the repair fails: {error}"))?;
+    for disk in std::mem::take(&mut wanted.harmed).into_values() {
+        back_up_as(writer, "healed", disk, wanted)?;
+    }
+    Ok(())
+}
+
+fn back_up_as(writer: &SharedWriter, image: &str, disk: Disk, wanted: &mut Wanted) -> Result<(), String> {
+    let bytes = content(disk).ok_or("a disk without content")?;
+    back_up(writer, &name(image), &MemoryImage::new(&bytes, 4096), &options(), &Told::default())
+        .map_err(|error| format!("the next backup fails: {error}"))?;
+    wanted.must.insert(format!("{image}@0"), disk);
     Ok(())
 }
 
@@ -170,6 +194,9 @@ fn verify(folder: &Path, wanted: &mut Wanted, step: &dyn Fn(&str)) -> Result<(),
     restore_all(&reader()?, wanted)?;
     step("open and check");
     let writer = open(folder, false)?;
+    if !wanted.harmed.is_empty() {
+        heal(&writer, wanted)?;
+    }
     check(&writer)?;
     step("two more backups");
     grow(&writer, wanted)?;
