@@ -10,6 +10,8 @@
 //! atomic batch as every change: after an unclean end, [`IndexWriter::verify_sum`] scans once and
 //! compares.
 //!
+//! A call into sled may wait for a write that failed; [`crate::store::index_watch`] says why each of them returns.
+//!
 //! sled's `flush` hands dirty pages to the kernel with `sync_file_range`, which does not flush a disk's
 //! own cache; so after it, the index's files are fsynced here.
 
@@ -20,12 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
+use crate::storage::StorageError;
 use crate::store::batch::{Batch, Finished, read, segment_entry};
 use crate::store::entry::{ArchivedSegmentEntry, Change, SegmentEntry, key};
 use crate::store::filter::Filter;
 use crate::store::index_error::IndexError;
 use crate::store::index_files::{digest, is_let_go, sync_files};
 use crate::store::index_meta::Meta;
+use crate::store::index_watch::{Calls, Watched, Watcher};
 use crate::store::pack::PackNumber;
 
 /// The most changes in one batch: more, and sled keeps gigabytes.
@@ -43,7 +47,7 @@ pub fn in_guarded_call() -> bool {
     GUARDED.get()
 }
 
-pub(super) fn guarded<T>(
+fn guarded<T>(
     path: &Path,
     operation: &'static str,
     call: impl FnOnce() -> Result<T, sled::Error>,
@@ -71,6 +75,7 @@ pub struct Index {
 struct Shared {
     path: PathBuf,
     db: sled::Db,
+    calls: Arc<Calls>,
     /// How many entries have a twin number above 0. While there are none, a lookup is one `get`.
     twins: AtomicU64,
     segments: AtomicU64,
@@ -79,10 +84,25 @@ struct Shared {
     filter: Filter,
 }
 
+impl Watched for Shared {
+    fn wake(&self) -> bool {
+        let has_failed = self.db.context.global_error().is_err();
+        if has_failed {
+            // It fails before it changes anything, and wakes all who wait for what has failed.
+            let _ = guarded(&self.path, "wake", || self.db.open_tree(WAKE).map(drop));
+        }
+        has_failed
+    }
+}
+
+/// The name of a tree that is never made.
+const WAKE: &[u8] = b"wake";
+
 /// What the index's own records say, and the only way to change any.
 #[derive(Debug)]
 pub struct IndexWriter {
     index: Index,
+    watcher: Watcher,
     meta: Meta,
     closed: bool,
     work: IndexWork,
@@ -100,10 +120,13 @@ pub struct IndexWork {
 impl Drop for IndexWriter {
     fn drop(&mut self) {
         if !self.closed {
+            self.index.shared.calls.refuse();
             // Not an orderly end: this index may not be believed any longer, and must neither write again nor
-            // panic while it is dropped. One handle that is never dropped keeps sled from doing either; its
-            // folder is not opened again by this process.
-            std::mem::forget(self.index.clone());
+            // panic while it is dropped. After a failed write sled does neither by itself. Else one handle that is
+            // never dropped keeps it from both; its folder is not opened again by this process.
+            if !self.index.has_failed() {
+                std::mem::forget(self.index.clone());
+            }
         }
     }
 }
@@ -116,6 +139,25 @@ impl Index {
     /// Returns the folder it lies in.
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    pub(super) fn calls(&self) -> &Arc<Calls> {
+        &self.shared.calls
+    }
+
+    /// Says whether a write of sled's has failed: it writes no more then.
+    pub(super) fn has_failed(&self) -> bool {
+        self.db().context.global_error().is_err()
+    }
+
+    /// Calls sled.
+    pub(super) fn call<T>(
+        &self,
+        operation: &'static str,
+        call: impl FnOnce(&sled::Db) -> Result<T, sled::Error>,
+    ) -> Result<T, IndexError> {
+        let _call = self.shared.calls.begin()?;
+        guarded(self.path(), operation, || call(self.db()))
     }
 
     pub(super) fn filter(&self) -> &Filter {
@@ -132,7 +174,7 @@ impl Index {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
-        guarded(self.path(), "look up", || self.db().get(key))
+        self.call("look up", |db| db.get(key))
     }
 
     /// Returns what is known of a segment.
@@ -161,8 +203,8 @@ impl Index {
             return Ok(found.map(|entry| (Twin(0), entry)).into_iter().collect());
         }
         let last = SegmentKey { hash, twin: Twin(u16::MAX) };
-        let found = guarded(self.path(), "look up", || {
-            self.db().range(key::segment(first)..=key::segment(last)).collect::<Result<Vec<_>, _>>()
+        let found = self.call("look up", |db| {
+            db.range(key::segment(first)..=key::segment(last)).collect::<Result<Vec<_>, _>>()
         })?;
         self.looked_up(found.is_empty())?;
         let entry = |(key, value): &(sled::IVec, sled::IVec)| {
@@ -186,7 +228,7 @@ fn open_sled(path: &Path) -> Result<sled::Db, IndexError> {
 impl IndexWriter {
     /// Makes an empty index in a folder that does not exist.
     pub fn create(path: &Path) -> Result<Self, IndexError> {
-        let mut writer = Self::with(path, open_sled(path)?, Meta::default());
+        let mut writer = Self::with(path, open_sled(path)?, Meta::default())?;
         writer.index.shared.filter.complete();
         writer.apply(&[])?;
         Ok(writer)
@@ -204,7 +246,7 @@ impl IndexWriter {
             Err(error) => Err(error),
         };
         match meta {
-            Ok(meta) => Ok(Self::with(path, db, meta)),
+            Ok(meta) => Self::with(path, db, meta),
             Err(error) => {
                 std::mem::forget(db);
                 Err(error)
@@ -212,16 +254,19 @@ impl IndexWriter {
         }
     }
 
-    fn with(path: &Path, db: sled::Db, meta: Meta) -> Self {
-        let shared = Shared {
+    fn with(path: &Path, db: sled::Db, meta: Meta) -> Result<Self, IndexError> {
+        let shared = Arc::new(Shared {
             path: path.to_owned(),
             db,
+            calls: Arc::new(Calls::new(path)),
             twins: AtomicU64::new(meta.twins),
             segments: AtomicU64::new(meta.segments),
             lost: AtomicU64::new(meta.lost),
             filter: Filter::default(),
-        };
-        Self { index: Index { shared: Arc::new(shared) }, meta, closed: false, work: IndexWork::default() }
+        });
+        let watcher = Watcher::start(Arc::clone(&shared.calls), Arc::downgrade(&shared))
+            .map_err(|source| StorageError::new("start a thread for", path, source))?;
+        Ok(Self { index: Index { shared }, watcher, meta, closed: false, work: IndexWork::default() })
     }
 
     /// Returns the part that looks up.
@@ -287,8 +332,8 @@ impl IndexWriter {
         for (key, _) in &records {
             self.index.note(key);
         }
-        guarded(self.index.path(), "write", || {
-            records.into_iter().try_for_each(|(key, value)| self.index.db().insert(key, value).map(drop))
+        self.index.call("write", |db| {
+            records.into_iter().try_for_each(|(key, value)| db.insert(key, value).map(drop))
         })
     }
 
@@ -306,7 +351,7 @@ impl IndexWriter {
             }
         }
         batch.insert(key::meta(META), meta.encode());
-        guarded(self.index.path(), "write", || self.index.db().apply_batch(batch))?;
+        self.index.call("write", |db| db.apply_batch(batch))?;
         self.meta = meta;
         self.index.shared.twins.store(meta.twins, Ordering::Release);
         self.index.shared.segments.store(meta.segments, Ordering::Relaxed);
@@ -327,7 +372,7 @@ impl IndexWriter {
     /// Makes everything applied durable.
     pub fn flush(&mut self) -> Result<(), IndexError> {
         let begun = Instant::now();
-        guarded(self.index.path(), "flush", || self.index.db().flush())?;
+        self.index.call("flush", |db| db.flush())?;
         sync_files(self.index.path())?;
         self.work.busy += begun.elapsed();
         Ok(())
@@ -346,8 +391,33 @@ impl IndexWriter {
     }
 
     /// Lets an index go that nothing is wrong with, so that this process can open it again. Not an orderly
-    /// end: nothing is durable that was not.
-    pub fn release(mut self) -> Result<(), IndexError> {
+    /// end: its files are not durable when this returns.
+    ///
+    /// # Errors
+    /// It could not be written. If it was sled that failed, the index is let go all the same.
+    pub fn release(self) -> Result<(), IndexError> {
+        // While it is watched: closing it writes nothing then, and has nothing to wait for.
+        if let Err(error) = self.index.call("flush", |db| db.flush()) {
+            if let Err(error) = self.let_go() {
+                tracing::warn!(%error, "an index that failed is not let go");
+            }
+            return Err(error);
+        }
+        self.drop_handle()
+    }
+
+    /// Lets an index go of which a write has failed: sled writes no more to it, and what is in its file can be opened
+    /// again, as after a crash. An index that did not fail by a write is left as it is, and open.
+    pub(super) fn let_go(self) -> Result<(), IndexError> {
+        self.index.shared.calls.refuse();
+        if self.index.has_failed() && self.index.shared.calls.ended() {
+            return self.drop_handle();
+        }
+        Ok(())
+    }
+
+    fn drop_handle(mut self) -> Result<(), IndexError> {
+        self.watcher.stop();
         if Arc::strong_count(&self.index.shared) > 1 {
             return Err(self.index.damaged("it is still in use"));
         }

@@ -39,6 +39,18 @@ pub enum IndexError {
         /// What does not fit.
         what: String,
     },
+    /// A call into sled has not returned.
+    #[error(
+        "cannot use the index {}: a call has not returned for {seconds} s, in which its file has not changed; end this \
+         process and run the command again: nothing is lost",
+        path.display()
+    )]
+    Stuck {
+        /// The index's folder.
+        path: PathBuf,
+        /// For how long it was waited.
+        seconds: u64,
+    },
     /// The index lacks a segment that a manifest names.
     #[error("the index {} lacks segment {key}", path.display())]
     Missing {
@@ -57,6 +69,7 @@ impl IndexError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Sled { io, .. } if io.is_some() => ErrorKind::Io,
+            Self::Stuck { .. } => ErrorKind::Io,
             Self::Sled { .. } | Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => {
                 ErrorKind::Corrupt
             }
@@ -69,14 +82,15 @@ impl IndexError {
         match self {
             Self::Sled { io, .. } => matches!(io, Some(io::ErrorKind::StorageFull)),
             Self::Storage(error) => error.is_full(),
-            Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } => false,
+            Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } | Self::Stuck { .. } => false,
         }
     }
 
-    /// Says whether the index is to be replaced by a new one. A full disk is no reason to.
+    /// Says whether the index is to be replaced by a new one. A full disk is no reason to; and beside one that is stuck
+    /// this process can open no other.
     pub fn distrusts(&self) -> bool {
         match self {
-            Self::Storage(_) => false,
+            Self::Storage(_) | Self::Stuck { .. } => false,
             other => !other.is_full(),
         }
     }

@@ -10,7 +10,7 @@ use crate::store::batch::{pack_entry, read, segment_entry};
 use crate::store::entry::{
     ArchivedCounted, ArchivedSegmentEntry, ArchivedTask, Counted, PackEntry, SegmentEntry, Task, key,
 };
-use crate::store::index::{BATCH, Index, guarded};
+use crate::store::index::{BATCH, Index};
 use crate::store::index_error::IndexError;
 use crate::store::pack::PackNumber;
 
@@ -21,8 +21,8 @@ impl Index {
         prefix: &[u8],
         mut each: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
-        let mut records = guarded(self.path(), "scan", || Ok(self.db().scan_prefix(prefix)))?;
-        while let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())? {
+        let mut records = self.call("scan", |db| Ok(db.scan_prefix(prefix)))?;
+        while let Some((key, value)) = self.call("scan", |_| records.next().transpose())? {
             each(&key, &value)?;
         }
         Ok(())
@@ -41,11 +41,11 @@ impl Index {
             None => std::ops::Bound::Included(vec![key::ZERO]),
         };
         let mut found = Vec::new();
-        let mut records = guarded(self.path(), "scan", || {
-            Ok(self.db().range::<Vec<u8>, _>((from, std::ops::Bound::Excluded(vec![key::ZERO + 1]))))
+        let mut records = self.call("scan", |db| {
+            Ok(db.range::<Vec<u8>, _>((from, std::ops::Bound::Excluded(vec![key::ZERO + 1]))))
         })?;
         while found.len() < most
-            && let Some((key, _)) = guarded(self.path(), "scan", || records.next().transpose())?
+            && let Some((key, _)) = self.call("scan", |_| records.next().transpose())?
         {
             let listed = key::read_zero(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
             if listed.0 >= before {
@@ -59,11 +59,10 @@ impl Index {
     /// Returns up to `most` of what is still to be done to the packs' files, in order, from number `from` on.
     pub fn tasks(&self, from: u64, most: usize) -> Result<Vec<(u64, Task)>, IndexError> {
         let mut tasks = Vec::new();
-        let mut records = guarded(self.path(), "scan", || {
-            Ok(self.db().range::<Vec<u8>, _>(key::task(from)..=key::task(u64::MAX)))
-        })?;
+        let mut records =
+            self.call("scan", |db| Ok(db.range::<Vec<u8>, _>(key::task(from)..=key::task(u64::MAX))))?;
         while tasks.len() < most
-            && let Some((key, value)) = guarded(self.path(), "scan", || records.next().transpose())?
+            && let Some((key, value)) = self.call("scan", |_| records.next().transpose())?
         {
             let number = key::read_task(&key).ok_or_else(|| self.damaged("a key does not decode"))?;
             let archived = read::<ArchivedTask>(&value, self.path())?;

@@ -1,16 +1,19 @@
 //! The store as jobs use it: look up, claim, append, flush.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 use crate::codec::Codec;
 use crate::segment::{SegmentKey, SegmentSize};
 use crate::storage::Storage;
 use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWork, IndexWriter};
+use crate::store::index_watch::Calls;
 use crate::store::names::Names;
 use crate::store::pack::{DeadSegment, PackFolder, PackNumber, RecordBuffer, SegmentMeta};
 use crate::store::pending::{Horizon, Pending};
@@ -20,6 +23,9 @@ use crate::store::{NewSegment, StoreError};
 /// The room of one buffer, in bytes, and how many small ones share it at most.
 const ROOM: u64 = 4 << 20;
 const MOST_SMALL: u64 = 16;
+
+/// How often whoever waits for the store's thread looks whether the index is stuck, in which that thread waits.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where a store writes.
 #[derive(Clone, Debug)]
@@ -39,13 +45,24 @@ pub(super) struct Poison {
 }
 
 /// What the store's threads share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct StoreState {
     pub(super) pending: Pending,
     poison: OnceLock<Poison>,
+    /// How many steps the store's thread has done.
+    steps: AtomicU64,
 }
 
 impl StoreState {
+    /// Says that the store's thread has done a step.
+    pub(super) fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
     pub(super) fn poison(&self, poison: Poison) {
         // Whoever asks next is told; the log has the moment.
         tracing::info!(reason = poison.reason, "the repository stops writing");
@@ -74,6 +91,7 @@ pub struct SegmentStore {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) packs: PackFolder,
     index: Option<Index>,
+    calls: Arc<Calls>,
     commands: Option<Sender<Command>>,
     free: Receiver<RecordBuffer>,
     thread: Option<JoinHandle<()>>,
@@ -93,9 +111,10 @@ impl SegmentStore {
     ) -> Result<Self, StoreError> {
         let small = (ROOM / u64::from(segment_size.bytes())).clamp(1, MOST_SMALL);
         let buffers = buffers.max(1).saturating_mul(usize::try_from(small).unwrap_or(1));
-        let state = Arc::new(StoreState { pending: Pending::default(), poison: OnceLock::new() });
+        let state = Arc::new(StoreState::default());
         state.pending.set_generation(index.generation());
         let lookups = index.index().clone();
+        let calls = Arc::clone(lookups.calls());
         let (commands, inbox) = bounded(buffers);
         let (recycle, free) = bounded(buffers);
         for _ in 0..buffers {
@@ -114,6 +133,7 @@ impl SegmentStore {
             storage,
             packs,
             index: Some(lookups),
+            calls,
             commands: Some(commands),
             free,
             thread: Some(thread),
@@ -167,7 +187,7 @@ impl SegmentStore {
 
     /// Waits for a free buffer to encode a segment into.
     pub fn buffer(&self) -> Result<RecordBuffer, StoreError> {
-        self.free.recv().map_err(|_| self.state.check().err().unwrap_or_else(stopped))
+        self.receive(&self.free).map_err(|error| self.state.check().err().unwrap_or(error))
     }
 
     /// Hands a claimed segment, whose stored bytes are in `buffer`, to the writer. It is durable after the
@@ -307,9 +327,19 @@ impl SegmentStore {
         let (reply, answer) = bounded(1);
         self.index = None;
         self.send(Command::Close(reply))?;
-        let closed = answer.recv().map_err(|_| stopped())?;
+        let closed = self.receive(&answer)?;
         self.stop();
         closed
+    }
+
+    /// Says whether the store's thread answers in time, or goes on with what it was told before.
+    pub fn answers(&self, within: Duration) -> bool {
+        let Some(commands) = &self.commands else { return false };
+        let (begun, steps) = (Instant::now(), self.state.steps());
+        let (reply, answer) = bounded(1);
+        let answered = commands.send_timeout(Command::Answer(reply), within).is_ok()
+            && answer.recv_timeout(within.saturating_sub(begun.elapsed())).is_ok();
+        answered || self.state.steps() != steps
     }
 
     fn ask<T>(
@@ -318,17 +348,38 @@ impl SegmentStore {
     ) -> Result<T, StoreError> {
         let (reply, answer) = bounded(1);
         self.send(command(reply))?;
-        answer.recv().map_err(|_| stopped())?
+        self.receive(&answer)?
     }
 
-    fn send(&self, command: Command) -> Result<(), StoreError> {
+    /// Waits for what the store's thread gives, but not if that thread waits for an index that is stuck.
+    fn receive<T>(&self, from: &Receiver<T>) -> Result<T, StoreError> {
+        loop {
+            match from.recv_timeout(LOOK) {
+                Ok(given) => return Ok(given),
+                Err(RecvTimeoutError::Disconnected) => return Err(stopped()),
+                Err(RecvTimeoutError::Timeout) => self.calls.check()?,
+            }
+        }
+    }
+
+    fn send(&self, mut command: Command) -> Result<(), StoreError> {
         let commands = self.commands.as_ref().ok_or_else(stopped)?;
-        commands.send(command).map_err(|_| stopped())
+        loop {
+            command = match commands.send_timeout(command, LOOK) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Err(stopped()),
+                Err(SendTimeoutError::Timeout(command)) => command,
+            };
+            self.calls.check()?;
+        }
     }
 
     fn stop(&mut self) {
         self.commands = None;
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        // It gives buffers back until it ends. One that waits for an index that is stuck does not end.
+        while self.receive(&self.free).is_ok() {}
+        if self.calls.check().is_ok() {
             // A panic in the writer has been answered with `stopped` to whoever waited for it.
             let _ = thread.join();
         }
@@ -344,4 +395,51 @@ impl Drop for SegmentStore {
 
 fn stopped() -> StoreError {
     StoreError::Poisoned { reason: "its writer has ended".to_owned(), full: false, index: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::OsStorage;
+    use crate::store::IndexError;
+
+    #[test]
+    fn whoever_waits_for_the_stores_thread_is_told_that_the_index_is_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let packs = folder.path().join("packs");
+        std::fs::create_dir(&packs).unwrap();
+        let index = IndexWriter::create(&folder.path().join("index")).unwrap();
+        let folders = StoreFolders { packs, repository: [7; 16] };
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let mut store = SegmentStore::start(Arc::new(OsStorage), folders, index, 1, size).unwrap();
+        assert!(store.answers(Duration::from_mins(1)));
+        // From now on commands reach nobody, as if the thread waited for the index.
+        let (commands, inbox) = bounded(1);
+        let running = store.commands.replace(commands);
+        let (keep, free) = bounded(1);
+        store.free = free;
+        assert!(!store.answers(Duration::from_millis(1)));
+        // One that has much to do and goes on with it does not hang.
+        std::thread::scope(|scope| {
+            let (state, (done, is_done)) = (&store.state, bounded::<()>(1));
+            scope.spawn(move || {
+                while is_done.recv_timeout(Duration::from_millis(10)).is_err() {
+                    state.step();
+                }
+            });
+            let goes_on = store.answers(Duration::from_millis(200));
+            done.send(()).unwrap();
+            assert!(goes_on);
+        });
+        store.calls.make_stuck();
+        let is_stuck = |error: StoreError| matches!(error, StoreError::Index(IndexError::Stuck { .. }));
+        // The queue is full: the first cannot even send, and none of them waits for ever.
+        assert!(is_stuck(store.flush().unwrap_err()));
+        assert!(is_stuck(store.seal().unwrap_err()));
+        assert!(is_stuck(store.buffer().unwrap_err()));
+        assert!(is_stuck(store.packs().unwrap_err()));
+        // Nor does dropping it wait for the thread.
+        drop(store);
+        drop((running, inbox, keep));
+    }
 }

@@ -64,6 +64,8 @@ pub(super) enum Command {
     DropPacks(Vec<PackNumber>, Reply<Vec<PackNumber>>),
     Bury(Vec<DeadSegment>, Reply<()>),
     IndexWork(Reply<IndexWork>),
+    /// Answered at once: says that the thread is there.
+    Answer(Sender<()>),
     Apply(Vec<Change>, Reply<()>),
     Generation(u64, Reply<()>),
     Close(Reply<Closed>),
@@ -156,6 +158,7 @@ impl StoreWriter {
 
     pub(super) fn run(mut self, inbox: &Receiver<Command>) {
         while let Ok(command) = inbox.recv() {
+            self.state.step();
             match command {
                 Command::Append { meta, mut buffer, from } => {
                     // The failure is kept and told to the next who asks.
@@ -182,6 +185,9 @@ impl StoreWriter {
                 }
                 Command::IndexWork(reply) => {
                     let _ = reply.send(Ok(self.index.work()));
+                }
+                Command::Answer(reply) => {
+                    let _ = reply.send(());
                 }
                 Command::Apply(changes, reply) => {
                     let _ = reply.send(self.attempt(|writer| {
@@ -211,11 +217,11 @@ impl StoreWriter {
             }
         }
         self.leave_pack();
-        // Dropped without being closed. An index that failed is left as it is, and open.
-        if self.state.check().is_ok()
-            && let Err(error) = self.index.release()
-        {
-            tracing::warn!(%error, "the index was not let go");
+        // Dropped without being closed. The index is let go, so that it can be opened again, unless it is not believed.
+        let distrusts = self.state.check().is_err_and(|error| error.distrusts_index());
+        let let_go = if distrusts { self.index.let_go() } else { self.index.release() };
+        if let Err(error) = let_go {
+            tracing::warn!(%error, "the index was not let go in order");
         }
     }
 
@@ -317,6 +323,7 @@ impl StoreWriter {
             };
             let changes: Vec<Change> = part.iter().map(change).collect();
             self.index.apply(&changes)?;
+            self.state.step();
             self.state.pending.drain(part.iter().map(|(appended, _)| appended.meta.key));
         }
         Ok(())
