@@ -40,7 +40,8 @@ use crate::cli::args::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Log;
-use crate::store::in_guarded_call;
+use crate::service::end_process;
+use crate::store::{in_guarded_call, when_index_is_stuck};
 
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,8 @@ impl Outcome {
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     tell_of_panics(Log::Text);
+    // This process cannot use an index again; what it has begun is undone or gone on from by the next one.
+    when_index_is_stuck(end_process);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

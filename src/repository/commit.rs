@@ -200,6 +200,11 @@ impl RepositoryWriter {
 
     /// Removes what a draft left that will not be committed.
     pub fn abandon(&self, draft: &BackupDraft) {
+        // What one left that was begun before the repository was opened again is removed, and another draft may have the
+        // same file now.
+        if !self.store.began(draft.job()) {
+            return;
+        }
         let storage = self.repository.storage.as_ref();
         let removed = if draft.newborn {
             remove_newborn(storage, &self.repository.layout, draft.set.id).map(drop)

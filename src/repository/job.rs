@@ -1,9 +1,29 @@
 //! How jobs that change the repository are run, several at a time, whatever they do.
+//!
+//! # States
+//!
+//! *Open*: jobs run, each holding `open` for reading. *Stopped*: a write failed; every change is refused, so jobs end soon.
+//! *Closed*: nothing is written, the lock is held. From *stopped* or *closed* a repository of a service becomes open again
+//! by [`SharedWriter::reopen`], which waits until no job holds `open`: so no job ever sees two stores. A backup that was
+//! begun with the store before is told from others by [`crate::store::SegmentStore::began`], and has ended.
+//!
+//! Whoever reopens tries to take `open` for writing and never queues for it: jobs that only read go on meanwhile.
 
-use std::sync::{PoisonError, RwLock, TryLockError};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use crate::progress::Progress;
+use crate::repository::home::{Home, check_id};
+use crate::repository::open::LockedRepository;
 use crate::repository::{Repository, RepositoryError, RepositoryWriter};
+
+/// For how long whoever reopens waits for the jobs on the old store to end.
+const JOBS_END: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(10);
+/// Between two tries to reopen lies at least this, and ten times what the last one took.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+const MOST_WAIT: Duration = Duration::from_mins(1);
 
 impl JobError for RepositoryError {
     fn repository(&self) -> Option<&RepositoryError> {
@@ -24,23 +44,86 @@ pub trait JobError: From<RepositoryError> + std::fmt::Display {
 /// tried once more.
 #[derive(Debug)]
 pub struct SharedWriter {
-    /// Jobs hold it for reading; who replaces the index, for writing. Nothing is left if that failed.
+    /// Jobs hold it for reading; who replaces the index or reopens the repository, for writing.
     open: RwLock<Open>,
     repository: Repository,
+    service: Option<Service>,
 }
 
 #[derive(Debug)]
 struct Open {
-    writer: Option<RepositoryWriter>,
-    /// How often the index was replaced.
+    held: Held,
+    /// How often the store was replaced.
     replaced: u64,
+}
+
+#[derive(Debug)]
+enum Held {
+    Open(Box<RepositoryWriter>),
+    /// With why.
+    Closed(LockedRepository, Why),
+    /// Only while it is being changed, or after a panic in that.
+    Nothing,
+}
+
+/// Why a repository is not open.
+#[derive(Clone, Debug)]
+struct Why {
+    path: PathBuf,
+    reason: String,
+    full: bool,
+}
+
+impl From<Why> for RepositoryError {
+    fn from(Why { path, reason, full }: Why) -> Self {
+        if full { Self::Full { path, reason } } else { Self::Poisoned { reason } }
+    }
+}
+
+impl Held {
+    fn writer(&self) -> Result<&RepositoryWriter, RepositoryError> {
+        match self {
+            Self::Open(writer) => Ok(writer),
+            Self::Closed(_, why) => Err(why.clone().into()),
+            Self::Nothing => Err(lost()),
+        }
+    }
+}
+
+fn lost() -> RepositoryError {
+    RepositoryError::Poisoned { reason: "it could not be opened again".to_owned() }
+}
+
+/// What a process that stays knows in addition.
+#[derive(Debug)]
+struct Service {
+    home: Home,
+    tries: Mutex<Tries>,
+}
+
+/// When it may be tried to reopen the repository.
+#[derive(Debug, Default)]
+struct Tries {
+    last: Option<Instant>,
+    wait: Duration,
 }
 
 impl SharedWriter {
     /// Shares a repository.
     pub fn new(writer: RepositoryWriter) -> Self {
         let repository = writer.repository().clone();
-        Self { open: RwLock::new(Open { writer: Some(writer), replaced: 0 }), repository }
+        let open = Open { held: Held::Open(Box::new(writer)), replaced: 0 };
+        Self { open: RwLock::new(open), repository, service: None }
+    }
+
+    /// Has the repository opened again after a failed write when its cause is gone, and refuses to work while its folder
+    /// is not where it was opened. For a process that stays; another ends, and the next one opens it again.
+    ///
+    /// # Errors
+    /// The folder cannot be opened.
+    pub fn staying(self) -> Result<Self, RepositoryError> {
+        let home = Home::open(&self.repository.layout)?;
+        Ok(Self { service: Some(Service { home, tries: Mutex::default() }), ..self })
     }
 
     /// Returns the part that reads.
@@ -50,15 +133,18 @@ impl SharedWriter {
 
     /// Ends in order, as [`RepositoryWriter::close`] does.
     pub fn close(self) -> Result<(), RepositoryError> {
-        match self.into_inner() {
-            Some(writer) => writer.close(),
-            None => Err(self::gone()),
+        match self.open.into_inner().unwrap_or_else(PoisonError::into_inner).held {
+            Held::Open(writer) => writer.close(),
+            held => held.writer().map(drop),
         }
     }
 
-    /// Returns the writer alone; nothing if it was lost with its index.
+    /// Returns the writer alone; nothing if it could not be opened again.
     pub fn into_inner(self) -> Option<RepositoryWriter> {
-        self.open.into_inner().unwrap_or_else(PoisonError::into_inner).writer
+        match self.open.into_inner().unwrap_or_else(PoisonError::into_inner).held {
+            Held::Open(writer) => Some(*writer),
+            Held::Closed(..) | Held::Nothing => None,
+        }
     }
 
     /// Runs a job that changes nothing by itself.
@@ -66,8 +152,9 @@ impl SharedWriter {
         &self,
         job: impl FnOnce(&RepositoryWriter) -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
+        self.home()?;
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        job(open.writer.as_ref().ok_or_else(gone)?)
+        job(open.held.writer()?)
     }
 
     /// Runs a job that changes nothing by itself, unless that would wait.
@@ -87,16 +174,27 @@ impl SharedWriter {
                 return Err(RepositoryError::IndexBeingReplaced { path });
             }
         };
-        job(open.writer.as_ref().ok_or_else(gone)?)
+        job(open.held.writer()?)
     }
 
-    /// Says, without waiting for anything, whether changes are taken: the index is there, and no write has failed.
+    /// Says, without waiting for anything, whether changes are taken: the folder and the index are there, and no write has
+    /// failed.
     ///
     /// # Errors
     ///
     /// With why they are not.
     pub fn readiness(&self) -> Result<(), RepositoryError> {
+        self.home()?;
         self.try_with(RepositoryWriter::check)
+    }
+
+    /// Says whether the folder is where it was opened. Without [`Self::staying`] it is.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Moved`].
+    pub fn home(&self) -> Result<(), RepositoryError> {
+        let Some(service) = &self.service else { return Ok(()) };
+        service.home.check(&self.repository.layout)
     }
 
     /// Runs a job that ends with a change that is durable. If the index fails it before that, the index is made
@@ -109,6 +207,8 @@ impl SharedWriter {
         replace_index: impl Fn(&T) -> bool,
         job: impl Fn(&RepositoryWriter) -> Result<T, E>,
     ) -> Result<T, E> {
+        self.home()?;
+        self.reopen(LEAST_WAIT, progress);
         let mut tries = 2;
         loop {
             tries -= 1;
@@ -145,15 +245,15 @@ impl SharedWriter {
         RepositoryError::Full { path, reason: cause.to_string() }
     }
 
-    /// Runs a job once. Says also how often the index had been replaced when it began.
+    /// Runs a job once. Says also how often the store had been replaced when it began.
     fn attempt<T, E: JobError>(
         &self,
         job: impl Fn(&RepositoryWriter) -> Result<T, E>,
     ) -> (u64, Result<T, E>) {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let result = match &open.writer {
-            Some(writer) => job(writer),
-            None => Err(gone().into()),
+        let result = match open.held.writer() {
+            Ok(writer) => job(writer),
+            Err(error) => Err(error.into()),
         };
         (open.replaced, result)
     }
@@ -162,7 +262,7 @@ impl SharedWriter {
     /// believed, and its replacement waits for them.
     fn stop_others(&self, replaced: u64, reason: &str) {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(writer) = open.writer.as_ref().filter(|_| open.replaced == replaced) {
+        if let (Held::Open(writer), true) = (&open.held, open.replaced == replaced) {
             writer.store.poison(reason, false, true);
         }
     }
@@ -176,15 +276,97 @@ impl SharedWriter {
     ) -> Result<(), RepositoryError> {
         // Waits for all jobs: on an index that has failed they end soon.
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        if open.replaced == replaced {
-            let writer = open.writer.take().ok_or_else(gone)?;
-            open.writer = Some(writer.replace_index(reason, progress)?);
-            open.replaced += 1;
+        if open.replaced == replaced { open.again(Some(reason), progress) } else { Ok(()) }
+    }
+
+    /// Opens the repository again if it has stopped writing, unless it was tried so shortly ago. Whoever uses it next is
+    /// told if it could not be opened.
+    fn reopen(&self, least: Duration, progress: &dyn Progress) {
+        let Some(service) = &self.service else { return };
+        if !matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error)) {
+            return;
         }
+        // One tries, and the others that come meanwhile wait for what comes of it.
+        let mut tries = service.tries.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.try_with(RepositoryWriter::check).is_ok()
+            || tries.last.is_some_and(|last| last.elapsed() < tries.wait.max(least))
+        {
+            return;
+        }
+        let Some(mut open) = self.write_when_jobs_end() else { return };
+        let begun = Instant::now();
+        let result = open.again(None, progress);
+        drop(open);
+        tries.last = Some(Instant::now());
+        match result {
+            Ok(()) => {
+                tries.wait = Duration::ZERO;
+                tracing::info!("the repository writes again");
+            }
+            Err(error) => {
+                tries.wait = (begun.elapsed() * 10).clamp(LEAST_WAIT, MOST_WAIT);
+                tracing::warn!(%error, "the repository could not be opened again");
+            }
+        }
+    }
+
+    /// Takes `open` for writing as soon as no job holds it. A job that waits for this one is not kept waiting long.
+    fn write_when_jobs_end(&self) -> Option<RwLockWriteGuard<'_, Open>> {
+        let begun = Instant::now();
+        loop {
+            match self.open.try_write() {
+                Ok(open) => return Some(open),
+                Err(TryLockError::Poisoned(open)) => return Some(open.into_inner()),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < JOBS_END => std::thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => return None,
+            }
+        }
+    }
+
+    /// Looks after a repository that is to stay open: opens it again if it has stopped writing. Blocks.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Moved`] while the repository is not at its path.
+    pub fn look_after(&self, progress: &dyn Progress) -> Result<(), RepositoryError> {
+        self.home()?;
+        check_id(&self.repository)?;
+        self.reopen(LEAST_WAIT * 2, progress);
         Ok(())
     }
 }
 
-fn gone() -> RepositoryError {
-    RepositoryError::Poisoned { reason: "its index could not be made anew".to_owned() }
+fn is_busy(error: &RepositoryError) -> bool {
+    matches!(error, RepositoryError::IndexBeingReplaced { .. })
+}
+
+impl Open {
+    /// Stops writing, unless it has stopped.
+    fn stop(&mut self) -> Result<LockedRepository, RepositoryError> {
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Open(writer) => Ok(writer.stop()),
+            Held::Closed(locked, _) => Ok(locked),
+            Held::Nothing => {
+                Err(RepositoryError::Poisoned { reason: "it could not be opened again".to_owned() })
+            }
+        }
+    }
+
+    /// Opens the repository again, with a new index if there is a reason to make one.
+    fn again(&mut self, rebuild: Option<&str>, progress: &dyn Progress) -> Result<(), RepositoryError> {
+        let locked = self.stop()?;
+        self.replaced += 1;
+        match locked.open(rebuild, progress) {
+            Ok(writer) => {
+                self.held = Held::Open(Box::new(writer));
+                Ok(())
+            }
+            Err(failed) => {
+                let (locked, error) = *failed;
+                let path = locked.path().to_owned();
+                let why = Why { path, reason: error.to_string(), full: error.is_full() };
+                self.held = Held::Closed(locked, why);
+                Err(error)
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod counting;
 mod delete;
 mod draft;
 mod gc;
+mod home;
 mod import;
 mod job;
 mod layout;
@@ -195,6 +196,16 @@ pub enum RepositoryError {
         /// The first failure.
         reason: String,
     },
+    /// The folder that was opened does not lie at its path any longer.
+    #[error(
+        "cannot use the repository {}: its folder was moved or unmounted; mount it, or move it back: it is then used \
+         again",
+        path.display()
+    )]
+    Moved {
+        /// The path.
+        path: PathBuf,
+    },
     /// The index is being made anew, or is about to be.
     #[error("the index of {} is being made anew: try again later", path.display())]
     IndexBeingReplaced {
@@ -243,7 +254,7 @@ impl RepositoryError {
             Self::InUse { .. } | Self::BackupRunning { .. } | Self::IndexBeingReplaced { .. } => {
                 ErrorKind::Busy
             }
-            Self::Full { .. } | Self::Poisoned { .. } => ErrorKind::Io,
+            Self::Full { .. } | Self::Poisoned { .. } | Self::Moved { .. } => ErrorKind::Io,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::repository::settings::refill_reserve;
 use crate::repository::state::{State, StateFile};
 use crate::repository::{Repository, RepositoryError};
 use crate::storage::{RootStorage, Storage};
-use crate::store::{IndexWriter, SegmentStore, StoreFolders};
+use crate::store::{SegmentStore, StoreFolders};
 
 /// How a repository is opened for writing.
 #[derive(Clone, Copy, Debug)]
@@ -78,19 +78,10 @@ impl RepositoryWriter {
     ) -> Result<Self, RepositoryError> {
         let repository = Repository::open_with(Arc::clone(storage), path)?;
         let lock = Lock::take(storage.as_ref(), &repository.layout, options.wait)?;
-        recovery::undo_unfinished(&repository, progress)?;
-        let (mut file, found) = StateFile::open(storage.as_ref(), &repository.layout.state())?;
-        let found = found.unwrap_or_else(|| {
-            let what = "the file \"state\" is gone or damaged and was made anew".to_owned();
-            progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
-            recovery::unknown_state(file.state())
-        });
-        file.write(State { clean: None, ..found })?;
-        let opened = {
-            let asked = options.rebuild.then_some("it was asked for");
-            recovery::open_index(&repository, &found, asked, progress)?
-        };
-        Self::over(repository, file, opened, *options, lock)
+        let asked = options.rebuild.then_some("it was asked for");
+        LockedRepository { repository, options: *options, lock }
+            .open(asked, progress)
+            .map_err(|failed| failed.1)
     }
 
     /// Returns the part that reads.
@@ -126,36 +117,12 @@ impl RepositoryWriter {
         }
     }
 
-    /// Replaces an index that is not believed any longer by a new one. What was appended and not flushed is
-    /// found in the packs.
-    pub fn replace_index(self, reason: &str, progress: &dyn Progress) -> Result<Self, RepositoryError> {
-        let Self { repository, state, store, options, _lock: lock, .. } = self;
-        // The store's thread ends without touching the index again.
+    /// Stops writing, not in order, and keeps the lock. What was appended and not flushed is found in the packs.
+    pub(super) fn stop(self) -> LockedRepository {
+        let Self { repository, store, options, _lock: lock, .. } = self;
+        // The store's thread ends, and lets the index go.
         drop(store);
-        let file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let opened = recovery::open_index(&repository, &file.state(), Some(reason), progress)?;
-        Self::over(repository, file, opened, options, lock)
-    }
-
-    fn over(
-        repository: Repository,
-        mut file: StateFile,
-        opened: OpenedIndex,
-        options: OpenOptions,
-        lock: Lock,
-    ) -> Result<Self, RepositoryError> {
-        let store = start(&repository, &mut file, opened, &options)?;
-        Ok(Self {
-            repository,
-            state: Mutex::new(file),
-            store,
-            committing: Mutex::default(),
-            collecting: Mutex::default(),
-            growing: Arc::default(),
-            poison: OnceLock::new(),
-            options,
-            _lock: lock,
-        })
+        LockedRepository { repository, options, lock }
     }
 
     /// Ends in order; when this returns, the next opening need not check the index.
@@ -193,8 +160,67 @@ impl RepositoryWriter {
     }
 }
 
-/// Makes the index's generation, then the state's, higher than any before, and starts the store over it.
+/// A repository that this process has locked and does not write to.
+#[derive(Debug)]
+pub(super) struct LockedRepository {
+    repository: Repository,
+    options: OpenOptions,
+    lock: Lock,
+}
+
+impl LockedRepository {
+    /// Opens it for writing, as after a crash; with a new index if there is a reason to make one.
+    ///
+    /// # Errors
+    /// Then it is still locked.
+    pub(super) fn open(
+        self,
+        rebuild: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<RepositoryWriter, Box<(Self, RepositoryError)>> {
+        match start(&self.repository, &self.options, rebuild, progress) {
+            Ok((file, store)) => Ok(RepositoryWriter {
+                repository: self.repository,
+                state: Mutex::new(file),
+                store,
+                committing: Mutex::default(),
+                collecting: Mutex::default(),
+                growing: Arc::default(),
+                poison: OnceLock::new(),
+                options: self.options,
+                _lock: self.lock,
+            }),
+            Err(error) => Err(Box::new((self, error))),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.repository.layout.root()
+    }
+}
+
+/// Brings the repository into a state that can be written to, and starts the store over it.
 fn start(
+    repository: &Repository,
+    options: &OpenOptions,
+    rebuild: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<(StateFile, SegmentStore), RepositoryError> {
+    recovery::undo_unfinished(repository, progress)?;
+    let (mut file, found) = StateFile::open(repository.storage.as_ref(), &repository.layout.state())?;
+    let found = found.unwrap_or_else(|| {
+        let what = "the file \"state\" is gone or damaged and was made anew".to_owned();
+        progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
+        recovery::unknown_state(file.state())
+    });
+    file.write(State { clean: None, ..found })?;
+    let opened = recovery::open_index(repository, &found, rebuild, progress)?;
+    let store = start_store(repository, &mut file, opened, options)?;
+    Ok((file, store))
+}
+
+/// Makes the index's generation, then the state's, higher than any before, and starts the store over it.
+fn start_store(
     repository: &Repository,
     file: &mut StateFile,
     opened: OpenedIndex,
@@ -212,14 +238,6 @@ fn start(
         })?;
     }
     recovery::drop_other_indexes(repository, number);
-    start_store(repository, index, options)
-}
-
-fn start_store(
-    repository: &Repository,
-    index: IndexWriter,
-    options: &OpenOptions,
-) -> Result<SegmentStore, RepositoryError> {
     let folders =
         StoreFolders { packs: repository.packs(), repository: *repository.settings.repository.as_bytes() };
     Ok(SegmentStore::start(

@@ -12,6 +12,7 @@ use crate::service::jobs::Jobs;
 use crate::service::keystone::Keystone;
 use crate::service::limits::{Address, Allowance, Flight, Quotas, Rates};
 use crate::service::metrics::Metrics;
+use crate::service::pulse::Pulse;
 use crate::service::routes::READ_AT_ONCE;
 use crate::service::sessions::Sessions;
 use crate::service::tokens::KnownTokens;
@@ -40,6 +41,7 @@ pub struct App {
     metrics: Metrics,
     jobs: Jobs,
     disks: Arc<Semaphore>,
+    pulse: Arc<Pulse>,
 }
 
 impl App {
@@ -56,6 +58,7 @@ impl App {
             metrics: Metrics::new(),
             jobs: Jobs::default(),
             disks: Arc::new(Semaphore::new(READ_AT_ONCE)),
+            pulse: Arc::default(),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(TokenFile::of(writer.repository())),
@@ -141,6 +144,11 @@ impl App {
     /// Returns what keeps the number of disks small that are read at a time.
     pub(super) fn disks(&self) -> &Arc<Semaphore> {
         &self.disks
+    }
+
+    /// Returns what is known of the store's thread.
+    pub(super) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// Says whether it is about to end: nothing new is begun then.

@@ -89,6 +89,12 @@ async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         let refused = Refused::new(Refusal::Unavailable, "the service is stopping");
         return refused.retry_after(5).into_response();
     }
+    // What is missing in another folder is not missing in the repository: nobody is told that a token or a backup is unknown.
+    if request.uri().path().starts_with("/v1/")
+        && let Err(error) = app.writer().home()
+    {
+        return Refused::from(error).into_response();
+    }
     let (address, seat) = match request.extensions().get::<Origin>() {
         Some(Origin::Network(peer, seat)) => (Address::from(peer.ip()), Arc::clone(seat)),
         Some(Origin::Owner) => {

@@ -80,10 +80,12 @@ pub(super) async fn identify(
             None
         }
     };
-    match caller {
-        Some(caller) => Ok(Some(caller)),
-        None => Err(failure(app, address)),
+    if caller.is_none() {
+        // The tokens may have gone with the repository's folder.
+        app.writer().home()?;
+        return Err(failure(app, address));
     }
+    Ok(caller)
 }
 
 /// Counts a failure, and says how it is answered.

@@ -15,6 +15,6 @@ pub trait Keeper {
         None
     }
 
-    /// It lives.
+    /// It lives: the store's thread answers, or has answered within five minutes.
     fn alive(&self) {}
 }

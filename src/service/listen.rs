@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::service::guard::Origin;
+use crate::service::last_resort::{LastResort, Stage};
 use crate::service::limits::{Address, Seats, Steady, raise_descriptors};
 use crate::service::tls::Certificates;
 use crate::service::{App, Keeper, ServiceError, routes, sessions};
@@ -45,7 +46,11 @@ struct Door {
 }
 
 /// Listens until the process is told to stop, and until the requests that were under way then have ended.
-pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), ServiceError> {
+pub(super) async fn run(
+    app: &Arc<App>,
+    keeper: &dyn Keeper,
+    last_resort: &LastResort,
+) -> Result<(), ServiceError> {
     let settings = app.settings().clone();
     let certificates = settings.tls.as_ref().map(Certificates::read).transpose()?.map(Arc::new);
     let mut signals = Signals::new()?;
@@ -82,9 +87,10 @@ pub(super) async fn run(app: &Arc<App>, keeper: &dyn Keeper) -> Result<(), Servi
     }
     listeners.push(tokio::spawn(look_after_sessions(Arc::clone(app))));
     keeper.listening(&told);
-    while !signals.wait(keeper).await {
+    while !last_resort.was_told() && !signals.wait(app, keeper).await {
         asked.notify_one();
     }
+    last_resort.at(Stage::Requests);
     keeper.stopping();
     tracing::info!("stopping: requests under way are finished");
     // Nothing is said to a socket that is not there: the next command opens the repository itself.
@@ -119,7 +125,7 @@ impl Signals {
 
     /// Waits for a signal, and tells who looks after the service meanwhile that it lives. Says whether it is to end; if
     /// not, it is to read again what can have changed.
-    async fn wait(&mut self, keeper: &dyn Keeper) -> bool {
+    async fn wait(&mut self, app: &App, keeper: &dyn Keeper) -> bool {
         loop {
             let alive = async {
                 match keeper.interval() {
@@ -131,7 +137,9 @@ impl Signals {
                 _ = self.terminate.recv() => return true,
                 _ = self.interrupt.recv() => return true,
                 _ = self.hangup.recv() => return false,
-                () = alive => keeper.alive(),
+                () = alive => if app.pulse().is_alive() {
+                    keeper.alive();
+                },
             }
         }
     }

@@ -20,6 +20,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::api::{GcDocument, JobDocument, JobKind, JobState};
+use crate::repository::RepositoryWriter;
+use crate::service::pulse::unready;
 use crate::service::{App, Refused};
 
 /// How long a walk through the repository's files is believed.
@@ -145,14 +147,16 @@ impl Metrics {
 
     /// Returns all of it as text, with what is looked at now. Blocks.
     pub(super) fn text(&self, app: &App) -> Result<String, Refused> {
-        self.ready.set(i64::from(app.writer().readiness().is_ok() && !app.is_stopping()));
+        self.ready.set(i64::from(unready(app).is_none() && !app.is_stopping()));
         for state in [JobState::Queued, JobState::Running] {
             let number = i64::try_from(app.jobs().count(state)).unwrap_or(i64::MAX);
             self.jobs.get_or_create(&Standing { state: Word(state) }).set(number);
         }
         self.sessions_open.set(i64::try_from(app.sessions().count(None)).unwrap_or(i64::MAX));
         // While the index is made anew there is nothing to say of it.
-        if let Ok(work) = app.writer().try_with(|writer| Ok(writer.store().index_work()?)) {
+        // Nor while the store's thread does not answer: who asks for numbers is not to wait for it.
+        let work = |writer: &RepositoryWriter| Ok(writer.store().index_work()?);
+        if let (Ok(work), None) = (app.writer().try_with(work), app.pulse().silence()) {
             self.index_records.set(i64::try_from(work.records).unwrap_or(i64::MAX));
             self.index_busy_seconds.set(work.busy.as_secs_f64());
         }

@@ -18,10 +18,12 @@ mod identity;
 mod jobs;
 mod keeper;
 mod keystone;
+mod last_resort;
 mod limits;
 mod listen;
 mod metrics;
 mod printable;
+mod pulse;
 mod pump;
 mod refused;
 mod routes;
@@ -37,14 +39,17 @@ pub use caller::{Caller, InvalidRole, Role};
 pub use error::ServiceError;
 pub use keeper::Keeper;
 pub use keystone::{Hidden, KeystoneSettings, ProjectKey};
+pub use last_resort::end_process;
 pub use refused::Refused;
 pub use settings::{Limits, QuotaSettings, ServiceSettings, TlsSettings};
 pub use tokens::{InvalidTokenId, NewToken, Token, TokenFile, TokenId, TokenText};
 
 use crate::repository::SharedWriter;
+use crate::service::last_resort::{LastResort, Stage};
 
 /// Serves a repository until the process is told to stop (SIGTERM or SIGINT), then ends in order: new requests are refused,
-/// those under way are finished, jobs are cancelled, the repository is closed. SIGHUP reads certificates anew.
+/// those under way are finished, jobs are cancelled, the repository is closed. SIGHUP reads certificates anew. A process
+/// that has not ended `grace_seconds` and `close_seconds` after the signal is ended, with 1.
 ///
 /// # Errors
 ///
@@ -59,11 +64,17 @@ pub fn serve(
         .max_blocking_threads(settings.limits.blocking_threads)
         .build()
         .map_err(|source| ServiceError::Start { source })?;
-    let app = Arc::new(App::new(writer, settings)?);
-    runtime.block_on(listen::run(&app, keeper))?;
+    let last_resort = LastResort::start(settings.limits.last_resort())?;
+    let app = Arc::new(App::new(writer.staying()?, settings)?);
+    let looking = pulse::start(&app)?;
+    runtime.block_on(listen::run(&app, keeper, &last_resort))?;
     // They can be gone on from when the service is there again.
+    last_resort.at(Stage::Sessions);
     sessions::give_up_silent(&app, true);
     // What is left of requests that did not end in time ends here.
+    last_resort.at(Stage::Threads);
     drop(runtime);
+    looking.end();
+    last_resort.at(Stage::Closing);
     Arc::into_inner(app).ok_or(ServiceError::StillInUse)?.close()
 }

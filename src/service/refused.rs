@@ -7,6 +7,7 @@ use crate::api::{Problem, Refusal};
 use crate::error::ErrorKind;
 use crate::manifest::{InvalidName, ManifestError};
 use crate::repository::RepositoryError;
+use crate::service::pulse::MOVED;
 
 /// Why a request is refused.
 #[derive(Clone, Debug)]
@@ -114,6 +115,10 @@ impl From<RepositoryError> for Refused {
             RepositoryError::NameTaken { .. } => {
                 Self::new(Refusal::Conflict, "the name has backups already: nothing was renamed")
             }
+            RepositoryError::Moved { .. } => Self {
+                internal: Some(error.to_string()),
+                ..Self::new(Refusal::Unavailable, MOVED).retry_after(5)
+            },
             RepositoryError::Full { .. } => Self {
                 internal: Some(error.to_string()),
                 ..Self::new(Refusal::QuotaExceeded, "the server's disk is full")

@@ -105,6 +105,8 @@ pub struct Limits {
     pub silence_seconds: u64,
     /// Seconds that requests under way have to end when the service stops.
     pub grace_seconds: u64,
+    /// Seconds that closing the repository may take after that; then the process ends, whatever hangs.
+    pub close_seconds: u64,
 }
 
 impl Default for Limits {
@@ -126,6 +128,7 @@ impl Default for Limits {
             sessions_each: 32,
             silence_seconds: 600,
             grace_seconds: 30,
+            close_seconds: 120,
         }
     }
 }
@@ -159,6 +162,11 @@ impl Limits {
     /// Returns how long requests under way have to end.
     pub const fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds)
+    }
+
+    /// Returns how long after a signal the process ends at the latest.
+    pub const fn last_resort(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds.saturating_add(self.close_seconds))
     }
 }
 

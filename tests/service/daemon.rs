@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::harness::{Served, disk, ekko_done, signal, until};
+use crate::tokens::token;
 
 #[test]
 fn a_download_under_way_is_finished_and_new_requests_are_refused() {
@@ -204,4 +205,32 @@ fn certificates_are_read_again_at_once_when_that_is_asked_for() {
     signal(served.process(), "HUP");
     until("it is read", || subject().ends_with("second"));
     assert!(begun.elapsed() < Duration::from_secs(4), "before it looks by itself");
+}
+
+#[test]
+fn while_the_repositorys_folder_is_away_no_client_is_told_that_its_token_is_wrong() {
+    let served = Served::new();
+    let (root, away) = (served.repository(), served.folder().join("away"));
+    let blue = token(&root, "blue", "operator");
+    let images = || served.ask("GET", "/v1/images", Some(&blue), None);
+    assert_eq!(images().status, 200);
+    let is_away = || {
+        for answer in [images(), served.get("/readyz"), served.ask("GET", "/v1/images", None, None)] {
+            assert_eq!((answer.status, answer.kind().as_str()), (503, "unavailable"));
+            let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+            assert!(detail.contains("moved or unmounted"), "{detail}");
+        }
+        assert_eq!(served.get("/healthz").status, 200);
+    };
+    std::fs::rename(&root, &away).unwrap();
+    is_away();
+    // As a mount point that is not mounted: nothing is made in it.
+    std::fs::create_dir(&root).unwrap();
+    is_away();
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    std::fs::remove_dir(&root).unwrap();
+    std::fs::rename(&away, &root).unwrap();
+    assert_eq!((images().status, served.get("/readyz").status), (200, 200));
+    let gc = served.owner("POST", "/v1/jobs", &[], Some(&serde_json::json!({"kind": "gc"})));
+    assert_eq!(gc.status, 202);
 }

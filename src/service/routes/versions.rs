@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::api::{Refusal, version};
 use crate::service::guard::Origin;
+use crate::service::pulse::unready;
 use crate::service::{App, Caller, Refused, Role};
 
 /// The versions of the API, as those of `OpenStack` tell them.
@@ -63,14 +64,15 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Says whether changes are taken: the index is there, and no write has failed. Waits for nothing.
+/// Says whether changes are taken: the repository's folder and its index are there, no write has failed, and the store's
+/// thread answers. If not, the detail says why. Waits for nothing.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "They are", body = Health),
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
-    match app.writer().readiness() {
-        Ok(()) => Ok(Json(Health { status: "ok" })),
-        Err(error) => Err(Refused::internal(Refusal::Unavailable, &error).retry_after(5)),
+    match unready(&app) {
+        None => Ok(Json(Health { status: "ok" })),
+        Some(why) => Err(Refused::new(Refusal::Unavailable, format!("not ok: {why}")).retry_after(5)),
     }
 }
 

@@ -1,0 +1,59 @@
+//! The folder of a repository that is open for writing: whether it still lies where it was found.
+//!
+//! A filesystem can be unmounted, and a folder moved, while a process works in it. What the process then finds by path is
+//! another folder, or none. It must not write there, and must not take files that are missing for files that were removed.
+//! The repository's own files are reached from the folder that was opened; sled's, and what clients are told, go by path.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::repository::{Layout, Repository, RepositoryError};
+use crate::storage::StorageError;
+
+/// The folder, held open so that its number is not given to another one.
+#[derive(Debug)]
+pub(super) struct Home {
+    _folder: OwnedFd,
+    identity: (u64, u64),
+}
+
+/// Returns the device and the number of a folder.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = rustix::fs::stat(path).ok()?;
+    Some((found.st_dev, found.st_ino))
+}
+
+impl Home {
+    pub(super) fn open(layout: &Layout) -> Result<Self, RepositoryError> {
+        let failed = |source: rustix::io::Errno| StorageError::new("open", layout.root(), source.into());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(layout.root(), flags, Mode::empty()).map_err(failed)?;
+        let found = rustix::fs::fstat(&folder).map_err(failed)?;
+        Ok(Self { _folder: folder, identity: (found.st_dev, found.st_ino) })
+    }
+
+    /// Says whether the folder is where it was. Asks the operating system for no more than what the folder looks like.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Moved`].
+    pub(super) fn check(&self, layout: &Layout) -> Result<(), RepositoryError> {
+        if identity(layout.root()) == Some(self.identity) {
+            return Ok(());
+        }
+        Err(RepositoryError::Moved { path: layout.root().to_owned() })
+    }
+}
+
+/// Says whether the repository with this id lies at the path. Reads its settings.
+///
+/// # Errors
+/// [`RepositoryError::Moved`].
+pub(super) fn check_id(repository: &Repository) -> Result<(), RepositoryError> {
+    let path = repository.layout.root();
+    match Repository::open(path) {
+        Ok(found) if found.settings.repository == repository.settings.repository => Ok(()),
+        _ => Err(RepositoryError::Moved { path: path.to_owned() }),
+    }
+}
