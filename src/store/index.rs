@@ -47,6 +47,11 @@ pub fn in_guarded_call() -> bool {
     GUARDED.get()
 }
 
+fn failed(path: &Path, operation: &'static str, error: &sled::Error) -> IndexError {
+    let io = if let sled::Error::Io(source) = error { Some(source.kind()) } else { None };
+    IndexError::Sled { path: path.to_owned(), operation, message: error.to_string(), io }
+}
+
 fn guarded<T>(
     path: &Path,
     operation: &'static str,
@@ -57,10 +62,7 @@ fn guarded<T>(
     GUARDED.set(false);
     match result {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => {
-            let io = if let sled::Error::Io(source) = &error { Some(source.kind()) } else { None };
-            Err(IndexError::Sled { path: path.to_owned(), operation, message: error.to_string(), io })
-        }
+        Ok(Err(error)) => Err(failed(path, operation, &error)),
         Err(_) => Err(IndexError::Panicked { path: path.to_owned(), operation }),
     }
 }
@@ -148,6 +150,11 @@ impl Index {
     /// Says whether a write of sled's has failed: it writes no more then.
     pub(super) fn has_failed(&self) -> bool {
         self.db().context.global_error().is_err()
+    }
+
+    /// Returns the write of sled's that has failed, if one has: whoever looks up may be the only one who met it.
+    pub(super) fn failure(&self) -> Option<IndexError> {
+        self.db().context.global_error().err().map(|error| failed(self.path(), "write", &error))
     }
 
     /// Calls sled.

@@ -156,6 +156,10 @@ impl SegmentStore {
     ///
     /// With the failure.
     pub fn check(&self) -> Result<(), StoreError> {
+        self.state.check()?;
+        if let Some(error) = self.index.as_ref().and_then(Index::failure) {
+            self.poison(&error.to_string(), error.is_full(), error.distrusts());
+        }
         self.state.check()
     }
 
@@ -409,8 +413,8 @@ mod tests {
         let packs = folder.path().join("packs");
         std::fs::create_dir(&packs).unwrap();
         let index = IndexWriter::create(&folder.path().join("index")).unwrap();
-        let folders = StoreFolders { packs, repository: [7; 16] };
         let size = SegmentSize::new(1 << 20).unwrap();
+        let folders = StoreFolders { packs: PackFolder::new(packs, size), repository: [7; 16] };
         let mut store = SegmentStore::start(Arc::new(OsStorage), folders, index, 1, size).unwrap();
         assert!(store.answers(Duration::from_mins(1)));
         // From now on commands reach nobody, as if the thread waited for the index.
