@@ -22,6 +22,7 @@ use crate::repository::state::State;
 use crate::repository::together;
 use crate::repository::{Backupset, Repository, RepositoryError};
 use crate::segment::SegmentKey;
+use crate::storage::TEMPORARY;
 use crate::store::{
     Change, Counted, CountedState, IndexError, IndexPart, IndexWriter, Reconciled, StoreError,
     check_index_folder, digest, rebuild_index, reconcile_packs,
