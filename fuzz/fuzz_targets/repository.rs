@@ -25,6 +25,8 @@ use libfuzzer_sys::fuzz_target;
 
 /// More changes only make a run slow.
 const CHANGES: usize = 8;
+/// The largest file that this target itself reads or copies, in bytes: all are smaller until it makes some longer.
+const LARGEST_READ: u64 = 1 << 21;
 /// Where repositories are made: in memory, if that is possible.
 static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
     let memory = PathBuf::from("/dev/shm");
@@ -86,16 +88,28 @@ fn mend(path: &Path, place: u64) {
     }
     let checksum = if header.starts_with(b"EKKOPACK") && at >= 8192 {
         let key: [u8; 32] = header[32..64].try_into().unwrap();
-        *blake3::Hasher::new_keyed(&key).update(&at.to_le_bytes()).update(&record[..224]).finalize().as_bytes()
+        *blake3::Hasher::new_keyed(&key)
+            .update(&at.to_le_bytes())
+            .update(&record[..224])
+            .finalize()
+            .as_bytes()
     } else {
         *blake3::hash(&record[..224]).as_bytes()
     };
     let _ = file.write_all_at(&checksum, at + 224);
 }
 
+/// Says whether a file was not made longer than this target itself should read.
+fn is_small(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.len() <= LARGEST_READ)
+}
+
 /// Makes the last line of a file of settings fit what stands before it now.
 fn mend_text(path: &Path) {
     const LINE: &[u8] = b"# BLAKE3 of all before this line: ";
+    if !is_small(path) {
+        return;
+    }
     let Ok(bytes) = fs::read(path) else { return };
     let Some(at) = bytes.windows(LINE.len()).rposition(|window| window == LINE) else { return };
     let (covered, _) = bytes.split_at(at);
@@ -117,7 +131,12 @@ fn change(files: &[PathBuf], bytes: &[u8; 12]) {
         // Fields of records and tables are multiples of four bytes.
         4 => drop(opened.write_all_at(&rest[..4], place / 4 * 4)),
         5 => drop(opened.write_all_at(&[0xFF; 8][..usize::from(rest[0]) % 9], place / 4 * 4)),
-        6 => drop(fs::copy(&files[usize::from(rest[0]) % files.len()], path)),
+        6 => {
+            let other = &files[usize::from(rest[0]) % files.len()];
+            if other != path && is_small(other) {
+                drop(fs::copy(other, path));
+            }
+        }
         _ => drop(opened.write_all_at(&rest, place)),
     }
     if what & 0x80 != 0 {
