@@ -234,8 +234,16 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
     assert!(!root.join("manifests/together.toml").exists(), "{case}: what was cut short is not finished");
     let (sets, problems) = writer.repository().backupsets().unwrap();
     assert!(problems.is_empty(), "{case}: {problems:?}");
-    let half = |set: &&Backupset| set.name.as_str() == "old" && set.backups.is_empty();
-    assert_eq!(sets.iter().find(half), None, "{case}: something half-imported stays");
+    // Of a first backup, or an import, that was not committed nothing stays: no name, no folder, no file.
+    for entry in fs::read_dir(root.join("manifests")).unwrap() {
+        let (id, path) = (entry.as_ref().unwrap().file_name(), entry.unwrap().path());
+        let set = sets.iter().find(|set| set.id.to_string() == id.to_string_lossy());
+        let set = set.unwrap_or_else(|| panic!("{case}: {} is nobody's", path.display()));
+        assert!(set.next_incremental > 0, "{case}: {} has no backup", set.name);
+        let files = fs::read_dir(&path).unwrap().map(|file| file.unwrap().file_name());
+        let known = set.backups.len() + set.deleted.len();
+        assert_eq!(files.count(), known + 1, "{case}: {} has files of no backup", set.name);
+    }
     for acknowledged in acknowledged {
         let set = sets
             .iter()
@@ -413,7 +421,7 @@ fn after_a_failure_in_a_pack_no_change_is_taken_before_the_next_opening() {
     // The set names the backup by then, and it is not counted yet.
     let mut renames =
         (0..).zip(&log).filter(|(_, line)| line.contains("rename") && line.contains("set.toml"));
-    let named = renames.nth(1).unwrap().0 + 1;
+    let named = renames.next().unwrap().0 + 1;
     for at in [at, named] {
         let (log, done, ready, again) = back(FaultPlan::Fail { at, error: ErrorKind::Other });
         let operation = &log[usize::try_from(at).unwrap()];

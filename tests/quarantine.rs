@@ -167,7 +167,7 @@ fn a_list_of_changes_is_not_wrong_about_a_segment_that_was_lost_meanwhile() {
     let changes = TrackedChanges {
         list: ChangeList::parse(b"[]", trap.size()).unwrap(),
         base: Some((full.backupset, full.incremental)),
-        id: "none".to_owned(),
+        id: "none".parse().unwrap(),
         audit: 100.0,
         fallback: false,
     };

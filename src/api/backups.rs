@@ -105,9 +105,8 @@ pub fn list(
     filter: &ListFilter,
     progress: &dyn Progress,
 ) -> Result<BackupList, RepositoryError> {
-    let (sets, problems) = repository.backupsets()?;
+    let (seen, problems) = view.sets(repository)?;
     tell(problems, progress);
-    let seen = view.seen(sets);
     let behind = filter.marker.as_deref().map(|marker| place(repository, &seen, marker)).transpose()?;
     let mut rows = seen
         .iter()
@@ -190,8 +189,7 @@ pub fn show(
     view: &View,
     asked: &BackupSelector,
 ) -> Result<BackupDetails, RepositoryError> {
-    let (sets, _) = repository.backupsets()?;
-    let seen = view.seen(sets);
+    let (seen, _) = view.sets(repository)?;
     let (set, backup) = view.find(repository, &seen, asked)?;
     let manifest = repository.manifest(set, backup)?;
     manifest.verify()?;

@@ -131,7 +131,7 @@ impl DeletionPlan {
     /// If one of them is not there, or protected.
     pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupSelector]) -> Result<Self, RepositoryError> {
         let repository = writer.repository();
-        let seen = view.seen(repository.backupsets()?.0);
+        let seen = view.sets(repository)?.0;
         let mut plan = Self::default();
         for selector in asked {
             let (set, backup) = view.find(repository, &seen, selector)?;
@@ -228,11 +228,10 @@ impl ForgetPlan {
         policy: &RetentionPolicy,
         name: Option<&ImageName>,
     ) -> Result<Self, RepositoryError> {
-        let (sets, problems) = writer.repository().backupsets()?;
+        let (seen, problems) = view.sets(writer.repository())?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
-        let seen = view.seen(sets);
         let mut plan = Self::divide(view, &seen, policy, name);
         if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
             let path = writer.repository().layout().root().to_owned();
@@ -309,7 +308,7 @@ pub fn protect(
     protection: Protection,
 ) -> Result<ProtectionDocument, RepositoryError> {
     let repository = writer.repository();
-    let seen = view.seen(repository.backupsets()?.0);
+    let seen = view.sets(repository)?.0;
     let (set, backup) = view.find(repository, &seen, asked)?;
     let changed = Deletion { backupset: set.id, incremental: backup.incremental };
     writer.with(|writer| writer.protect(changed, protection))?;

@@ -110,6 +110,24 @@ impl View {
         }
     }
 
+    /// Returns what the names of all images of the project begin with; of everything, nothing.
+    pub fn prefix(&self) -> String {
+        self.project.as_ref().map(|project| format!("{project}{SEPARATOR}")).unwrap_or_default()
+    }
+
+    /// Reads the backupsets that are seen. Those that cannot be read are left out and returned beside.
+    ///
+    /// # Errors
+    ///
+    /// If the folder of the manifests cannot be read.
+    pub fn sets(
+        &self,
+        repository: &Repository,
+    ) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
+        let (sets, problems) = repository.backupsets_named(&self.prefix())?;
+        Ok((self.seen(sets), problems))
+    }
+
     /// Leaves out the backupsets that are not seen.
     pub fn seen(&self, sets: Vec<Backupset>) -> Vec<Backupset> {
         sets.into_iter().filter(|set| self.shown(&set.name).is_some()).collect()

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::plan::Plan;
 use crate::backup::{BackupError, BackupOptions};
 use crate::image::{ChangeList, Format, ListKind};
-use crate::manifest::{BackupsetId, Incremental, ManifestInfo};
+use crate::manifest::{BackupsetId, Incremental, ManifestInfo, TrackingId};
 use crate::repository::{BackupDraft, Parent, RepositoryWriter};
 use crate::segment::SegmentIndex;
 
@@ -49,7 +49,7 @@ pub struct TrackedChanges {
     /// Since which backup.
     pub base: Option<(BackupsetId, Incremental)>,
     /// What the tracking is called.
-    pub id: String,
+    pub id: TrackingId,
     /// How many of a hundred segments are read although they are said to be unchanged.
     pub audit: f64,
     /// Whether the disk is read in full if the list cannot be used.
@@ -186,7 +186,7 @@ pub(super) fn prepare(
     let next = (u64::from(cursor) + u64::from(count)).checked_rem(u64::from(segments)).unwrap_or(0);
     let attribute = Attribute {
         kind: kind.name().to_owned(),
-        id: changes.id.clone(),
+        id: changes.id.to_string(),
         granularity: changes.list.granularity(),
         cursor: u32::try_from(next).unwrap_or(0),
         // The parent itself was read in full, if it says nothing of a list.
@@ -233,7 +233,7 @@ pub fn describe(draft: &mut BackupDraft, options: &BackupOptions) -> Result<(), 
     check_format(draft, options)?;
     draft.set_attribute(FORMAT, options.format.format.name().into());
     if let Some(how) = &options.in_use {
-        draft.set_attribute(IN_USE, how.clone().into_bytes());
+        draft.set_attribute(IN_USE, how.as_str().into());
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Format, Image, ImageError};
-use crate::manifest::{ImageName, ManifestError, ManifestWriter};
+use crate::manifest::{ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
 use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::repository::{
@@ -161,11 +161,11 @@ pub struct BackupOptions {
     /// others compute.
     pub jobs: usize,
     /// Words that it is found by.
-    pub tags: Vec<String>,
+    pub tags: Tags,
     /// The format that the image was opened as.
     pub format: SourceFormat,
     /// Who else may have been changing the source, in words, to be written down.
-    pub in_use: Option<String>,
+    pub in_use: Option<SourceUse>,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
     pub changes: Option<Arc<TrackedChanges>>,
     /// What else its manifest says, by keys.
@@ -183,7 +183,7 @@ impl BackupOptions {
         Self {
             compression,
             jobs,
-            tags: Vec::new(),
+            tags: Tags::default(),
             format,
             in_use: None,
             changes: None,
@@ -319,15 +319,8 @@ pub fn read_disk(
     progress.begin(draft.info().name.as_str(), image.size());
     let result = prepared.and_then(|plan| read(writer, &mut draft, image, plan, options, progress));
     progress.end();
-    match result {
-        Ok((manifest, stats, tracking)) => {
-            Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking })
-        }
-        Err(error) => {
-            writer.abandon(&draft);
-            Err(error)
-        }
-    }
+    let (manifest, stats, tracking) = result?;
+    Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking })
 }
 
 /// Reads what is planned, or everything, if it turns out that the list of changes is wrong.

@@ -78,14 +78,7 @@ fn attempt(
     manifest.verify()?;
     writer.prepare_for_growth()?;
     let draft = writer.begin_import(name, manifest.info())?;
-    let taken = take_in(writer, &draft, manifest, options, progress);
-    let (out, stats) = match taken {
-        Ok(done) => done,
-        Err(error) => {
-            writer.abandon(&draft);
-            return Err(error);
-        }
-    };
+    let (out, stats) = take_in(writer, &draft, manifest, options, progress)?;
     let backup = writer.commit(draft, out)?;
     Ok(ImportSummary { backup, stats })
 }

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backup::{BackupError, BackupOptions, BackupSummary, DiskRead, KIND, read_disk};
-use crate::image::{Extent, Image, ImageError};
-use crate::machine::{Attachment, MACHINE, MachineDisk, MachineError, Moment, machine_files};
-use crate::manifest::ImageName;
+use crate::image::{Extent, Format, Image, ImageError};
+use crate::machine::{Attachment, FileName, MACHINE, MachineDisk, MachineError, Moment, machine_files};
+use crate::manifest::{ImageName, ManifestInfo};
 use crate::progress::Progress;
 use crate::repository::{BackupDraft, CommittedBackup, FinishedDraft, RepositoryWriter, SharedWriter};
+use crate::segment::Fingerprint;
 
 /// A disk of a machine.
 #[derive(Debug)]
@@ -108,44 +109,24 @@ fn attempt(
     }
     let (moment, drafts) = begin(writer, machine, &sources)?;
     let time = moment.info().timestamp;
-    let disks = match read_all(writer, &sources, drafts, machine.options.at_once, progress) {
-        Ok(disks) => disks,
-        Err(error) => {
-            writer.abandon(&moment);
-            return Err(error);
-        }
-    };
     let formats: Vec<_> = sources.iter().map(|source| source.options.format.format).collect();
+    let describe = |disks: Vec<(&ManifestInfo, Fingerprint)>| {
+        let files = machine_files(&machine.name, disks.iter().map(|(info, _)| &info.name), [].into_iter())?;
+        let entry = |(((info, manifest), file), format): (_, &Format)| disk_of(info, manifest, file, *format);
+        let disks = disks.into_iter().zip(files).zip(&formats).map(entry).collect();
+        let attached = machine.attached.clone();
+        Ok::<_, MachineError>(Moment { machine: machine.name.clone(), time, disks, attached })
+    };
+    // Hours before they are read.
+    let unread = drafts.iter().map(|draft| (draft.info(), Fingerprint::from_bytes([0; 32])));
+    describe(unread.collect())?.check_length()?;
+    let disks = read_all(writer, &sources, drafts, machine.options.at_once, progress)?;
     sources.clear();
     drop(sources);
     (machine.let_go)();
-    let names = disks.iter().map(|disk| &disk.draft.draft().info().name);
-    let files = machine_files(&machine.name, names, [].into_iter())?;
-    let entries = disks.iter().zip(files).zip(formats).map(|((disk, file), format)| {
-        let info = disk.draft.draft().info();
-        MachineDisk {
-            name: info.name.clone(),
-            file,
-            backupset: info.backupset,
-            incremental: info.incremental,
-            size_of_disk: info.geometry.size_of_disk(),
-            manifest: disk.draft.manifest(),
-            format: format.name().to_owned(),
-        }
-    });
-    let description = Moment {
-        machine: machine.name.clone(),
-        time,
-        disks: entries.collect(),
-        attached: machine.attached.clone(),
-    };
-    let moment = match store_moment(writer, moment, &description, &machine.options.moment, progress) {
-        Ok(moment) => moment,
-        Err(error) => {
-            abandon(writer, &disks);
-            return Err(error);
-        }
-    };
+    let read = disks.iter().map(|disk| (disk.draft.draft().info(), disk.draft.manifest()));
+    let description = describe(read.collect())?;
+    let moment = store_moment(writer, moment, &description, &machine.options.moment, progress)?;
     let sizes: Vec<_> = description.disks.iter().map(|disk| disk.size_of_disk).collect();
     let (drafts, done): (Vec<_>, Vec<_>) =
         disks.into_iter().map(|DiskRead { draft, stats, tracking }| (draft, (stats, tracking))).unzip();
@@ -161,6 +142,18 @@ fn attempt(
     };
     let disks = committed.into_iter().zip(sizes).zip(done).map(disk).collect();
     Ok(MachineSummary { backup, disks, elapsed })
+}
+
+fn disk_of(info: &ManifestInfo, manifest: Fingerprint, file: FileName, format: Format) -> MachineDisk {
+    MachineDisk {
+        name: info.name.clone(),
+        file,
+        backupset: info.backupset,
+        incremental: info.incremental,
+        size_of_disk: info.geometry.size_of_disk(),
+        manifest,
+        format: format.name().to_owned(),
+    }
 }
 
 /// Begins the backups of all disks and of the moment, which all say that they are of the same time.
@@ -202,7 +195,6 @@ fn read_all(
                     let mut options = source.options.clone();
                     options.stop.push(Arc::clone(&failed));
                     let read = if failed.load(Ordering::Acquire) {
-                        writer.abandon(&draft);
                         Err(BackupError::Stopped)
                     } else {
                         read_disk(writer, draft, source.image.as_ref(), &options, progress)
@@ -229,17 +221,8 @@ fn read_all(
             Err(_) => {}
         }
     }
-    let Some(error) = first else { return Ok(disks) };
-    abandon(writer, &disks);
-    let (name, error) = error;
+    let Some((name, error)) = first else { return Ok(disks) };
     Err(MachineError::Disk { name: name.clone(), source: Box::new(error) })
-}
-
-/// Removes what is left of disks that will not be committed.
-fn abandon(writer: &RepositoryWriter, disks: &[DiskRead]) {
-    for disk in disks {
-        writer.abandon(disk.draft.draft());
-    }
 }
 
 /// Stores what lies beside the disks.

@@ -74,6 +74,19 @@ pub enum MachineError {
         /// How large they are.
         bytes: u64,
     },
+    /// The description of the machine would be longer than is read.
+    #[error(
+        "cannot back up {machine}: the description of its {disks} disks and {files} attached files is too long; back them \
+         up as two machines"
+    )]
+    TooMany {
+        /// The machine.
+        machine: ImageName,
+        /// How many disks it has.
+        disks: usize,
+        /// How many files.
+        files: usize,
+    },
     /// The backup is of a disk.
     #[error("{backup} is no moment of a machine, but the backup of a disk: leave --machine out")]
     NotAMachine {
@@ -117,6 +130,7 @@ impl MachineError {
             | Self::NameTwice { .. }
             | Self::OtherMachine { .. }
             | Self::TooLarge { .. }
+            | Self::TooMany { .. }
             | Self::NotAMachine { .. } => ErrorKind::Invalid,
             Self::Invalid { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,
         }

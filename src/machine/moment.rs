@@ -177,7 +177,7 @@ impl Moment {
     pub(super) fn archive(&self) -> Result<Vec<u8>, MachineError> {
         let names = self.attached.iter().map(|attachment| &attachment.name);
         machine_files(&self.machine, self.disks.iter().map(|disk| &disk.name), names)?;
-        let bytes: u64 = self.attached.iter().map(|attachment| attachment.bytes.len() as u64).sum();
+        self.check_length()?;
         let description = self.description();
         let mut archive = tar::Builder::new(Vec::new());
         for Attachment { name, bytes } in &self.attached {
@@ -186,10 +186,31 @@ impl Moment {
         append(&mut archive, MACHINE_FILE, &description);
         // Into memory: that cannot fail.
         let archive = archive.into_inner().unwrap_or_default();
-        let fits = bytes <= ATTACHED_LIMIT
-            && description.len() as u64 <= DESCRIPTION_LIMIT
-            && archive.len() as u64 <= ARCHIVE_LIMIT;
-        if fits { Ok(archive) } else { Err(MachineError::TooLarge { bytes }) }
+        match archive.len() as u64 {
+            0..=ARCHIVE_LIMIT => Ok(archive),
+            _ => Err(MachineError::TooLarge { bytes: self.attached_bytes() }),
+        }
+    }
+
+    fn attached_bytes(&self) -> u64 {
+        self.attached.iter().map(|attachment| attachment.bytes.len() as u64).sum()
+    }
+
+    /// Makes sure that its archive will be read again. It is as long whichever manifests its disks have, so this is known
+    /// before they are read.
+    ///
+    /// # Errors
+    /// The attached files are too large, or there are too many disks.
+    pub(super) fn check_length(&self) -> Result<(), MachineError> {
+        let (bytes, description) = (self.attached_bytes(), self.description().len() as u64);
+        if bytes > ATTACHED_LIMIT {
+            return Err(MachineError::TooLarge { bytes });
+        }
+        if description > DESCRIPTION_LIMIT {
+            let (disks, files) = (self.disks.len(), self.attached.len());
+            return Err(MachineError::TooMany { machine: self.machine.clone(), disks, files });
+        }
+        Ok(())
     }
 
     /// Reads the moment that a manifest is of.
@@ -324,6 +345,10 @@ mod tests {
         let mut moment = moment();
         moment.attached[0].bytes = vec![0; 1 + usize::try_from(ATTACHED_LIMIT).unwrap()];
         assert!(matches!(moment.archive(), Err(MachineError::TooLarge { .. })));
+        moment.attached.clear();
+        moment.check_length().unwrap();
+        moment.disks = vec![moment.disks[0].clone(); 5000];
+        assert!(matches!(moment.check_length(), Err(MachineError::TooMany { .. })));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod rename;
 pub mod stays;
 #[cfg(test)]
 mod tests;
+mod words;
 mod writer;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};
 pub use rename::renamed;
+pub use words::{InvalidText, Note, SourceUse, Tag, Tags, TooManyTags, TrackingId};
 pub use writer::{FinishedManifest, ManifestWriter};
 
 use crate::error::ErrorKind;

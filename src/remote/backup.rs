@@ -49,10 +49,10 @@ impl RemoteRepository {
         let new = NewSession {
             name: name.as_str().to_owned(),
             size_of_disk: image.size(),
-            tags: options.tags.clone(),
+            tags: options.tags.to_strings(),
             format: options.format.format.name().to_owned(),
             recognised: options.format.recognised,
-            in_use: options.in_use.clone(),
+            in_use: options.in_use.as_ref().map(ToString::to_string),
             client: Some(uuid::Uuid::new_v4().to_string()),
         };
         let counted = Counted { image, read_bytes: AtomicU64::new(0) };

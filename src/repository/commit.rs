@@ -17,16 +17,21 @@
 //! Several backups that exist together or not at all take each step for all of them, and one more before 5: a file that
 //! says what every `set.toml` is to say of them ([`Together`]). **From then on all of them exist**; when each `set.toml`
 //! says so, the file goes. A crash before it leaves none of them, after it recovery finishes 5.
+//!
+//! A backup of a new name has no `set.toml` before 5, only a folder with a marker in it: it leaves no name behind if it
+//! fails. Of several, those of new names get one without a backup before 4, since the file of all of them may name only
+//! backupsets that are there. Nobody sees such a backupset, and recovery removes it, unless it is known to be damaged what
+//! the file says.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{
-    BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter,
+    BackupsetId, BaseIndex, ImageName, Incremental, MOST_BASES, ManifestError, ManifestInfo, ManifestReader,
+    ManifestWriter,
 };
 use crate::repository::counting::{Counting, neighbour};
-use crate::repository::draft::{Parent, Running};
-use crate::repository::import::remove_newborn;
+use crate::repository::draft::{Parent, Running, Unfinished};
 use crate::repository::state::State;
 use crate::repository::together::{Addition, Together};
 use crate::repository::{
@@ -34,6 +39,18 @@ use crate::repository::{
     RepositoryError, RepositoryWriter,
 };
 use crate::segment::Geometry;
+use crate::storage::replace;
+
+/// How many backups and names there may be for a backup to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowthLimits {
+    /// Backups of the name, with those that were deleted and are not collected.
+    pub backups_per_name: usize,
+    /// What the names begin with that are counted together.
+    pub prefix: String,
+    /// How many of these names.
+    pub names: usize,
+}
 
 /// A backup that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,31 +74,60 @@ struct Ready<'a> {
     draft: &'a BackupDraft,
     /// The backupset as it will be.
     set: Backupset,
+    /// What its file will say.
+    text: String,
     /// The backup before it.
     before: Option<ManifestReader>,
     addition: Addition,
 }
 
+/// Backups of which nothing is missing.
+#[derive(Debug)]
+struct Entry<'a> {
+    ready: Vec<Ready<'a>>,
+    /// What says that they exist, if they are several.
+    together: Option<String>,
+}
+
 impl RepositoryWriter {
     /// Begins a backup of the image `name`: the next one of its backupset, or the first of a new one.
     pub fn begin_backup(&self, name: &ImageName, size_of_disk: u64) -> Result<BackupDraft, RepositoryError> {
+        self.begin_backup_within(name, size_of_disk, None)
+    }
+
+    /// Begins a backup as [`Self::begin_backup`] does, unless there are as many as there may be.
+    ///
+    /// # Errors
+    /// A limit is reached.
+    pub fn begin_backup_within(
+        &self,
+        name: &ImageName,
+        size_of_disk: u64,
+        limits: Option<&GrowthLimits>,
+    ) -> Result<BackupDraft, RepositoryError> {
         self.check()?;
         let mut running = self.begin_running();
         // Held over I/O: two first backups of one name would make two backupsets.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         let repository = &self.repository;
-        let (sets, problems) = repository.backupsets()?;
         // A damaged `set.toml` may be that of this very name: a new set beside it could not be told from it.
+        repository.keep_lists()?;
+        let (sets, problems) = repository.backupsets_named(name.as_str())?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
         let timestamp = jiff::Timestamp::now();
-        let set = match Repository::current_set(&sets, name) {
-            Some(set) => set.clone(),
-            None => self.create_set(name, timestamp, None)?,
-        };
-        self.begin_growing(&mut running, &set)?;
-        let parent = self.parent(&sets, &set)?;
+        let current = Repository::current_set(&sets, name).cloned();
+        let newborn = current.is_none();
+        let set = current.unwrap_or_else(|| Backupset::new(BackupsetId::random(), name.clone(), timestamp));
+        if let Some(limits) = limits {
+            self.check_limits(name, &sets, newborn, limits)?;
+        }
+        running.grow(&set, newborn)?;
+        if !newborn {
+            set.has_room(repository.storage.as_ref(), &repository.layout)?;
+        }
+        let parent = self.parent(&set)?;
         let geometry = Geometry::new(size_of_disk, repository.settings.segment_size)
             .map_err(|error| self.geometry(&set, &error))?;
         let incremental = Incremental(set.next_incremental);
@@ -97,54 +143,61 @@ impl RepositoryWriter {
             bases: set.bases.clone(),
             attributes: Vec::new(),
         };
-        Ok(BackupDraft::new(&repository.layout, set, info, parent, running))
+        let folder = newborn.then(|| self.begin_folder(set.id)).transpose()?;
+        Ok(BackupDraft::new(repository, set, info, parent, folder, running))
+    }
+
+    /// Makes sure that there is room for another backup, and for its name.
+    fn check_limits(
+        &self,
+        name: &ImageName,
+        sets: &[Backupset],
+        newborn: bool,
+        limits: &GrowthLimits,
+    ) -> Result<(), RepositoryError> {
+        let own = sets.iter().filter(|set| set.name == *name);
+        let backups = own.map(|set| set.backups.len() + set.deleted.len()).sum();
+        if backups >= limits.backups_per_name {
+            let (name, most) = (name.clone(), limits.backups_per_name);
+            return Err(RepositoryError::TooManyBackups { name, backups, most });
+        }
+        if newborn {
+            let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner).count(&limits.prefix);
+            let names = self.repository.count_names(&limits.prefix)? + growing;
+            if names >= limits.names {
+                return Err(RepositoryError::TooManyNames { name: name.clone(), names, most: limits.names });
+            }
+        }
+        Ok(())
     }
 
     /// Registers a backup before anything is looked up for it.
     pub(super) fn begin_running(&self) -> Running {
-        Running { job: self.store.begin_job(), growing: Arc::clone(&self.growing), set: None }
+        Running::new(self.store.begin_job(), &self.growing)
     }
 
-    /// Refuses a second backup of a backupset at the same time.
-    pub(super) fn begin_growing(
-        &self,
-        running: &mut Running,
-        set: &Backupset,
-    ) -> Result<(), RepositoryError> {
-        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !growing.insert(set.id) {
-            return Err(RepositoryError::BackupRunning { name: set.name.clone() });
-        }
-        running.set = Some(set.id);
-        Ok(())
+    /// Makes the folder of a new backupset. Until its settings are in it, what lies there stands for nothing, and
+    /// recovery removes it: a marker says so.
+    pub(super) fn begin_folder(&self, id: BackupsetId) -> Result<Unfinished, RepositoryError> {
+        let (storage, layout) = (&self.repository.storage, &self.repository.layout);
+        let folder = Unfinished::set(storage, layout, id);
+        let made = || {
+            storage.create_folder(&layout.set(id))?;
+            storage.sync_folder(&layout.sets())?;
+            replace(storage.as_ref(), &layout.newborn(id), b"")
+        };
+        made().map_err(RepositoryError::from).inspect_err(|error| {
+            // A full disk is this backup's failure alone: nothing that was written counts.
+            if !error.is_full() {
+                self.poisoned_by(error);
+            }
+        })?;
+        Ok(folder)
     }
 
     fn geometry(&self, set: &Backupset, error: &crate::segment::GeometryError) -> RepositoryError {
         let path = self.repository.layout.set(set.id);
         crate::manifest::ManifestError::Invalid { path, what: error.to_string() }.into()
-    }
-
-    fn create_set(
-        &self,
-        name: &ImageName,
-        created: jiff::Timestamp,
-        from: Option<(&Backupset, Incremental)>,
-    ) -> Result<Backupset, RepositoryError> {
-        let set = Backupset {
-            id: BackupsetId::random(),
-            name: name.clone(),
-            created,
-            bases: from.map_or_else(Vec::new, |(set, _)| {
-                std::iter::once(set.id).chain(set.bases.iter().copied()).collect()
-            }),
-            origin: from.map(|(set, incremental)| Origin { backupset: set.id, incremental }),
-            next_incremental: 0,
-            backups: Vec::new(),
-            deleted: Vec::new(),
-        };
-        let created = set.create(self.repository.storage.as_ref(), &self.repository.layout);
-        created.inspect_err(|error| self.poisoned_by(error))?;
-        Ok(set)
     }
 
     /// Starts a new backupset for a disk that is being restored over its source.
@@ -157,20 +210,38 @@ impl RepositoryWriter {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        Ok(self.create_set(name, jiff::Timestamp::now(), Some((from, incremental)))?.id)
+        let mut set = Backupset::new(BackupsetId::random(), name.clone(), jiff::Timestamp::now());
+        set.bases = std::iter::once(from.id).chain(from.bases.iter().copied()).collect();
+        if set.bases.len() > MOST_BASES {
+            let path = self.repository.layout.set(set.id);
+            let what = format!("it would name more than {MOST_BASES} earlier backupsets");
+            return Err(ManifestError::Invalid { path, what }.into());
+        }
+        set.origin = Some(Origin { backupset: from.id, incremental });
+        let created = set.create(self.repository.storage.as_ref(), &self.repository.layout);
+        created.inspect_err(|error| {
+            self.repository.lists.forget();
+            self.poisoned_by(error);
+        })?;
+        let id = set.id;
+        self.repository.lists.put([set]);
+        Ok(id)
     }
 
     /// Opens what the next backup of `set` is compared with: its latest readable backup, or, before its
     /// first one, the backup that the disk was restored from.
-    fn parent(&self, sets: &[Backupset], set: &Backupset) -> Result<Option<Parent>, RepositoryError> {
+    fn parent(&self, set: &Backupset) -> Result<Option<Parent>, RepositoryError> {
+        let origin;
         let (from, before) = match (set.backups.len(), set.origin) {
             (0, None) => return Ok(None),
-            (0, Some(origin)) => {
-                let Some(from) = sets.iter().find(|other| other.id == origin.backupset) else {
-                    return Ok(None);
+            (0, Some(Origin { backupset, incremental })) => {
+                origin = match self.repository.backupset(backupset) {
+                    Ok(origin) => origin,
+                    Err(RepositoryError::Storage(error)) if error.is_not_found() => return Ok(None),
+                    Err(error) => return Err(error),
                 };
-                let at = from.backups.iter().position(|backup| backup.incremental == origin.incremental);
-                (from, at.into_iter().collect::<Vec<_>>())
+                let at = origin.backups.iter().position(|backup| backup.incremental == incremental);
+                (&origin, at.into_iter().collect::<Vec<_>>())
             }
             (length, _) => (set, (0..length).rev().collect()),
         };
@@ -198,25 +269,6 @@ impl RepositoryWriter {
         Ok(ManifestWriter::create(storage, &draft.temporary, draft.info.clone())?)
     }
 
-    /// Removes what a draft left that will not be committed.
-    pub fn abandon(&self, draft: &BackupDraft) {
-        // What one left that was begun before the repository was opened again is removed, and another draft may have the
-        // same file now.
-        if !self.store.began(draft.job()) {
-            return;
-        }
-        let storage = self.repository.storage.as_ref();
-        let removed = if draft.newborn {
-            remove_newborn(storage, &self.repository.layout, draft.set.id).map(drop)
-        } else {
-            storage.unlink(&draft.temporary)
-        };
-        match removed {
-            Err(error) if !error.is_not_found() => tracing::warn!(%error, "recovery will remove it"),
-            _ => {}
-        }
-    }
-
     /// Completes the manifest of a draft and makes it durable, still under its temporary name.
     pub fn finish_draft(
         &self,
@@ -224,7 +276,7 @@ impl RepositoryWriter {
         manifest: ManifestWriter,
     ) -> Result<FinishedDraft, RepositoryError> {
         self.check()?;
-        let finished = manifest.finish().inspect_err(|_| self.abandon(&draft))?;
+        let finished = manifest.finish()?;
         Ok(FinishedDraft { draft, finished })
     }
 
@@ -246,27 +298,20 @@ impl RepositoryWriter {
     /// returns, all are durable; they are returned in their order.
     ///
     /// # Errors
-    /// As of one; imports of new backupsets are committed one by one.
-    #[expect(clippy::needless_pass_by_value, reason = "what was committed is not committed again")]
-    pub fn commit_all(&self, drafts: Vec<FinishedDraft>) -> Result<Vec<CommittedBackup>, RepositoryError> {
+    /// As of one.
+    pub fn commit_all(
+        &self,
+        mut drafts: Vec<FinishedDraft>,
+    ) -> Result<Vec<CommittedBackup>, RepositoryError> {
         // Held over I/O: commits are few, each changes `set.toml` and generation, and their order is the point.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        // The folder of a new backupset of an import stands for nothing before its settings are there.
-        if let [one, _, ..] = drafts.as_slice()
-            && let Some(import) = drafts.iter().find(|it| it.draft.newborn)
-        {
-            let what = format!("it is to be committed with {}, and imports go alone", one.draft.info.name);
-            let ManifestInfo { backupset, incremental, ref name, .. } = import.draft.info;
-            return Err(RepositoryError::CannotImport { backupset, incremental, name: name.clone(), what });
-        }
-        // Nothing is written yet that anybody reads: what fails here fails these backups alone.
-        let ready = self.ready(&drafts).inspect_err(|_| {
-            for FinishedDraft { draft, .. } in &drafts {
-                self.abandon(draft);
-            }
-        })?;
-        self.enter(&ready).inspect_err(|error| {
+        // Nothing is written yet that anybody reads: what fails here fails these backups alone, and their files go.
+        let unfinished: Vec<_> = drafts.iter_mut().filter_map(|it| it.draft.unfinished.take()).collect();
+        let entry = self.ready(&drafts)?;
+        unfinished.into_iter().for_each(Unfinished::keep);
+        self.enter(&entry).inspect_err(|error| {
+            self.repository.lists.forget();
             if !error.distrusts_index() {
                 self.poisoned_by(error);
             }
@@ -274,31 +319,41 @@ impl RepositoryWriter {
     }
 
     /// Makes what backups are of durable, and sure that nothing of it is missing.
-    fn ready<'a>(&self, drafts: &'a [FinishedDraft]) -> Result<Vec<Ready<'a>>, RepositoryError> {
+    fn ready<'a>(&self, drafts: &'a [FinishedDraft]) -> Result<Entry<'a>, RepositoryError> {
         self.store.flush()?;
-        drafts.iter().map(|draft| self.ready_one(draft)).collect()
+        let ready = drafts.iter().map(|draft| self.ready_one(draft)).collect::<Result<Vec<_>, _>>()?;
+        let additions = || ready.iter().map(|one| one.addition.clone()).collect();
+        let several = (ready.len() > 1).then(|| Together::new(additions()).text(&self.repository.layout));
+        let together = several.transpose()?;
+        Ok(Entry { ready, together })
     }
 
     /// Has backups come to exist: all of them or none.
-    fn enter(&self, ready: &[Ready<'_>]) -> Result<Vec<CommittedBackup>, RepositoryError> {
+    fn enter(&self, Entry { ready, together }: &Entry<'_>) -> Result<Vec<CommittedBackup>, RepositoryError> {
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+        if together.is_some() {
+            // The file names backupsets, so they are there before it; nobody sees one without a backup.
+            for Ready { draft, .. } in ready.iter().filter(|one| one.draft.newborn) {
+                draft.set.unborn().write(storage, layout)?;
+            }
+        }
         for Ready { draft, .. } in ready {
             storage.rename_new(&draft.temporary, &layout.manifest(draft.set.id, draft.info.incremental))?;
             storage.sync_folder(&layout.set(draft.set.id))?;
         }
-        let together = ready.len() > 1;
-        if together {
-            Together::new(ready.iter().map(|one| one.addition.clone()).collect()).write(storage, layout)?;
+        if let Some(text) = together {
+            Together::write(storage, layout, text)?;
         }
-        for Ready { draft, set, .. } in ready {
-            set.write(storage, layout)?;
+        for Ready { draft, set, text, .. } in ready {
+            replace(storage, &layout.set_settings(set.id), text.as_bytes())?;
             if draft.newborn {
                 storage.unlink(&layout.newborn(set.id))?;
             }
         }
-        if together {
+        if together.is_some() {
             Together::remove(storage, layout)?;
         }
+        self.repository.lists.put(ready.iter().map(|one| one.set.clone()));
         let counted = ready.iter().try_for_each(|one| self.count_new(one));
         let replace_index = match counted.and_then(|()| self.raise_generation()) {
             Ok(()) => false,
@@ -352,7 +407,8 @@ impl RepositoryWriter {
         if !addition.apply(&mut set) {
             return Err(RepositoryError::NoIncremental { backupset: set.id.to_string() });
         }
-        Ok(Ready { draft, set, before, addition })
+        let text = set.text(&repository.layout)?;
+        Ok(Ready { draft, set, text, before, addition })
     }
 
     fn count_new(&self, Ready { draft, set, before, .. }: &Ready<'_>) -> Result<(), RepositoryError> {

@@ -79,8 +79,7 @@ impl RepositoryWriter {
             Move::Undelete => self.require_segments(&set, &record)?,
         }
         set.put(record.clone(), way);
-        set.write(repository.storage.as_ref(), &repository.layout)
-            .inspect_err(|error| self.poisoned_by(error))?;
+        repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))?;
         match self.count(&set, &record, way).and_then(|counted| self.raise_generation().map(|()| counted)) {
             Ok(counted) => Ok(Changed { replace_index: !counted }),
             Err(error) if error.distrusts_index() => Ok(Changed { replace_index: true }),
@@ -164,7 +163,7 @@ impl RepositoryWriter {
     }
 
     /// Changes what is said about a backup; what it is stays. Durable when this returns.
-    pub fn describe(
+    fn describe(
         &self,
         backup: Deletion,
         change: impl FnOnce(&mut BackupRecord),
@@ -179,7 +178,7 @@ impl RepositoryWriter {
             what: format!("{}@{}", backup.backupset, backup.incremental),
         })?;
         change(record);
-        set.write(storage, layout).inspect_err(|error| self.poisoned_by(error))
+        self.repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))
     }
 
     /// Protects a backup from being deleted, or no longer.
@@ -195,11 +194,16 @@ impl RepositoryWriter {
     pub fn rename(&self, from: &ImageName, to: &ImageName) -> Result<u64, RepositoryError> {
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         let (sets, problems) = self.repository.backupsets()?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
+        // A first backup of one of the names would make a second image of it.
+        let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = [from, to].into_iter().find(|name| growing.is_first(name)) {
+            return Err(RepositoryError::BackupRunning { name: name.clone() });
+        }
+        drop(growing);
         let of = |name: &ImageName| sets.iter().filter(|set| set.name == *name).cloned().collect::<Vec<_>>();
         let (old, new) = (of(from), of(to));
         // A renaming that was cut short is gone on with: its backupsets descend from each other.
@@ -210,13 +214,13 @@ impl RepositoryWriter {
             return Err(RepositoryError::NameTaken { name: to.clone() });
         }
         if old.is_empty() {
-            let path = layout.root().to_owned();
+            let path = self.repository.layout.root().to_owned();
             return Err(RepositoryError::NoSuchBackup { path, what: from.to_string() });
         }
         let renamed = old.len() as u64;
         for mut set in old {
             set.name = to.clone();
-            set.write(storage, layout).inspect_err(|error| self.poisoned_by(error))?;
+            self.repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))?;
         }
         Ok(renamed)
     }

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::manifest::{
-    BackupsetId, BaseIndex, FinishedManifest, Incremental, ManifestError, ManifestInfo, ManifestReader,
+    BackupsetId, BaseIndex, FinishedManifest, ImageName, Incremental, ManifestError, ManifestInfo,
+    ManifestReader, Tags,
 };
-use crate::repository::{Backupset, Layout, RepositoryError};
+use crate::repository::backupset::remove_newborn;
+use crate::repository::{Backupset, Layout, Repository, RepositoryError};
 use crate::segment::{Fingerprint, Geometry};
-use crate::storage::TEMPORARY;
+use crate::storage::{Storage, TEMPORARY};
 use crate::store::StoreJob;
 
 /// The backup that a new one is compared with.
@@ -28,7 +30,8 @@ impl Parent {
     }
 }
 
-/// A backup that has been begun and is not committed.
+/// A backup that has been begun and is not committed. Dropped, nothing is left of it but segments that the next one
+/// re-uses.
 #[derive(Debug)]
 pub struct BackupDraft {
     pub(super) set: Backupset,
@@ -41,34 +44,136 @@ pub struct BackupDraft {
     pub(super) why: String,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
+    // Before `running`: who begins the same backup after this one finds nothing of it.
+    pub(super) unfinished: Option<Unfinished>,
     pub(super) running: Running,
 }
 
-/// What keeps others from making a backup of the same backupset, and from freeing what this one finds.
+/// What backups are being made of.
+#[derive(Debug, Default)]
+pub(super) struct Growing {
+    sets: HashSet<BackupsetId>,
+    /// Names that no backupset has yet: the first backup that is committed makes one.
+    names: HashSet<ImageName>,
+}
+
+impl Growing {
+    /// Says whether a first backup of a name is being made.
+    pub(super) fn is_first(&self, name: &ImageName) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Counts the first backups of names that begin with `prefix`.
+    pub(super) fn count(&self, prefix: &str) -> usize {
+        self.names.iter().filter(|name| name.as_str().starts_with(prefix)).count()
+    }
+}
+
+/// What keeps others from making a backup of the same disk, and from freeing what this one finds.
 #[derive(Debug)]
 pub(super) struct Running {
-    pub(super) job: StoreJob,
-    pub(super) growing: Arc<Mutex<HashSet<BackupsetId>>>,
-    pub(super) set: Option<BackupsetId>,
+    job: StoreJob,
+    growing: Arc<Mutex<Growing>>,
+    set: Option<BackupsetId>,
+    name: Option<ImageName>,
+}
+
+impl Running {
+    pub(super) fn new(job: StoreJob, growing: &Arc<Mutex<Growing>>) -> Self {
+        Self { job, growing: Arc::clone(growing), set: None, name: None }
+    }
+
+    /// Registers what the backup is of.
+    ///
+    /// # Errors
+    /// Another backup of it is being made.
+    pub(super) fn grow(&mut self, set: &Backupset, newborn: bool) -> Result<(), RepositoryError> {
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if growing.sets.contains(&set.id) || (newborn && growing.names.contains(&set.name)) {
+            return Err(RepositoryError::BackupRunning { name: set.name.clone() });
+        }
+        growing.sets.insert(set.id);
+        self.set = Some(set.id);
+        if newborn {
+            growing.names.insert(set.name.clone());
+            self.name = Some(set.name.clone());
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(set) = self.set {
-            self.growing.lock().unwrap_or_else(PoisonError::into_inner).remove(&set);
+            growing.sets.remove(&set);
+        }
+        if let Some(name) = &self.name {
+            growing.names.remove(name);
+        }
+    }
+}
+
+/// The files of a draft: its manifest, or the folder of its backupset if that is new. Dropped before they are kept, they are
+/// removed.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    storage: Arc<dyn Storage>,
+    place: Option<Place>,
+}
+
+#[derive(Debug)]
+enum Place {
+    Manifest(PathBuf),
+    Set(Layout, BackupsetId),
+}
+
+impl Unfinished {
+    fn manifest(storage: &Arc<dyn Storage>, path: PathBuf) -> Self {
+        Self { storage: Arc::clone(storage), place: Some(Place::Manifest(path)) }
+    }
+
+    pub(super) fn set(storage: &Arc<dyn Storage>, layout: &Layout, id: BackupsetId) -> Self {
+        Self { storage: Arc::clone(storage), place: Some(Place::Set(layout.clone(), id)) }
+    }
+
+    /// Leaves the files where they are: from now on recovery decides what becomes of them.
+    pub(super) fn keep(mut self) {
+        self.place = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let storage = self.storage.as_ref();
+        let removed = match self.place.take() {
+            None => return,
+            Some(Place::Manifest(path)) => storage.unlink(&path),
+            // One that has settings stays: somebody else has committed a backup into it.
+            Some(Place::Set(layout, id)) => remove_newborn(storage, &layout, id, Layout::NEWBORN).map(drop),
+        };
+        match removed {
+            Err(error) if !error.is_not_found() => tracing::warn!(%error, "recovery will remove it"),
+            _ => {}
         }
     }
 }
 
 impl BackupDraft {
     pub(super) fn new(
-        layout: &Layout,
+        repository: &Repository,
         set: Backupset,
         info: ManifestInfo,
         parent: Option<Parent>,
+        newborn: Option<Unfinished>,
         running: Running,
     ) -> Self {
-        let temporary = layout.manifest(set.id, info.incremental).with_added_extension(TEMPORARY);
+        // Nobody else's, whatever becomes of others with this number.
+        let ending = format!("{}.{TEMPORARY}", uuid::Uuid::new_v4().simple());
+        let temporary = repository.layout.manifest(set.id, info.incremental).with_added_extension(ending);
+        let is_newborn = newborn.is_some();
+        let unfinished =
+            newborn.unwrap_or_else(|| Unfinished::manifest(&repository.storage, temporary.clone()));
         Self {
             set,
             info,
@@ -77,7 +182,8 @@ impl BackupDraft {
             tags: Vec::new(),
             suspects: Vec::new(),
             why: String::new(),
-            newborn: false,
+            newborn: is_newborn,
+            unfinished: Some(unfinished),
             running,
         }
     }
@@ -93,8 +199,8 @@ impl BackupDraft {
     }
 
     /// Gives the backup tags.
-    pub fn set_tags(&mut self, tags: &[String]) {
-        self.tags = tags.to_vec();
+    pub fn set_tags(&mut self, tags: &Tags) {
+        self.tags = tags.to_strings();
     }
 
     /// Has the backup be of another moment than that at which it was begun.

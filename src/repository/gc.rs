@@ -210,7 +210,7 @@ impl RepositoryWriter {
         let mut purged = 0;
         for (mut set, numbers) in sets {
             set.deleted.retain(|record| !numbers.contains(&record.incremental));
-            set.write(storage, layout)?;
+            self.repository.write_set(&set)?;
             for number in numbers {
                 match storage.unlink(&layout.manifest(set.id, number)) {
                     Err(error) if !error.is_not_found() => return Err(error.into()),

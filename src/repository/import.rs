@@ -2,10 +2,8 @@
 
 use std::sync::PoisonError;
 
-use crate::manifest::{BackupsetId, ImageName, ManifestInfo};
-use crate::repository::layout::{canonical, is_temporary_of_set};
-use crate::repository::{BackupDraft, Backupset, Layout, Repository, RepositoryError, RepositoryWriter};
-use crate::storage::{Storage, StorageError, replace};
+use crate::manifest::{ImageName, ManifestInfo};
+use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
 
 impl RepositoryWriter {
     /// Begins to import a backup as one of `name`: into its backupset, which is made if there is none. Until it
@@ -52,61 +50,21 @@ impl RepositoryWriter {
         let info = ManifestInfo { name: name.clone(), ..info.clone() };
         if let Some(set) = sets.iter().find(|set| set.id == info.backupset) {
             fits_set(set, &info).map_err(cannot)?;
-            self.begin_growing(&mut running, set)?;
-            return Ok(BackupDraft::new(&repository.layout, set.clone(), info, None, running));
+            running.grow(set, false)?;
+            set.has_room(repository.storage.as_ref(), &repository.layout)?;
+            return Ok(BackupDraft::new(repository, set.clone(), info, None, None, running));
         }
         if let Some(current) = Repository::current_set(&sets, name)
             && info.bases.contains(&current.id) == current.bases.contains(&info.backupset)
         {
             return Err(cannot(format!("{name} has backups of another disk already: choose another name")));
         }
-        let set = Backupset {
-            id: info.backupset,
-            name: name.clone(),
-            created: info.timestamp,
-            bases: info.bases.clone(),
-            origin: None,
-            next_incremental: info.incremental.0,
-            backups: Vec::new(),
-            deleted: Vec::new(),
-        };
-        self.begin_growing(&mut running, &set)?;
-        self.begin_folder(set.id)?;
-        let mut draft = BackupDraft::new(&repository.layout, set, info, None, running);
-        draft.newborn = true;
-        Ok(draft)
+        let mut set = Backupset::new(info.backupset, name.clone(), info.timestamp);
+        set.bases.clone_from(&info.bases);
+        running.grow(&set, true)?;
+        let folder = self.begin_folder(set.id)?;
+        Ok(BackupDraft::new(repository, set, info, None, Some(folder), running))
     }
-
-    /// Makes the folder of a new backupset. Until its settings are in it, what lies there stands for nothing, and
-    /// recovery removes it: a marker says so.
-    fn begin_folder(&self, id: BackupsetId) -> Result<(), RepositoryError> {
-        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
-        storage.create_folder(&layout.set(id))?;
-        storage.sync_folder(&layout.sets())?;
-        Ok(replace(storage, &layout.newborn(id), b"")?)
-    }
-}
-
-/// Removes the folder of a backupset that was not born. The marker goes last: what a crash leaves of it is still not born.
-///
-/// Returns a name in it that Ekko did not give; then the folder stays.
-pub(super) fn remove_newborn(
-    storage: &dyn Storage,
-    layout: &Layout,
-    id: BackupsetId,
-) -> Result<Option<String>, StorageError> {
-    let folder = layout.set(id);
-    let names = storage.list(&folder)?;
-    let is_ours = |name: &String| is_temporary_of_set(name) || canonical::<u32>(name).is_some();
-    if let Some(other) = names.iter().find(|name| !is_ours(name)) {
-        return Ok(Some(other.clone()));
-    }
-    for name in names.iter().filter(|name| *name != Layout::NEWBORN) {
-        storage.unlink(&folder.join(name))?;
-    }
-    storage.sync_folder(&folder)?;
-    storage.remove_folder(&folder)?;
-    Ok(None)
 }
 
 /// Says why a backup does not fit into its backupset.

@@ -34,9 +34,16 @@ pub(super) fn is_temporary_of_sets(name: &str) -> bool {
 /// Says whether Ekko gives this name to a temporary file in the folder of a backupset.
 pub(super) fn is_temporary_of_set(name: &str) -> bool {
     name == Layout::NEWBORN
-        || finished(name).is_some_and(|name| {
-            name == Layout::SET_SETTINGS || name == Layout::NEWBORN || canonical::<u32>(name).is_some()
-        })
+        || finished(name)
+            .is_some_and(|name| name == Layout::SET_SETTINGS || name == Layout::NEWBORN || is_draft(name))
+}
+
+/// Says whether this is the name of a manifest that is being written: a number, and the 32 hexadecimal digits that tell it
+/// from others of that number. Earlier releases left the digits out.
+fn is_draft(name: &str) -> bool {
+    let (number, id) = name.split_once('.').unwrap_or((name, ""));
+    let is_id = id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    canonical::<u32>(number).is_some() && (is_id || number == name)
 }
 
 const TOGETHER: &str = "together.toml";
@@ -50,7 +57,7 @@ pub struct Layout {
 impl Layout {
     /// The name of the settings in a backupset's folder.
     pub const SET_SETTINGS: &str = "set.toml";
-    /// The name of what says, beside no settings, that an import has begun the backupset: it does not exist.
+    /// The name of what says, beside no settings, that its first backup has begun: it does not exist.
     pub const NEWBORN: &str = "newborn.tmp";
 
     /// Makes the layout of a repository at `root`.
@@ -181,10 +188,22 @@ mod tests {
         }
         assert!(is_temporary_pack("0000000000000012.pack.tmp"));
         assert!(is_temporary_of_sets("together.toml.tmp"));
-        for name in ["0.tmp", "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {
+        let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());
+        for name in ["0.tmp", &draft, "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {
             assert!(is_temporary_of_set(name), "{name}");
         }
-        for name in ["letter.tmp", "12.pack.tmp", "00.tmp", "tmp", ".tmp", "set.toml", "together.toml", "7"] {
+        for name in [
+            "letter.tmp",
+            "12.pack.tmp",
+            "00.tmp",
+            "tmp",
+            ".tmp",
+            "set.toml",
+            "together.toml",
+            "7",
+            "7..tmp",
+            "7.x.tmp",
+        ] {
             let temporary = [is_temporary_pack, is_temporary_of_sets, is_temporary_of_set];
             assert!(!temporary.iter().any(|is_temporary| is_temporary(name)), "{name}");
         }

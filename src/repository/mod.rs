@@ -17,6 +17,7 @@ mod import;
 mod job;
 mod layout;
 mod lease;
+mod lists;
 mod lock;
 mod open;
 mod proof;
@@ -24,6 +25,7 @@ mod quarantine;
 mod recovery;
 pub mod retention;
 mod select;
+mod set_file;
 mod settings;
 mod state;
 mod statistics;
@@ -33,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backupset::{BackupRecord, Backupset, Origin, Protection};
-pub use commit::CommittedBackup;
+pub use commit::{CommittedBackup, GrowthLimits};
 pub use delete::{Changed, Deletion};
 pub use draft::{BackupDraft, FinishedDraft, Parent};
 pub use gc::{GcOptions, GcSummary};
@@ -218,6 +220,60 @@ pub enum RepositoryError {
         /// The name.
         name: ImageName,
     },
+    /// A list of backups is so long that no backup is added to it.
+    #[error(
+        "cannot add a backup of {name}: {} has {bytes} bytes, and above {} no backup is added; remove old ones with \
+         \"ekko forget\" and \"ekko gc\", or back up under a new name",
+        path.display(),
+        settings::NEW_BACKUPS_LIMIT
+    )]
+    ListFull {
+        /// The file.
+        path: PathBuf,
+        /// The name of the image.
+        name: ImageName,
+        /// How long the list is, in bytes.
+        bytes: u64,
+    },
+    /// A name has as many backups as it may have.
+    #[error(
+        "cannot add a backup of {name}: it has {backups} backups, and {most} is the most; remove old ones with \"ekko forget\" \
+         and \"ekko gc\""
+    )]
+    TooManyBackups {
+        /// The name.
+        name: ImageName,
+        /// How many it has, with those that were deleted and are not collected.
+        backups: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// There are as many names as there may be.
+    #[error(
+        "cannot add the name {name}: there are {names} names, and {most} is the most; back up under a name that is there, \
+         or raise names_per_project"
+    )]
+    TooManyNames {
+        /// The name.
+        name: ImageName,
+        /// How many there are.
+        names: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A file of settings would be longer than is read.
+    #[error(
+        "cannot write {}: it would have {bytes} bytes, and Ekko reads {} at most; remove old backups with \"ekko forget\" \
+         and \"ekko gc\"",
+        path.display(),
+        settings::SETTINGS_LIMIT
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// How long it would be, in bytes.
+        bytes: u64,
+    },
     /// A backupset has no incremental left.
     #[error("backupset {backupset} has no number left for another backup")]
     NoIncremental {
@@ -246,6 +302,10 @@ impl RepositoryError {
             | Self::CannotImport { .. }
             | Self::Protected { .. }
             | Self::NameTaken { .. }
+            | Self::ListFull { .. }
+            | Self::TooManyBackups { .. }
+            | Self::TooManyNames { .. }
+            | Self::TooLong { .. }
             | Self::Settings { .. } => ErrorKind::Invalid,
             Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
                 ErrorKind::Unsupported
@@ -282,6 +342,7 @@ pub struct Repository {
     storage: Arc<dyn Storage>,
     layout: Layout,
     settings: Settings,
+    lists: Arc<lists::Lists>,
 }
 
 impl Repository {
@@ -294,7 +355,7 @@ impl Repository {
     pub fn open_with(storage: Arc<dyn Storage>, path: &Path) -> Result<Self, RepositoryError> {
         let layout = Layout::new(path);
         match settings::read(storage.as_ref(), &layout) {
-            Ok(settings) => Ok(Self { storage, layout, settings }),
+            Ok(settings) => Ok(Self { storage, layout, settings, lists: Arc::default() }),
             Err(RepositoryError::Storage(error)) if error.is_not_found() => {
                 Err(match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
                     Ok(true) => RepositoryError::EmptyFolder { path: path.to_owned() },
@@ -319,7 +380,7 @@ impl Repository {
     ) -> Result<Self, RepositoryError> {
         let layout = Layout::new(path);
         let settings = settings::create(storage.as_ref(), &layout, options)?;
-        Ok(Self { storage, layout, settings })
+        Ok(Self { storage, layout, settings, lists: Arc::default() })
     }
 
     /// Returns what its files are opened and written through.
@@ -358,7 +419,14 @@ impl Repository {
     }
 
     /// Replaces the file that says what was checked when.
+    ///
+    /// # Errors
+    /// It would be longer than is read, or cannot be written. What was there stays.
     pub fn write_checked(&self, bytes: &[u8]) -> Result<(), RepositoryError> {
+        let (path, bytes_now) = (self.layout.checked(), bytes.len() as u64);
+        if bytes_now > CHECKED_LIMIT {
+            return Err(RepositoryError::TooLong { path, bytes: bytes_now });
+        }
         Ok(replace(self.storage.as_ref(), &self.layout.checked(), bytes)?)
     }
 

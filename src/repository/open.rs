@@ -5,14 +5,14 @@
 //! packs and manifests. Order of closing: seal the pack, close the index and sync its files, then `state`
 //! says "closed in order" and names the digest of the index's files.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
-use crate::manifest::BackupsetId;
 use crate::progress::{Notice, Progress};
+use crate::repository::draft::Growing;
+use crate::repository::lists::ListsKept;
 use crate::repository::lock::Lock;
 use crate::repository::recovery::{self, OpenedIndex};
 use crate::repository::settings::refill_reserve;
@@ -51,10 +51,12 @@ pub struct RepositoryWriter {
     pub(super) committing: Mutex<()>,
     /// One garbage collection at a time.
     pub(super) collecting: Mutex<()>,
-    /// The backupsets of which a backup is being made.
-    pub(super) growing: Arc<Mutex<HashSet<BackupsetId>>>,
+    /// What backups are being made of.
+    pub(super) growing: Arc<Mutex<Growing>>,
     poison: OnceLock<String>,
     options: OpenOptions,
+    // Before the lock: nobody else changes the lists until they are forgotten.
+    _lists: ListsKept,
     _lock: Lock,
 }
 
@@ -119,9 +121,11 @@ impl RepositoryWriter {
 
     /// Stops writing, not in order, and keeps the lock. What was appended and not flushed is found in the packs.
     pub(super) fn stop(self) -> LockedRepository {
-        let Self { repository, store, options, _lock: lock, .. } = self;
+        let Self { repository, store, options, _lists: lists, _lock: lock, .. } = self;
         // The store's thread ends, and lets the index go.
         drop(store);
+        // The next writer keeps lists of its own.
+        drop(lists);
         LockedRepository { repository, options, lock }
     }
 
@@ -152,6 +156,10 @@ impl RepositoryWriter {
     /// Keeps a failure so that nothing is written after it, by a collection beside it neither: what it has just counted,
     /// or not, decides what is garbage.
     pub(super) fn poisoned_by(&self, error: &RepositoryError) {
+        if matches!(error, RepositoryError::TooLong { .. }) {
+            // It was found before anything was written.
+            return;
+        }
         let _ = self.poison.set(error.to_string());
         self.store.poison(&error.to_string(), error.is_full(), false);
         if error.is_full() {
@@ -180,6 +188,7 @@ impl LockedRepository {
     ) -> Result<RepositoryWriter, Box<(Self, RepositoryError)>> {
         match start(&self.repository, &self.options, rebuild, progress) {
             Ok((file, store)) => Ok(RepositoryWriter {
+                _lists: ListsKept::new(&self.repository),
                 repository: self.repository,
                 state: Mutex::new(file),
                 store,

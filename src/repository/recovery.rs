@@ -11,16 +11,15 @@ use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
-use crate::repository::backupset::is_newborn;
+use crate::repository::backupset::{is_leftover, is_newborn, remove_newborn};
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
-use crate::repository::import::remove_newborn;
 use crate::repository::layout::{
     NameTest, canonical, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
 };
 use crate::repository::state::State;
 use crate::repository::together;
-use crate::repository::{Backupset, Repository, RepositoryError};
+use crate::repository::{Backupset, Layout, Repository, RepositoryError};
 use crate::segment::SegmentKey;
 use crate::storage::TEMPORARY;
 use crate::store::{
@@ -59,16 +58,18 @@ pub(super) fn undo_unfinished(
             storage.unlink(&folder.join(name))?;
         }
     }
-    let (sets, _) = repository.backupsets()?;
+    let (sets, _) = repository.all_backupsets()?;
     for name in storage.list(&layout.sets())? {
         let Some(id) = canonical::<BackupsetId>(&name) else { continue };
         let folder = layout.set(id);
         let set = sets.iter().find(|set| set.id == id);
         let mut changed = false;
         let names = storage.list(&folder)?;
-        // An import that was not committed: the backupset was never born, whatever lies there.
-        if is_newborn(&names) {
-            if let Some(other) = remove_newborn(storage, layout, id)? {
+        // A first backup that was not committed: the backupset was never born, whatever lies there.
+        let unborn = known && set.is_some_and(Backupset::is_unborn);
+        if is_newborn(&names) || is_leftover(&names) || unborn {
+            let says_so = if unborn { Layout::SET_SETTINGS } else { Layout::NEWBORN };
+            if let Some(other) = remove_newborn(storage, layout, id, says_so)? {
                 let what = format!("cannot remove {}: Ekko did not make {other} in it", folder.display());
                 progress.notice(Notice::Problem { kind: ErrorKind::Invalid, what });
             }

@@ -25,6 +25,10 @@ const RESERVE_TRIES: u32 = 100;
 /// No file of settings is larger than this, in bytes.
 pub(super) const SETTINGS_LIMIT: u64 = 64 << 20;
 
+/// A list of backups that is larger than this takes no new ones, in bytes. The rest is for deletions, which write as much as
+/// there was, and for protections, which add up to 60 bytes to each of some 200.
+pub(super) const NEW_BACKUPS_LIMIT: u64 = SETTINGS_LIMIT / 4 * 3;
+
 /// What a repository is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct InitOptions {
@@ -103,6 +107,14 @@ pub(super) fn check_format(path: &Path, text: &str) -> Result<(), RepositoryErro
         FORMAT => Ok(()),
         0 => Err(settings("there is no format 0".to_owned())),
         found => Err(RepositoryError::NewerFormat { path: path.to_owned(), found }),
+    }
+}
+
+/// Makes sure that a text will be read again when it is written to a file of settings.
+pub(super) fn check_length(path: &Path, text: &str) -> Result<(), RepositoryError> {
+    match text.len() as u64 {
+        0..=SETTINGS_LIMIT => Ok(()),
+        bytes => Err(RepositoryError::TooLong { path: path.to_owned(), bytes }),
     }
 }
 

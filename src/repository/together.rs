@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
-use crate::repository::backupset::{FileBackup, read_sealed, seal};
-use crate::repository::settings::FORMAT;
+use crate::repository::set_file::{FileBackup, read_sealed, seal};
+use crate::repository::settings::{FORMAT, check_length};
 use crate::repository::{BackupRecord, Backupset, Layout, Repository, RepositoryError};
 use crate::storage::{Storage, replace};
 
@@ -101,16 +101,12 @@ impl Together {
         Ok(Some(Self { additions: additions.map_err(settings)? }))
     }
 
-    /// Writes the file. When this returns, the backups exist.
+    /// Returns what the file will say.
     ///
     /// # Errors
-    /// An earlier one is there still: what it says could not be finished, and must not be forgotten.
-    pub(super) fn write(&self, storage: &dyn Storage, layout: &Layout) -> Result<(), RepositoryError> {
+    /// It would be longer than Ekko reads. Nothing is written then.
+    pub(super) fn text(&self, layout: &Layout) -> Result<String, RepositoryError> {
         let path = layout.together();
-        if Self::read(storage, layout)?.is_some() {
-            let what = "backups that it names could not be entered into their sets".to_owned();
-            return Err(RepositoryError::SettingsDamaged { path, what });
-        }
         let addition = |addition: &Addition| FileAddition {
             backupset: addition.backupset.to_string(),
             suspects: addition.suspects.iter().map(|number| number.0).collect(),
@@ -120,13 +116,34 @@ impl Together {
         let file = File { format: FORMAT, additions: self.additions.iter().map(addition).collect() };
         let text = toml::to_string(&file)
             .map_err(|error| RepositoryError::Settings { path: path.clone(), what: error.to_string() })?;
-        Ok(replace(storage, &path, seal(&text).as_bytes())?)
+        let text = seal(&text);
+        check_length(&path, &text)?;
+        Ok(text)
+    }
+
+    /// Writes the file, which will say `text`. When this returns, the backups exist.
+    ///
+    /// # Errors
+    /// An earlier one is there still: what it says could not be finished, and must not be forgotten.
+    pub(super) fn write(storage: &dyn Storage, layout: &Layout, text: &str) -> Result<(), RepositoryError> {
+        let path = layout.together();
+        if Self::read(storage, layout)?.is_some() {
+            let what = "backups that it names could not be entered into their sets".to_owned();
+            return Err(RepositoryError::SettingsDamaged { path, what });
+        }
+        Ok(replace(storage, &path, text.as_bytes())?)
     }
 
     /// Removes the file, durably: every set says what it said.
     pub(super) fn remove(storage: &dyn Storage, layout: &Layout) -> Result<(), RepositoryError> {
         storage.unlink(&layout.together())?;
         Ok(storage.sync_folder(&layout.sets())?)
+    }
+
+    /// Returns the backupsets that it names and that are not among `sets`.
+    pub(super) fn missing(&self, sets: &[Backupset]) -> Vec<BackupsetId> {
+        let ids = self.additions.iter().map(|addition| addition.backupset);
+        ids.filter(|id| sets.iter().all(|set| set.id != *id)).collect()
     }
 
     /// Has a set say what it will say.
@@ -231,6 +248,10 @@ mod tests {
         (folder, repository, Together::new(additions))
     }
 
+    fn write(together: &Together, repository: &Repository) -> Result<(), RepositoryError> {
+        Together::write(&OsStorage, &repository.layout, &together.text(&repository.layout)?)
+    }
+
     fn lengths(repository: &Repository) -> (Vec<usize>, usize) {
         let (sets, problems) = repository.backupsets().unwrap();
         (sets.iter().map(|set| set.backups.len()).collect(), problems.len())
@@ -240,10 +261,10 @@ mod tests {
     fn from_the_moment_of_the_file_all_its_backups_exist_and_finishing_can_be_repeated() {
         let (_folder, repository, together) = two();
         assert_eq!(lengths(&repository), (vec![1, 1], 0));
-        together.write(&OsStorage, &repository.layout).unwrap();
+        write(&together, &repository).unwrap();
         assert_eq!(Together::read(&OsStorage, &repository.layout).unwrap(), Some(together.clone()));
         assert_eq!(lengths(&repository), (vec![2, 2], 0), "readers see them");
-        assert!(together.write(&OsStorage, &repository.layout).is_err(), "what is not finished stays");
+        assert!(write(&together, &repository).is_err(), "what is not finished stays");
         // A crash after the first of the sets.
         let mut first = repository.backupset(together.additions[0].backupset).unwrap();
         assert_eq!(first.backups[0].suspect.as_deref(), Some("a list was wrong"));
@@ -254,7 +275,7 @@ mod tests {
         // The file comes back after one of them was deleted: it does nothing.
         first.deleted.push(first.backups.remove(1));
         first.write(&OsStorage, &repository.layout).unwrap();
-        together.write(&OsStorage, &repository.layout).unwrap();
+        write(&together, &repository).unwrap();
         assert_eq!(lengths(&repository).0.iter().sum::<usize>(), 3);
         assert!(finish(&repository, &Silent).unwrap());
         assert_eq!(lengths(&repository).0.iter().sum::<usize>(), 3);
@@ -263,7 +284,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_told_and_nothing_is_known_then() {
         let (_folder, repository, together) = two();
-        together.write(&OsStorage, &repository.layout).unwrap();
+        write(&together, &repository).unwrap();
         let path = repository.layout.together();
         let whole = std::fs::read(&path).unwrap();
         for at in 0..whole.len() {
@@ -279,7 +300,7 @@ mod tests {
     #[test]
     fn a_set_that_cannot_be_read_keeps_the_file_and_the_others_are_finished() {
         let (_folder, repository, together) = two();
-        together.write(&OsStorage, &repository.layout).unwrap();
+        write(&together, &repository).unwrap();
         let path = repository.layout.set_settings(together.additions[0].backupset);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, b"harmed").unwrap();
@@ -292,7 +313,7 @@ mod tests {
         assert!(!repository.layout.together().exists());
         // A set that is gone, folder and all, is told of by the file alone.
         let more = Addition { record: record(2), ..together.additions[0].clone() };
-        Together::new(vec![more]).write(&OsStorage, &repository.layout).unwrap();
+        write(&Together::new(vec![more]), &repository).unwrap();
         std::fs::remove_dir_all(repository.layout.set(together.additions[0].backupset)).unwrap();
         assert_eq!(lengths(&repository), (vec![2], 1));
     }

@@ -37,6 +37,10 @@ pub struct App {
     strangers: Rates<Address>,
     /// Wrong tokens from each address.
     failures: Rates<Address>,
+    /// Backups that each caller begins.
+    begun: Rates<String>,
+    /// Backups that each caller commits.
+    committed: Rates<String>,
     quotas: Arc<Quotas>,
     metrics: Metrics,
     jobs: Jobs,
@@ -67,6 +71,8 @@ impl App {
             rates: Rates::new(per_second, 2.0 * per_second),
             strangers: Rates::new(per_second, 2.0 * per_second),
             failures: Rates::new(failures / 60.0, failures),
+            begun: backups(limits.sessions_per_minute),
+            committed: backups(limits.commits_per_minute),
             quotas: Arc::new(Quotas::new(settings.quotas.clone())),
             writer,
             settings,
@@ -105,6 +111,34 @@ impl App {
             Some(caller) => self.rates.take(caller.who.clone()),
             None => self.strangers.take(address),
         }
+    }
+
+    /// Counts a backup that a caller begins.
+    ///
+    /// # Errors
+    ///
+    /// If the caller has begun too many; the answer says when to try again.
+    pub(super) fn count_session(&self, caller: &Caller) -> Result<(), Refused> {
+        count_backup(
+            &self.begun,
+            caller,
+            "cannot begin a backup: this token has begun too many; try again later",
+        )
+    }
+
+    /// Takes back that a backup was counted: it did not begin.
+    pub(super) fn uncount_session(&self, caller: &Caller) {
+        self.begun.put_back(&caller.who);
+    }
+
+    /// Counts a backup that a caller commits.
+    ///
+    /// # Errors
+    ///
+    /// If the caller has committed too many; the answer says when to try again.
+    pub(super) fn count_commit(&self, caller: &Caller) -> Result<(), Refused> {
+        let why = "cannot commit the backup yet: this token has committed too many; try again later";
+        count_backup(&self.committed, caller, why)
     }
 
     pub(super) fn failures(&self) -> &Rates<Address> {
@@ -187,6 +221,21 @@ impl App {
     pub(super) fn close(self) -> Result<(), ServiceError> {
         Ok(self.writer.close()?)
     }
+}
+
+/// Backups of each caller: ten times as many at once as in a minute, for the disks of a night that begin together.
+fn backups(per_minute: u32) -> Rates<String> {
+    let per_minute = f64::from(per_minute);
+    Rates::new(per_minute / 60.0, 10.0 * per_minute)
+}
+
+/// Takes one from what a caller may do; the owner, who comes by the socket, may do as local commands.
+fn count_backup(rates: &Rates<String>, caller: &Caller, why: &str) -> Result<(), Refused> {
+    if caller.view.project().is_none() {
+        return Ok(());
+    }
+    let taken = rates.take(caller.who.clone());
+    taken.map_err(|seconds| Refused::new(Refusal::TooMany, why).retry_after(seconds))
 }
 
 /// Something that is counted while it is there.

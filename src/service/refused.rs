@@ -119,6 +119,15 @@ impl From<RepositoryError> for Refused {
                 internal: Some(error.to_string()),
                 ..Self::new(Refusal::Unavailable, MOVED).retry_after(5)
             },
+            RepositoryError::ListFull { .. } | RepositoryError::TooManyBackups { .. } => {
+                let why = "cannot add a backup of this image: it has as many as it may have; remove old ones (forget), and \
+                           collect garbage";
+                Self::new(Refusal::QuotaExceeded, why)
+            }
+            RepositoryError::TooManyNames { names, most, .. } => {
+                let why = format!("cannot add an image: the project has {names}, and {most} is the most");
+                Self::new(Refusal::QuotaExceeded, why)
+            }
             RepositoryError::Full { .. } => Self {
                 internal: Some(error.to_string()),
                 ..Self::new(Refusal::QuotaExceeded, "the server's disk is full")

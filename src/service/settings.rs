@@ -101,6 +101,14 @@ pub struct Limits {
     pub sessions: usize,
     /// Backups that one caller sends at a time.
     pub sessions_each: usize,
+    /// Backups that one caller begins in a minute, in the long run; ten times as many at once. More are refused with 429.
+    pub sessions_per_minute: u32,
+    /// Backups that one caller commits in a minute, in the long run; ten times as many at once. More are refused with 429.
+    pub commits_per_minute: u32,
+    /// Backups that an image may have, with those that were deleted and are not collected; more are refused with 507.
+    pub backups_per_name: usize,
+    /// Names that a project may have; more are refused with 507.
+    pub names_per_project: usize,
     /// Seconds of silence after which a backup that is being sent is given up.
     pub silence_seconds: u64,
     /// Seconds that requests under way have to end when the service stops.
@@ -126,6 +134,10 @@ impl Default for Limits {
             body_bytes: 1 << 20,
             sessions: 128,
             sessions_each: 32,
+            sessions_per_minute: 120,
+            commits_per_minute: 120,
+            backups_per_name: 10_000,
+            names_per_project: 10_000,
             silence_seconds: 600,
             grace_seconds: 30,
             close_seconds: 120,
@@ -142,6 +154,10 @@ impl Limits {
             ("requests", self.requests as u64),
             ("requests_per_caller", self.requests_per_caller as u64),
             ("requests_per_second", u64::from(self.requests_per_second)),
+            ("sessions_per_minute", u64::from(self.sessions_per_minute)),
+            ("commits_per_minute", u64::from(self.commits_per_minute)),
+            ("backups_per_name", self.backups_per_name as u64),
+            ("names_per_project", self.names_per_project as u64),
             ("blocking_threads", self.blocking_threads as u64),
             ("header_seconds", self.header_seconds),
             ("body_seconds", self.body_seconds),

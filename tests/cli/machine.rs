@@ -272,7 +272,11 @@ fn a_signal_ends_a_backup_and_the_command_after_runs() {
 /// How many manifests are being written.
 fn backups_in_progress(world: &World) -> usize {
     let sets = fs::read_dir(world.path("R/manifests")).unwrap().map(|it| it.unwrap().path());
-    let is_manifest = |name: &&String| name.strip_suffix(".tmp").is_some_and(|it| it.parse::<u32>().is_ok());
+    // `0.ID.tmp`.
+    let is_manifest = |name: &&String| {
+        let number = name.strip_suffix(".tmp").and_then(|it| it.split_once('.'));
+        number.is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+    };
     sets.filter(|path| path.is_dir()).map(|folder| names(&folder).iter().filter(is_manifest).count()).sum()
 }
 

@@ -80,6 +80,28 @@ fn init_makes_a_repository_once_and_never_over_something_else() {
 }
 
 #[test]
+fn texts_with_control_characters_or_too_long_are_refused_before_anything_is_made() {
+    let world = World::new();
+    world.write("web", &noise(1, 1 << 16));
+    let long = "x".repeat(65);
+    for tag in ["", "a\nb", "\u{1b}[2J", "\u{9b}x", "a b", &long] {
+        world.run(&["backup", "web", "--tag", tag]).exits(2).says("as a tag");
+    }
+    let many = ["--tag", "x"].repeat(17);
+    world.run(&[&["backup", "web"][..], &many].concat()).exits(2).says("16 is the most");
+    assert!(!world.path("R").exists());
+    world.run(&[&["backup", "web"][..], &many[..32]].concat()).exits(0);
+    world.write("list", b"[]");
+    let list = ["backup", "web", "--cbt", "list", "--cbt-base", "web@0", "--cbt-id"];
+    world.run(&[&list[..], &["a\u{7}"]].concat()).exits(2).says("tracking of changes");
+    let token = ["token", "create", "--project", "blue", "--role", "backup", "--note"];
+    for note in ["a\nb", &"x".repeat(257)] {
+        world.run(&[&token[..], &[note]].concat()).exits(2).says("as a note");
+    }
+    world.run(&[&token[..], &[&"x".repeat(256)]].concat()).exits(0);
+}
+
+#[test]
 fn completions_and_manual_pages_are_written() {
     let world = World::new();
     for shell in ["bash", "zsh", "fish"] {

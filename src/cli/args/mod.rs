@@ -240,13 +240,6 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(bytes(text)?).ok_or_else(|| "a limit is above 0".to_owned())
 }
 
-fn tag(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > 64 || text.contains([',', ' ']) || text.chars().any(char::is_control) {
-        return Err("a tag is a word of 1 to 64 bytes without commas".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Jobs {
     /// How many threads hash, compress and verify [default: one a core]

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::args::{cores, percent, rate, tag};
+use crate::cli::args::{cores, percent, rate};
+use crate::cli::error::CliError;
 use crate::codec::CompressionSetting;
+use crate::error::ErrorKind;
 use crate::image::{Format, ImageOptions, Reading};
-use crate::manifest::ImageName;
+use crate::manifest::{ImageName, Tag, Tags, TooManyTags};
 use crate::repository::BackupSelector;
 
 #[derive(Args, Debug)]
@@ -19,9 +21,9 @@ pub(in crate::cli) struct BackupArgs {
     /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
     #[arg(long, value_name = "NAME[:LEVEL]")]
     pub(in crate::cli) compression: Option<CompressionSetting>,
-    /// A word that these backups are found by; may be given several times
-    #[arg(long = "tag", value_name = "TAG", value_parser = tag)]
-    pub(in crate::cli) tags: Vec<String>,
+    /// A word that these backups are found by; may be given up to 16 times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(in crate::cli) tags: Vec<Tag>,
     /// How many threads read, hash and compress, for all sources together [default: one a core, and two for each source that is read at once]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
@@ -127,6 +129,12 @@ pub(in crate::cli) struct CbtArgs {
 }
 
 impl BackupArgs {
+    /// Returns the tags of these backups.
+    pub(in crate::cli) fn tags(&self) -> Result<Tags, CliError> {
+        let invalid = |error: TooManyTags| CliError::new(ErrorKind::Invalid, error.to_string());
+        Tags::new(self.tags.clone()).map_err(invalid)
+    }
+
     /// Returns how many threads are to work: two of each source that is read wait for it while the others compute.
     pub(in crate::cli) fn jobs(&self) -> usize {
         let read = usize::from(self.at_once).min(self.sources.len()).max(1);

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use crate::api::Project;
 use crate::cli::args::changes::moment;
+use crate::manifest::Note;
 use crate::repository::span;
 use crate::service::{Role, TokenId};
 
@@ -41,7 +42,7 @@ pub(in crate::cli) struct TokenCreateArgs {
     pub(in crate::cli) expires: Option<Timestamp>,
     /// A note, e.g. the host that uses it
     #[arg(long, value_name = "TEXT")]
-    pub(in crate::cli) note: Option<String>,
+    pub(in crate::cli) note: Option<Note>,
 }
 
 #[derive(Args, Debug)]

@@ -11,7 +11,7 @@ use crate::cli::error::CliError;
 use crate::error::ErrorKind;
 use crate::image::{ChangeList, OpenImage};
 use crate::machine::{Moment, is_moment};
-use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::manifest::{BackupsetId, ImageName, Incremental, TrackingId};
 use crate::progress::Silent;
 use crate::repository::Which;
 use crate::segment::Fingerprint;
@@ -36,6 +36,8 @@ pub(super) fn changes(
     };
     let base = base(name, args, context)?;
     let id = args.cbt_id.clone().unwrap_or(id);
+    let id = TrackingId::new(id);
+    let id = id.map_err(|error| CliError::new(ErrorKind::Invalid, error.to_string()))?;
     Ok(TrackedChanges { list, base, id, audit: args.cbt_audit, fallback: args.cbt_fallback })
 }
 

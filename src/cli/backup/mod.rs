@@ -24,7 +24,7 @@ use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
 use crate::image::{ImageError, ImageOptions, OpenImage, Reading, is_remote, open_image, source_use};
-use crate::manifest::ImageName;
+use crate::manifest::{ImageName, SourceUse};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
 use crate::repository::{InitOptions, Repository, RepositoryError, SharedWriter};
@@ -65,6 +65,7 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     machine::check_names(&args.machine, &sources)?;
+    args.tags()?;
     let hooks = Hooks::new(&args.machine, context.progress());
     let done = back_up_sources(&sources, args, &hooks, context);
     // What was not let go yet is not open any longer.
@@ -210,6 +211,7 @@ impl How<'_> {
             progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
         }
         let format = SourceFormat { format: image.format, recognised: image.recognised };
+        let in_use = in_use.as_deref().map(SourceUse::of_this_machine);
         BackupOptions { format, in_use, changes, stop: vec![self.hooks.stop()], ..self.plain_options() }
     }
 
@@ -217,7 +219,8 @@ impl How<'_> {
     fn plain_options(&self) -> BackupOptions {
         let compression = self.place.compression(self.args.compression);
         BackupOptions {
-            tags: self.args.tags.clone(),
+            // Looked at before anything was opened.
+            tags: self.args.tags().unwrap_or_default(),
             pace: Some(Arc::clone(&self.pace)),
             ..BackupOptions::new(compression, self.args.jobs())
         }

@@ -92,9 +92,9 @@ impl Quotas {
             let account = accounts.entry(project.clone()).or_default();
             (account.added.clone(), account.commits)
         };
-        let (sets, _) = repository.backupsets()?;
+        let (sets, _) = View::of(project.clone()).sets(repository)?;
         let mut added = HashMap::new();
-        for set in View::of(project.clone()).seen(sets) {
+        for set in sets {
             count(repository, &set, &known, &mut added);
         }
         let used = added.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));

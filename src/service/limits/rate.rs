@@ -43,6 +43,14 @@ impl<K: Hash + Eq> Rates<K> {
         self.take_at(key, Instant::now())
     }
 
+    /// Puts back what was taken for nothing.
+    pub(in crate::service) fn put_back(&self, key: &K) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = now.each.get_mut(key) {
+            bucket.level = (bucket.level + 1.0).min(self.burst);
+        }
+    }
+
     /// Says whether a bucket is empty, and takes nothing from it.
     pub(in crate::service) fn check(&self, key: &K) -> Result<(), u32> {
         let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,6 +114,10 @@ mod tests {
         assert_eq!(rates.take_at("a", begun + Duration::from_secs(1)), Err(1));
         assert_eq!(rates.take_at("a", begun + Duration::from_secs(2)), Ok(()));
         assert_eq!(rates.take_at("a", begun + Duration::from_hours(1)), Ok(()));
+        assert_eq!(rates.take_at("a", begun + Duration::from_hours(1)), Ok(()));
+        assert_eq!(rates.take_at("a", begun + Duration::from_hours(1)), Ok(()));
+        assert!(rates.take_at("a", begun + Duration::from_hours(1)).is_err());
+        rates.put_back(&"a");
         assert_eq!(rates.take_at("a", begun + Duration::from_hours(1)), Ok(()));
     }
 

@@ -36,7 +36,7 @@ impl Disk {
         let asked = selector(backup)?;
         app.blocking(move |app| {
             let repository = app.repository();
-            let seen = caller.view.seen(repository.backupsets()?.0);
+            let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;
             let manifest = repository.manifest(set, backup)?;
             Ok(Self { manifest, backup: caller.view.backup_id(&seen, set, backup) })

@@ -39,7 +39,7 @@ pub(super) async fn fingerprints(
     let frames = app
         .blocking(move |app| {
             let repository = app.repository();
-            let seen = caller.view.seen(repository.backupsets()?.0);
+            let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;
             let manifest = repository.manifest(set, backup)?;
             let geometry = manifest.info().geometry;

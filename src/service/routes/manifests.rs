@@ -24,7 +24,7 @@ use crate::storage::{Access, private_folder};
 /// Opens the manifest of a backup. Says also what its image is called now.
 fn open(app: &App, view: &View, asked: &BackupSelector) -> Result<(ManifestReader, ImageName), Refused> {
     let repository = app.repository();
-    let seen = view.seen(repository.backupsets()?.0);
+    let seen = view.sets(repository)?.0;
     let (set, backup) = view.find(repository, &seen, asked)?;
     Ok((repository.manifest(set, backup)?, set.name.clone()))
 }

@@ -39,7 +39,7 @@ pub(super) async fn segments(
     let sending = app
         .blocking(move |app| {
             let repository = app.repository();
-            let seen = caller.view.seen(repository.backupsets()?.0);
+            let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;
             let manifest = repository.manifest(set, backup)?;
             let catalog = repository.catalog()?;

@@ -40,7 +40,8 @@ fn cut() -> Refused {
     (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
     (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
     (status = 409, description = "A backup of the image is being made", body = Problem, content_type = "application/problem+json"),
-    (status = 429, description = "As many are being sent as are taken at once", body = Problem, content_type = "application/problem+json"),
+    (status = 429, description = "As many are being sent as are taken at once, or the caller has begun too many", body = Problem, content_type = "application/problem+json"),
+    (status = 507, description = "The image has as many backups, or the project as many images or bytes, as it may have", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn begin(
     State(app): State<Arc<App>>,
@@ -322,6 +323,7 @@ pub(super) struct Parts {
         (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "Not all parts have come", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "The caller has committed too many; try again later", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The session has ended", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn commit(
@@ -332,7 +334,7 @@ pub(super) async fn commit(
 ) -> Result<Json<Committed>, Refused> {
     let session = find(&app, &caller, &id)?;
     app.blocking(move |app| {
-        let committed = sessions::commit(app, &session, parts)?;
+        let committed = sessions::commit(app, &caller, &session, parts)?;
         session.log("a backup is committed");
         Ok(Json(committed))
     })

@@ -5,7 +5,9 @@
 //! without sending it is in [`known`]; what it sends is verified in [`receive`]. A session that goes silent is given up, and
 //! what it stored is left to garbage collection, or to a session that goes on from it.
 
+mod journal;
 mod known;
+mod owned;
 pub(super) mod receive;
 pub(super) mod session;
 #[cfg(test)]
@@ -15,7 +17,7 @@ mod way;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -23,11 +25,12 @@ use crate::api::frames::{Entry, Question};
 use crate::api::{Committed, NewSession, Refusal, SessionState};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
 use crate::codec::CompressionSetting;
-use crate::error::ErrorKind;
+use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
 use crate::progress::Silent;
-use crate::repository::{RepositoryError, RepositoryWriter};
+use crate::repository::{GrowthLimits, RepositoryError, RepositoryWriter};
 use crate::segment::SegmentSize;
-use crate::service::sessions::known::{Known, is_session, owned_by};
+use crate::service::sessions::known::Known;
+use crate::service::sessions::owned::OwnedSets;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::sessions::session::Session;
 use crate::service::sessions::way::make_way;
@@ -36,8 +39,10 @@ use crate::storage::{Storage, StorageError};
 
 /// The longest word that a client may choose for its backup, in bytes.
 const LONGEST_WORD: usize = 64;
-/// How long the file of a session that was cut off is kept.
-const KEPT: Duration = Duration::from_hours(48);
+/// How often the files of sessions that were cut off are looked at.
+const TIDIED: Duration = Duration::from_hours(1);
+/// How many sessions are remembered that are over, to answer a commit that is asked for again.
+const REMEMBERED: usize = 4096;
 /// How much memory segments take that are being taken in, in bytes: stored, decoded, and on their way to the disk.
 const MEMORY: u32 = 160 << 20;
 /// The least that is counted for a request that brings segments, in bytes.
@@ -49,6 +54,8 @@ pub(super) struct Sessions {
     open: Mutex<HashMap<String, Arc<Session>>>,
     storage: Arc<dyn Storage>,
     folder: PathBuf,
+    tidied: Mutex<Option<Instant>>,
+    owned: OwnedSets,
     decoders: Decoders,
     /// In KiB.
     memory: Arc<Semaphore>,
@@ -57,30 +64,33 @@ pub(super) struct Sessions {
 impl Sessions {
     pub(super) fn new(storage: Arc<dyn Storage>, folder: PathBuf) -> Self {
         let memory = Arc::new(Semaphore::new(MEMORY as usize >> 10));
-        Self { open: Mutex::default(), storage, folder, decoders: Decoders::default(), memory }
+        let (owned, decoders) = (OwnedSets::default(), Decoders::default());
+        Self { open: Mutex::default(), storage, folder, tidied: Mutex::default(), owned, decoders, memory }
     }
 
-    /// Removes the files of sessions that nobody will go on from any longer.
+    /// Removes the files of sessions that nobody will go on from any longer, if it is time to.
     ///
     /// # Errors
     /// The folder is not one that Ekko made.
     pub(super) fn tidy(&self) -> Result<(), StorageError> {
-        let names = match self.storage.list(&self.folder) {
-            Ok(names) => names,
-            Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
-            // There is none yet, or it cannot be read now.
-            Err(error) => {
-                tracing::debug!(%error, "no earlier sessions");
-                return Ok(());
-            }
-        };
-        for path in names.iter().filter(|name| is_session(name)).map(|name| self.folder.join(name)) {
-            let modified = self.storage.examine(&path).ok().and_then(|it| it.modified().ok());
-            if modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > KEPT) {
-                let _ = self.storage.unlink(&path);
-            }
+        let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+        if tidied.is_none_or(|last| last.elapsed() > TIDIED) {
+            *tidied = Some(Instant::now());
+            drop(tidied);
+            journal::tidy(self.storage.as_ref(), &self.folder)?;
         }
         Ok(())
+    }
+
+    /// Adds a session. Of those that are over, the one that was silent for longest is forgotten if there are too many.
+    fn add(&self, session: Session) {
+        let mut open = self.open();
+        if open.len() >= REMEMBERED {
+            let over = open.iter().filter(|(_, session)| session.is_over());
+            let oldest = over.max_by_key(|(_, session)| session.silence()).map(|(id, _)| id.clone());
+            oldest.and_then(|id| open.remove(&id));
+        }
+        open.insert(session.id.clone(), Arc::new(session));
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<String, Arc<Session>>> {
@@ -134,12 +144,10 @@ fn on_repository<T>(
 pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<SessionState, Refused> {
     let invalid = |what: String| Refused::new(Refusal::Invalid, what);
     let format = new.format.parse().map_err(invalid)?;
-    if new.tags.len() > 16 || new.tags.iter().any(|tag| tag.is_empty() || tag.len() > 64) {
-        return Err(invalid("there are up to 16 tags, of 1 to 64 bytes each".to_owned()));
-    }
-    if new.in_use.as_ref().is_some_and(|how| how.len() > 1024) {
-        return Err(invalid("who uses the source is said in up to 1024 bytes".to_owned()));
-    }
+    let said = |error: InvalidText| invalid(error.to_string());
+    let tags = new.tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(said)?;
+    let tags = Tags::new(tags).map_err(|error| invalid(error.to_string()))?;
+    let in_use = new.in_use.as_deref().map(SourceUse::new).transpose().map_err(said)?;
     let graphic = |word: &String| {
         (1..=LONGEST_WORD).contains(&word.len()) && word.bytes().all(|it| it.is_ascii_graphic())
     };
@@ -156,19 +164,40 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     }
     let options = BackupOptions {
         format: SourceFormat { format, recognised: new.recognised },
-        in_use: new.in_use.clone(),
+        in_use,
         ..BackupOptions::new(CompressionSetting::default(), 1)
     };
+    app.count_session(caller)?;
+    // What does not begin costs nothing: a client asks again while another session of the image is open.
+    let begun = begin_counted(app, caller, (&name, new), (&tags, &options));
+    begun.inspect_err(|_| app.uncount_session(caller))
+}
+
+/// Begins a session that was counted.
+fn begin_counted(
+    app: &App,
+    caller: &Caller,
+    (name, new): (&ImageName, &NewSession),
+    (tags, options): (&Tags, &BackupOptions),
+) -> Result<SessionState, Refused> {
+    let limits = &app.settings().limits;
+    let sessions = app.sessions();
+    let invalid = |what: String| Refused::new(Refusal::Invalid, what);
     let allowance = app.allowance(caller)?;
-    let owned = owned_by(app.repository(), &caller.view)?;
+    // Of the owner, who comes by the socket, no more is asked than of local commands.
+    let growth = caller.view.project().map(|_| GrowthLimits {
+        backups_per_name: limits.backups_per_name,
+        prefix: caller.view.prefix(),
+        names: limits.names_per_project,
+    });
     let begun = app.writer().run_job(
         &Silent,
         |_| false,
         |writer| {
             writer.prepare_for_growth()?;
-            let mut draft = writer.begin_backup(&name, new.size_of_disk)?;
-            draft.set_tags(&new.tags);
-            describe(&mut draft, &options)?;
+            let mut draft = writer.begin_backup_within(name, new.size_of_disk, growth.as_ref())?;
+            draft.set_tags(tags);
+            describe(&mut draft, options)?;
             let manifest = writer.create_manifest(&draft)?;
             Ok::<_, BackupError>((draft, manifest))
         },
@@ -179,8 +208,8 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         error => Refused::new(Refusal::from(error.kind()), error.to_string()),
     })?;
     let id = uuid::Uuid::new_v4();
-    let file = sessions.folder.join(id.to_string());
-    let known = Known::new(owned, &name, Arc::clone(&sessions.storage), file);
+    let owned = sessions.owned.of(app.repository(), &caller.view, &caller.view.sets(app.repository())?.0);
+    let known = Known::new(owned, name, &sessions.storage, &sessions.folder);
     let info = draft.info();
     let state = SessionState {
         session: id.to_string(),
@@ -196,25 +225,21 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         silence_seconds: limits.silence_seconds,
     };
     let client = new.client.clone();
-    let session = Arc::new(Session::new(caller, (draft, manifest), known, allowance, state.clone(), client));
-    sessions.open().insert(id.to_string(), session);
+    sessions.add(Session::new(caller, (draft, manifest), known, allowance, state.clone(), client));
     Ok(state)
 }
 
 /// Gives a session up; what was sent can be gone on from.
 pub(super) fn give_up(app: &App, session: &Session) {
     app.sessions().open().remove(&session.id);
-    let given_up = app.writer().with(|writer| {
-        session.give_up(writer);
-        Ok(())
-    });
-    if let Err(error) = given_up {
-        tracing::warn!(%error, "recovery will remove what a session has begun");
-    }
+    session.give_up();
 }
 
 /// Gives those up of which nothing was heard for too long, or all of them.
 pub(super) fn give_up_silent(app: &App, all: bool) {
+    if let Err(error) = app.sessions().tidy() {
+        tracing::warn!(%error, "the files of sessions that were cut off stay");
+    }
     let limit = Duration::from_secs(app.settings().limits.silence_seconds);
     let silent: Vec<_> =
         app.sessions().open().values().filter(|session| all || session.silence() > limit).cloned().collect();
@@ -252,7 +277,16 @@ pub(super) fn extend(app: &App, session: &Session, part: u64, entries: &[Entry])
 }
 
 /// Commits the backup.
-pub(super) fn commit(app: &App, session: &Session, parts: u64) -> Result<Committed, Refused> {
+pub(super) fn commit(
+    app: &App,
+    caller: &Caller,
+    session: &Session,
+    parts: u64,
+) -> Result<Committed, Refused> {
+    // Asked again, it costs nothing.
+    if !session.is_over() {
+        app.count_commit(caller)?;
+    }
     let committed = app.writer().run_job(
         &Silent,
         |(_, backup): &(Committed, Option<crate::repository::CommittedBackup>)| {

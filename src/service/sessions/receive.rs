@@ -34,6 +34,11 @@ pub(in crate::service) fn check_head(head: &SegmentHead, size: SegmentSize) -> R
     }
 }
 
+/// How many decoders are kept for later requests.
+const MOST_FREE: usize = 8;
+/// The largest buffer that is kept, in bytes.
+const LARGEST_FREE: usize = 8 << 20;
+
 /// What decodes segments, re-used from request to request.
 #[derive(Debug, Default)]
 pub(super) struct Decoders {
@@ -60,7 +65,10 @@ impl Decoders {
             .iter()
             .map(|segment| store_one(store, job, segment, size, &mut decoder, &mut plain))
             .collect();
-        free().push((decoder, plain));
+        let mut free = free();
+        if free.len() < MOST_FREE && plain.capacity() <= LARGEST_FREE {
+            free.push((decoder, plain));
+        }
         keys
     }
 }

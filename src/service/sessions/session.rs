@@ -14,7 +14,7 @@ use crate::service::limits::Allowance;
 use crate::service::sessions::known::Known;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::{Caller, Refused};
-use crate::store::{Claim, StoreJob};
+use crate::store::Claim;
 
 /// How many segments of the parent are told at once.
 pub(in crate::service) const MOST_PARENT_SEGMENTS: u32 = 1 << 13;
@@ -26,9 +26,9 @@ pub(in crate::service) struct Session {
     pub(super) name: ImageName,
     view: View,
     who: String,
-    pub(super) known: Known,
-    /// Read by all that look up and store, taken by the commit.
-    draft: RwLock<Option<BackupDraft>>,
+    /// Read by all that look up and store. Nothing once the backup is committed, or was given up: it has the memory of a
+    /// session.
+    work: RwLock<Option<Work>>,
     manifest: Mutex<Growing>,
     budget: Mutex<Budget>,
     begun: Instant,
@@ -40,6 +40,13 @@ pub(in crate::service) struct Session {
     /// Whether the backup is committed, or was given up: told without waiting for what is being written.
     over: AtomicBool,
     state: SessionState,
+}
+
+/// What a session works with until it is committed.
+#[derive(Debug)]
+struct Work {
+    draft: BackupDraft,
+    known: Known,
 }
 
 /// What the backup takes of what its project may keep: the plain bytes of what was sent, or of what was named that is not
@@ -100,8 +107,7 @@ impl Session {
             name: draft.info().name.clone(),
             view: caller.view.clone(),
             who: caller.who.clone(),
-            known,
-            draft: RwLock::new(Some(draft)),
+            work: RwLock::new(Some(Work { draft, known })),
             budget: Mutex::new(Budget { allowance: Some(allowance), sent: 0, named: 0, taken: 0 }),
             manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
             begun: Instant::now(),
@@ -157,22 +163,23 @@ impl Session {
     }
 
     /// Does something with the draft, unless it is gone or was begun with a store that has been replaced.
-    fn with_draft<T>(
-        &self,
-        writer: &RepositoryWriter,
-        job: impl FnOnce(&BackupDraft) -> Result<T>,
-    ) -> Result<T> {
-        let draft = self.draft.read().unwrap_or_else(PoisonError::into_inner);
-        match draft.as_ref().filter(|draft| writer.store().began(draft.job())) {
-            Some(draft) => job(draft),
+    fn with_draft<T>(&self, writer: &RepositoryWriter, job: impl FnOnce(&Work) -> Result<T>) -> Result<T> {
+        let work = self.work.read().unwrap_or_else(PoisonError::into_inner);
+        match work.as_ref().filter(|work| writer.store().began(work.draft.job())) {
+            Some(work) => job(work),
             None => gone(),
         }
+    }
+
+    /// Takes what it works with, so that its memory is free.
+    fn take_work(&self) -> Option<Work> {
+        self.work.write().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns what segments of the parent are compared with, frame after frame.
     pub(super) fn parent(&self, writer: &RepositoryWriter, (first, behind): (u32, u32)) -> Result<Vec<u8>> {
         let mut frames = Vec::new();
-        self.with_draft(writer, |draft| {
+        self.with_draft(writer, |Work { draft, .. }| {
             let Some(parent) = draft.parent() else { return Ok(()) };
             let most = first.saturating_add(MOST_PARENT_SEGMENTS);
             let segments = behind.min(most).min(parent.manifest.info().geometry.segments());
@@ -191,24 +198,10 @@ impl Session {
         Ok(frames)
     }
 
-    /// Finds a segment that is stored and that this session may name.
-    fn find(
-        &self,
-        writer: &RepositoryWriter,
-        job: &StoreJob,
-        Question { hash, fingerprint, plain_length }: Question,
-    ) -> Result<Option<SegmentKey>> {
-        let found = writer.store().look(job, hash, fingerprint, plain_length)?;
-        Ok(match found {
-            Some(Claim::Known(key) | Claim::Unfinished(key)) if self.known.may_name(&key) => Some(key),
-            Some(_) | None => None,
-        })
-    }
-
     /// Says of each segment whether the client is to send it.
     pub(super) fn lacking(&self, writer: &RepositoryWriter, questions: &[Question]) -> Result<Vec<bool>> {
-        self.with_draft(writer, |draft| {
-            let lacks = |question: &Question| Ok(self.find(writer, draft.job(), *question)?.is_none());
+        self.with_draft(writer, |work| {
+            let lacks = |question: &Question| Ok(work.find(writer, *question)?.is_none());
             questions.iter().map(lacks).collect()
         })
     }
@@ -224,12 +217,12 @@ impl Session {
         decoders: &Decoders,
         segments: &[Received],
     ) -> Result<u64> {
-        self.with_draft(writer, |draft| {
+        self.with_draft(writer, |Work { draft, known }| {
             self.budget().take(segments.iter().map(|it| u64::from(it.head.plain_length)).sum(), 0)?;
             let size = draft.info().geometry.segment_size();
             let stored = decoders.store(writer.store(), draft.job(), segments, size)?;
             let keys: Vec<_> = stored.iter().map(|(key, _)| *key).collect();
-            self.known.sent(&keys);
+            known.sent(&keys);
             Ok(stored.iter().filter(|(_, new)| *new).count() as u64)
         })
     }
@@ -244,9 +237,10 @@ impl Session {
         if part > manifest.parts {
             return refuse(Refusal::Conflict, "the part before has not come");
         }
-        self.with_draft(writer, |draft| {
+        self.with_draft(writer, |work| {
+            let draft = &work.draft;
             // Everything is looked up before anything is written: a refused part leaves no trace.
-            let resolved = self.resolve(writer, draft, entries)?;
+            let resolved = work.resolve(writer, entries)?;
             let named = resolved.iter().map(|part| part.named(draft.info().geometry)).sum();
             self.budget().take(0, named)?;
             let Some(target) = manifest.writer.as_mut() else { return gone() };
@@ -261,12 +255,68 @@ impl Session {
         })
     }
 
-    fn resolve(
+    /// Commits the backup; asked again, it says the same.
+    pub(super) fn commit(
         &self,
         writer: &RepositoryWriter,
-        draft: &BackupDraft,
-        entries: &[Entry],
-    ) -> Result<Vec<Resolved>> {
+        parts: u64,
+    ) -> Result<(Committed, Option<CommittedBackup>)> {
+        let mut manifest = self.manifest();
+        if let Some(committed) = &manifest.committed {
+            return Ok((committed.clone(), None));
+        }
+        if manifest.parts != parts {
+            return refuse(Refusal::Conflict, "not all parts of the manifest have come");
+        }
+        self.with_draft(writer, |_| Ok(()))?;
+        let taken = self.take_work();
+        self.over.store(true, Ordering::Release);
+        let (Some(Work { draft, known }), Some(target)) = (taken, manifest.writer.take()) else {
+            return gone();
+        };
+        let backup = writer.commit(draft, target)?;
+        let shown = self.view.shown(&self.name).unwrap_or_default();
+        let committed = Committed {
+            backup: format!("{shown}@{}", backup.incremental),
+            backupset: backup.backupset.to_string(),
+            incremental: backup.incremental.0,
+            timestamp: backup.timestamp.to_string(),
+        };
+        manifest.committed = Some(committed.clone());
+        if let Some(allowance) = self.budget().allowance.take() {
+            allowance.commit();
+        }
+        known.forget();
+        Ok((committed, Some(backup)))
+    }
+
+    /// Gives the backup up, if it is not committed. What was sent can be gone on from.
+    pub(super) fn give_up(&self) {
+        let mut manifest = self.manifest();
+        self.over.store(true, Ordering::Release);
+        manifest.writer = None;
+        self.budget().allowance = None;
+        drop(self.take_work());
+    }
+}
+
+impl Work {
+    /// Finds a segment that is stored and that this session may name.
+    fn find(
+        &self,
+        writer: &RepositoryWriter,
+        Question { hash, fingerprint, plain_length }: Question,
+    ) -> Result<Option<SegmentKey>> {
+        let found = writer.store().look(self.draft.job(), hash, fingerprint, plain_length)?;
+        Ok(match found {
+            Some(Claim::Known(key) | Claim::Unfinished(key)) if self.known.may_name(&key) => Some(key),
+            Some(_) | None => None,
+        })
+    }
+
+    /// Looks up what the entries of a part name.
+    fn resolve(&self, writer: &RepositoryWriter, entries: &[Entry]) -> Result<Vec<Resolved>> {
+        let draft = &self.draft;
         let geometry = draft.info().geometry;
         let mut resolved = Vec::with_capacity(entries.len());
         let mut next = 0;
@@ -287,7 +337,7 @@ impl Session {
                 Entry::Segment { index, hash, fingerprint } => {
                     let plain_length = geometry.length(index);
                     let question = Question { hash, fingerprint, plain_length };
-                    let Some(key) = self.find(writer, draft.job(), question)? else {
+                    let Some(key) = self.find(writer, question)? else {
                         return refuse(Refusal::Conflict, "a segment was named that was not sent");
                     };
                     let incremental = draft.info().incremental;
@@ -296,50 +346,6 @@ impl Session {
             });
         }
         Ok(resolved)
-    }
-
-    /// Commits the backup; asked again, it says the same.
-    pub(super) fn commit(
-        &self,
-        writer: &RepositoryWriter,
-        parts: u64,
-    ) -> Result<(Committed, Option<CommittedBackup>)> {
-        let mut manifest = self.manifest();
-        if let Some(committed) = &manifest.committed {
-            return Ok((committed.clone(), None));
-        }
-        if manifest.parts != parts {
-            return refuse(Refusal::Conflict, "not all parts of the manifest have come");
-        }
-        self.with_draft(writer, |_| Ok(()))?;
-        let taken = self.draft.write().unwrap_or_else(PoisonError::into_inner).take();
-        self.over.store(true, Ordering::Release);
-        let (Some(draft), Some(target)) = (taken, manifest.writer.take()) else { return gone() };
-        let backup = writer.commit(draft, target)?;
-        let shown = self.view.shown(&self.name).unwrap_or_default();
-        let committed = Committed {
-            backup: format!("{shown}@{}", backup.incremental),
-            backupset: backup.backupset.to_string(),
-            incremental: backup.incremental.0,
-            timestamp: backup.timestamp.to_string(),
-        };
-        manifest.committed = Some(committed.clone());
-        if let Some(allowance) = self.budget().allowance.take() {
-            allowance.commit();
-        }
-        self.known.forget();
-        Ok((committed, Some(backup)))
-    }
-
-    /// Gives the backup up, if it is not committed. What was sent can be gone on from.
-    pub(super) fn give_up(&self, writer: &RepositoryWriter) {
-        let mut manifest = self.manifest();
-        self.over.store(true, Ordering::Release);
-        manifest.writer = None;
-        self.budget().allowance = None;
-        if let Some(draft) = self.draft.write().unwrap_or_else(PoisonError::into_inner).take() {
-            writer.abandon(&draft);
-        }
     }
 }
 

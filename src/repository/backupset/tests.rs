@@ -1,0 +1,298 @@
+//! How lists of backups begin, how long they get, and what a failure leaves of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::backup::{BackupError, BackupOptions, BackupSummary, back_up};
+use crate::codec::CompressionSetting;
+use crate::image::{Extent, Image, ImageError};
+use crate::machine::{
+    Attachment, FileName, MachineBackup, MachineError, MachineOptions, MachineSource, back_up_machine,
+};
+use crate::progress::Silent;
+use crate::repository::settings::SETTINGS_LIMIT;
+use crate::repository::{
+    Deletion, GcOptions, GcSummary, InitOptions, OpenOptions, RepositoryWriter, SharedWriter,
+};
+use crate::segment::SegmentSize;
+use crate::storage::OsStorage;
+
+/// A disk of two segments, of which the second cannot be read.
+#[derive(Debug)]
+struct Disk {
+    fails: bool,
+}
+
+const SEGMENT: u64 = 64 << 10;
+
+impl Image for Disk {
+    fn path(&self) -> &Path {
+        Path::new("disk")
+    }
+
+    fn size(&self) -> u64 {
+        2 * SEGMENT
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError> {
+        let length = self.size().saturating_sub(from);
+        Ok((length > 0).then_some(Extent { offset: from, length }))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        if self.fails && offset + buffer.len() as u64 > SEGMENT {
+            return Err(ImageError::ShortRead { path: PathBuf::from("disk"), offset, missing: SEGMENT });
+        }
+        buffer.fill(7);
+        Ok(())
+    }
+
+    fn verify_unchanged(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
+}
+
+struct World {
+    _folder: tempfile::TempDir,
+    writer: SharedWriter,
+}
+
+fn options() -> BackupOptions {
+    BackupOptions::new(CompressionSetting::default(), 1)
+}
+
+fn name(text: &str) -> ImageName {
+    ImageName::new(text).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let segment_size = SegmentSize::new(SEGMENT).unwrap();
+        Repository::init(&path, &InitOptions { segment_size, ..InitOptions::default() }).unwrap();
+        let writer = RepositoryWriter::open(&path, &OpenOptions::default(), &Silent).unwrap();
+        Self { _folder: folder, writer: SharedWriter::new(writer) }
+    }
+
+    fn back_up(&self, image: &str, fails: bool) -> Result<BackupSummary, BackupError> {
+        back_up(&self.writer, &name(image), &Disk { fails }, &options(), &Silent)
+    }
+
+    fn repository(&self) -> &Repository {
+        self.writer.repository()
+    }
+
+    fn set(&self, image: &str) -> Backupset {
+        let (sets, problems) = self.repository().backupsets().unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+        Repository::current_set(&sets, &name(image)).unwrap().clone()
+    }
+
+    /// Every file and folder of the manifests.
+    fn left(&self) -> Vec<PathBuf> {
+        let sets = self.repository().layout().sets();
+        let folders: Vec<_> = fs::read_dir(&sets).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let within = |folder: &PathBuf| fs::read_dir(folder).map(|it| it.map(|entry| entry.unwrap().path()));
+        let files: Vec<_> = folders.iter().filter_map(|it| within(it).ok()).flatten().collect();
+        folders.into_iter().chain(files).collect()
+    }
+
+    fn delete(&self, backup: Deletion) -> Result<(), RepositoryError> {
+        self.writer.run_job(&Silent, |_| false, |writer| writer.delete(backup)).map(drop)
+    }
+
+    fn gc(&self) -> GcSummary {
+        let options = GcOptions::default();
+        self.writer.run_job(&Silent, |_| false, |writer| writer.gc(&options, &Silent)).unwrap()
+    }
+}
+
+#[test]
+fn a_backup_that_fails_leaves_no_name_no_folder_and_no_file() {
+    let world = World::new();
+    assert!(world.back_up("typo", true).is_err());
+    assert_eq!(world.left(), Vec::<PathBuf>::new());
+    world.back_up("web", false).unwrap();
+    let before = world.left();
+    assert!(world.back_up("web", true).is_err());
+    assert_eq!(world.left(), before, "nor of a name that has backups");
+    // A machine's first moment, of which the second disk fails.
+    let disk =
+        |disk, fails| MachineSource { name: name(disk), image: Box::new(Disk { fails }), options: options() };
+    let sources = vec![disk("m/a", false), disk("m/b", true)];
+    let how = MachineOptions { at_once: 1, moment: options() };
+    let machine = MachineBackup::new(name("m"), sources, Vec::new(), how, &|| {}).unwrap();
+    let error = back_up_machine(&world.writer, &machine, &Silent).unwrap_err();
+    assert!(matches!(error, MachineError::Disk { .. }), "{error}");
+    assert_eq!(world.left(), before);
+    // Files that are too large are refused before the disk is read, which would fail.
+    let sources = vec![disk("m/b", true)];
+    let bytes = vec![0; 1 + usize::try_from(crate::machine::ATTACHED_LIMIT).unwrap()];
+    let attached = vec![Attachment { name: FileName::new("a").unwrap(), bytes }];
+    let how = MachineOptions { at_once: 1, moment: options() };
+    let machine = MachineBackup::new(name("m"), sources, attached, how, &|| {}).unwrap();
+    let error = back_up_machine(&world.writer, &machine, &Silent).unwrap_err();
+    assert!(matches!(error, MachineError::TooLarge { .. }), "{error}");
+    assert_eq!(world.left(), before);
+    // A draft that is dropped before anything is read.
+    world.writer.with(|writer| writer.begin_backup(&name("other"), 1).map(drop)).unwrap();
+    assert_eq!(world.left(), before);
+    world.back_up("typo", false).unwrap();
+    assert_eq!(world.set("typo").backups.len(), 1);
+}
+
+#[test]
+fn one_first_backup_of_a_name_is_made_at_a_time_and_nobody_else_takes_the_name() {
+    let world = World::new();
+    world.back_up("old", false).unwrap();
+    world
+        .writer
+        .with(|writer| {
+            let draft = writer.begin_backup(&name("web"), 1)?;
+            let busy = |error: RepositoryError| {
+                assert!(matches!(error, RepositoryError::BackupRunning { .. }), "{error}");
+            };
+            busy(writer.begin_backup(&name("web"), 1).unwrap_err());
+            busy(writer.rename(&name("old"), &name("web")).unwrap_err());
+            let mut info = draft.info().clone();
+            info.backupset = BackupsetId::random();
+            busy(writer.begin_import(&name("web"), &info).unwrap_err());
+            drop(draft);
+            writer.begin_import(&name("web"), &info)?;
+            writer.rename(&name("old"), &name("web")).map(drop)
+        })
+        .unwrap();
+    assert_eq!(world.set("web").backups.len(), 1);
+}
+
+#[test]
+fn a_backupset_that_a_crash_left_without_a_backup_is_not_seen_and_goes_at_the_next_opening() {
+    let world = World::new();
+    world.back_up("web", false).unwrap();
+    let layout = world.repository().layout().clone();
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    // Settings alone, settings with a manifest that was named, a marker, an empty folder.
+    let first = Backupset::new(BackupsetId::random(), name("first"), at);
+    first.create(&OsStorage, &layout).unwrap();
+    let second = Backupset::new(BackupsetId::random(), name("web"), jiff::Timestamp::now());
+    second.create(&OsStorage, &layout).unwrap();
+    fs::write(layout.manifest(second.id, Incremental(0)), b"manifest").unwrap();
+    let (third, fourth) = (BackupsetId::random(), BackupsetId::random());
+    fs::create_dir(layout.set(third)).unwrap();
+    fs::write(layout.newborn(third), b"").unwrap();
+    fs::create_dir(layout.set(fourth)).unwrap();
+    // One of which backups existed, one that a restore began, one whose settings are gone: they stay.
+    let emptied = Backupset { next_incremental: 1, ..Backupset::new(BackupsetId::random(), name("e"), at) };
+    emptied.create(&OsStorage, &layout).unwrap();
+    let origin = Some(Origin { backupset: emptied.id, incremental: Incremental(0) });
+    let restored = Backupset { origin, ..Backupset::new(BackupsetId::random(), name("r"), at) };
+    restored.create(&OsStorage, &layout).unwrap();
+    let lost = BackupsetId::random();
+    fs::create_dir(layout.set(lost)).unwrap();
+    fs::write(layout.manifest(lost, Incremental(0)), b"manifest").unwrap();
+
+    let names = |repository: &Repository| {
+        let (sets, problems) = repository.backupsets().unwrap();
+        (sets.iter().map(|set| set.name.to_string()).collect::<Vec<_>>(), problems.len())
+    };
+    assert_eq!(names(world.repository()), (vec!["e".into(), "r".into(), "web".into()], 1));
+    let (sets, _) = world.repository().backupsets().unwrap();
+    assert_eq!(Repository::current_set(&sets, &name("web")).unwrap().backups.len(), 1);
+    let World { _folder, writer } = world;
+    writer.close().unwrap();
+    let writer = RepositoryWriter::open(layout.root(), &OpenOptions::default(), &Silent).unwrap();
+    for gone in [first.id, second.id, third, fourth] {
+        assert!(!layout.set(gone).exists());
+    }
+    for stays in [emptied.id, restored.id, lost] {
+        assert!(layout.set(stays).exists());
+    }
+    assert_eq!(names(writer.repository()).0, ["e", "r", "web"]);
+}
+
+#[test]
+fn a_long_list_takes_no_new_backup_and_everything_that_shortens_it_works() {
+    let world = World::new();
+    for _ in 0..3 {
+        world.back_up("web", false).unwrap();
+    }
+    let mut set = world.set("web");
+    let [oldest, kept, newest] =
+        [0, 1, 2].map(|number| Deletion { backupset: set.id, incremental: set.backups[number].incremental });
+    let fill = |set: &mut Backupset, bytes: u64| {
+        set.backups[0].suspect = None;
+        let room = bytes - set.text(world.repository().layout()).unwrap().len() as u64;
+        // The key, the quotes and the end of the line.
+        set.backups[0].suspect = Some("x".repeat(usize::try_from(room).unwrap() - 13));
+        set.write(&OsStorage, world.repository().layout()).unwrap();
+    };
+    let path = world.repository().layout().set_settings(set.id);
+    let length = || fs::metadata(&path).unwrap().len();
+    fill(&mut set, NEW_BACKUPS_LIMIT);
+    assert_eq!(length(), NEW_BACKUPS_LIMIT);
+    world.back_up("web", false).unwrap();
+    // One more is refused before anything is read or stored.
+    let error = world.back_up("web", false).unwrap_err();
+    let refused = matches!(error, BackupError::Repository(RepositoryError::ListFull { .. }));
+    assert!(refused && error.to_string().contains("ekko forget"), "{error}");
+    world.back_up("other", false).unwrap();
+    world.writer.with(|writer| writer.protect(kept, Protection::Always)).unwrap();
+    world.delete(newest).unwrap();
+    world.writer.run_job(&Silent, |_| false, |writer| writer.undelete(newest)).unwrap();
+    // No file is written that is not read again, and the failure costs nothing but itself.
+    let mut set = world.set("web");
+    fill(&mut set, SETTINGS_LIMIT - 20);
+    let until = Protection::Until("2027-01-01T00:00:00Z".parse().unwrap());
+    let error = world.writer.with(|writer| writer.protect(newest, until)).unwrap_err();
+    assert!(matches!(error, RepositoryError::TooLong { .. }), "{error}");
+    assert_eq!(length(), SETTINGS_LIMIT - 20);
+    world.delete(oldest).unwrap();
+    assert_eq!(world.gc().purged_backups, 1);
+    assert!(length() < 4096);
+    world.back_up("web", false).unwrap();
+    assert_eq!(world.set("web").backups.len(), 4);
+}
+
+#[test]
+fn what_says_that_several_backups_exist_is_not_written_beyond_what_is_read() {
+    let world = World::new();
+    world.back_up("web", false).unwrap();
+    let set = world.set("web");
+    let additions = |bytes: u64| {
+        let why = "x".repeat(usize::try_from(bytes).unwrap());
+        let record = BackupRecord { incremental: Incremental(1), ..set.backups[0].clone() };
+        vec![crate::repository::together::Addition { backupset: set.id, record, suspects: Vec::new(), why }]
+    };
+    let layout = world.repository().layout();
+    Together::new(additions(100)).text(layout).unwrap();
+    let error = Together::new(additions(SETTINGS_LIMIT)).text(layout).unwrap_err();
+    assert!(matches!(error, RepositoryError::TooLong { .. }), "{error}");
+}
+
+#[test]
+fn what_was_checked_when_is_not_written_beyond_what_is_read() {
+    let world = World::new();
+    let repository = world.repository();
+    repository.write_checked(b"before").unwrap();
+    let most = usize::try_from(crate::repository::CHECKED_LIMIT).unwrap();
+    let error = repository.write_checked(&vec![0; most + 1]).unwrap_err();
+    assert!(matches!(error, RepositoryError::TooLong { .. }), "{error}");
+    assert_eq!(repository.read_checked().unwrap(), b"before");
+}
+
+#[test]
+fn a_restore_does_not_begin_a_backupset_whose_backups_could_not_name_its_bases() {
+    let world = World::new();
+    world.back_up("web", false).unwrap();
+    let mut set = world.set("web");
+    let begin = |set: &Backupset| {
+        world.writer.with(|writer| writer.begin_set_after_restore(&set.name, set, Incremental(0)))
+    };
+    set.bases = (0..crate::manifest::MOST_BASES).map(|_| BackupsetId::random()).collect();
+    let error = begin(&set).unwrap_err();
+    assert!(error.to_string().contains("earlier backupsets"), "{error}");
+    set.bases.pop();
+    begin(&set).unwrap();
+}

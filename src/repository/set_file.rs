@@ -1,0 +1,235 @@
+//! The bytes of `set.toml`. Its last line is a comment with the BLAKE3 of all before it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::repository::settings::{FORMAT, check_format, read_text};
+use crate::repository::{BackupRecord, Backupset, Origin, Protection, RepositoryError};
+use crate::segment::Fingerprint;
+use crate::storage::Storage;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    backupset: String,
+    name: String,
+    created: String,
+    bases: Vec<String>,
+    next_incremental: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<FileOrigin>,
+    #[serde(default, rename = "backup")]
+    backups: Vec<FileBackup>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    deleted: Vec<FileBackup>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileOrigin {
+    backupset: String,
+    incremental: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileBackup {
+    incremental: u32,
+    manifest: String,
+    timestamp: String,
+    size_of_disk: u64,
+    segments: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    #[serde(default)]
+    protected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protected_until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspect: Option<String>,
+}
+
+impl FileBackup {
+    pub(super) fn of(backup: &BackupRecord) -> Self {
+        Self {
+            incremental: backup.incremental.0,
+            manifest: backup.manifest.to_string(),
+            timestamp: backup.timestamp.to_string(),
+            size_of_disk: backup.size_of_disk,
+            segments: backup.segments,
+            tags: backup.tags.clone(),
+            protected: backup.protection == Protection::Always,
+            protected_until: match backup.protection {
+                Protection::Until(end) => Some(end.to_string()),
+                Protection::None | Protection::Always => None,
+            },
+            note: backup.note.clone(),
+            suspect: backup.suspect.clone(),
+        }
+    }
+
+    pub(super) fn read(self) -> Result<BackupRecord, String> {
+        let protection = match (self.protected, self.protected_until) {
+            (true, _) => Protection::Always,
+            (false, Some(end)) => Protection::Until(time(&end)?),
+            (false, None) => Protection::None,
+        };
+        Ok(BackupRecord {
+            incremental: Incremental(self.incremental),
+            manifest: self
+                .manifest
+                .parse()
+                .map_err(|error: crate::segment::InvalidHash| error.to_string())?,
+            timestamp: time(&self.timestamp)?,
+            size_of_disk: self.size_of_disk,
+            segments: self.segments,
+            tags: self.tags,
+            protection,
+            note: self.note,
+            suspect: self.suspect,
+        })
+    }
+}
+
+fn time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|error: jiff::Error| error.to_string())
+}
+
+const CHECKSUM: &str = "# BLAKE3 of all before this line: ";
+
+/// Adds the line by which it is seen that a text is what was written.
+pub(super) fn seal(text: &str) -> String {
+    let checksum = Fingerprint::of(text.as_bytes());
+    format!("{text}{CHECKSUM}{checksum}\n")
+}
+
+/// Reads a file of which the last line has the BLAKE3 of the others, and makes sure that it and the format fit.
+pub(super) fn read_sealed(storage: &dyn Storage, path: &Path) -> Result<String, RepositoryError> {
+    let text = read_text(storage, path)?;
+    let damaged =
+        |what: &str| RepositoryError::SettingsDamaged { path: path.to_owned(), what: what.to_owned() };
+    let (covered, checksum) = text.rsplit_once(CHECKSUM).ok_or_else(|| damaged("its last line is gone"))?;
+    if checksum.strip_suffix('\n') != Some(Fingerprint::of(covered.as_bytes()).to_string().as_str()) {
+        return Err(damaged("it does not fit the BLAKE3 in its last line"));
+    }
+    check_format(path, covered)?;
+    Ok(covered.to_owned())
+}
+
+impl Backupset {
+    pub(super) fn encode(&self) -> Result<String, toml::ser::Error> {
+        let origin = self.origin.map(|origin| FileOrigin {
+            backupset: origin.backupset.to_string(),
+            incremental: origin.incremental.0,
+        });
+        let file = File {
+            format: FORMAT,
+            backupset: self.id.to_string(),
+            name: self.name.as_str().to_owned(),
+            created: self.created.to_string(),
+            bases: self.bases.iter().map(ToString::to_string).collect(),
+            next_incremental: self.next_incremental,
+            origin,
+            backups: self.backups.iter().map(FileBackup::of).collect(),
+            deleted: self.deleted.iter().map(FileBackup::of).collect(),
+        };
+        Ok(seal(&toml::to_string(&file)?))
+    }
+
+    pub(super) fn decode(text: &str) -> Result<Self, String> {
+        let wrong = |what: &dyn std::fmt::Display| what.to_string();
+        let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        let id = |text: &str| text.parse::<BackupsetId>().map_err(|error| wrong(&error));
+        let origin = match file.origin {
+            None => None,
+            Some(origin) => Some(Origin {
+                backupset: id(&origin.backupset)?,
+                incremental: Incremental(origin.incremental),
+            }),
+        };
+        let read =
+            |list: Vec<FileBackup>| list.into_iter().map(FileBackup::read).collect::<Result<Vec<_>, _>>();
+        let (backups, deleted) = (read(file.backups)?, read(file.deleted)?);
+        for list in [&backups, &deleted] {
+            if !list.is_sorted_by(|a, b| a.incremental < b.incremental)
+                || list.last().is_some_and(|last| last.incremental.0 >= file.next_incremental)
+            {
+                return Err("its backups are not in order".to_owned());
+            }
+        }
+        if deleted.iter().any(|one| backups.iter().any(|other| one.incremental == other.incremental)) {
+            return Err("it lists a backup as deleted that it lists".to_owned());
+        }
+        Ok(Self {
+            id: id(&file.backupset)?,
+            name: ImageName::new(file.name).map_err(|error| wrong(&error))?,
+            created: time(&file.created)?,
+            bases: file.bases.iter().map(|base| id(base)).collect::<Result<_, _>>()?,
+            origin,
+            next_incremental: file.next_incremental,
+            backups,
+            deleted,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::Layout;
+    use crate::storage::OsStorage;
+
+    fn set() -> Backupset {
+        let time: jiff::Timestamp = "2026-01-02T03:04:05.6Z".parse().unwrap();
+        let record = |number| BackupRecord {
+            incremental: Incremental(number),
+            manifest: Fingerprint::of(b"m"),
+            timestamp: time,
+            size_of_disk: 1 << 40,
+            segments: 1 << 18,
+            tags: vec!["monthly".to_owned()],
+            protection: match number {
+                1 => Protection::Always,
+                2 => Protection::Until(time),
+                _ => Protection::None,
+            },
+            note: (number == 1).then(|| "before the \"upgrade\"\n# BLAKE3".to_owned()),
+            suspect: (number == 1).then(|| "a list was wrong".to_owned()),
+        };
+        Backupset {
+            id: BackupsetId::random(),
+            name: ImageName::new("web").unwrap(),
+            created: time,
+            bases: vec![BackupsetId::random()],
+            origin: Some(Origin { backupset: BackupsetId::random(), incremental: Incremental(4) }),
+            next_incremental: 5,
+            backups: vec![record(1), record(4)],
+            deleted: vec![record(2)],
+        }
+    }
+
+    #[test]
+    fn settings_come_back_and_every_changed_byte_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let set = set();
+        std::fs::create_dir(layout.sets()).unwrap();
+        set.create(&OsStorage, &layout).unwrap();
+        assert_eq!(Backupset::read(&OsStorage, &layout, set.id).unwrap(), set);
+        let path = layout.set_settings(set.id);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x04;
+            std::fs::write(&path, &changed).unwrap();
+            assert!(Backupset::read(&OsStorage, &layout, set.id).is_err(), "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(Backupset::read(&OsStorage, &layout, set.id).is_err(), "cut at {at}");
+        }
+    }
+}
