@@ -139,31 +139,6 @@ fn a_dead_record_of_half_a_tebibyte_takes_no_memory() {
 }
 
 #[test]
-fn a_record_at_the_far_end_of_a_pack_takes_no_memory() {
-    let world = World::new();
-    let pack = Pack::open(&pack_of(&world));
-    let (table, end) = (pack.table(), pack.size());
-    // As far as files go here, or nearly.
-    let far = [1 << 62, 1 << 43].into_iter().find(|far| pack.file.set_len(far + (1 << 20)).is_ok()).unwrap();
-    let mut record = vec![0; usize::try_from(table - SEGMENT).unwrap()];
-    pack.file.read_exact_at(&mut record, SEGMENT).unwrap();
-    pack.file.write_all_at(&record, far).unwrap();
-    pack.change_header(far, |_| {});
-    let mut contents = vec![0; usize::try_from(end - table).unwrap()];
-    pack.file.read_exact_at(&mut contents, table).unwrap();
-    pack.file.write_all_at(&contents, far + (1 << 19)).unwrap();
-    pack.change_header(far + (1 << 19), |_| {});
-    pack.end(far + (1 << 19));
-    pack.change_table(|entry| {
-        if entry[..8] == SEGMENT.to_le_bytes() {
-            entry[..8].copy_from_slice(&far.to_le_bytes());
-        }
-    });
-    world.refuse("a far record", &[], "");
-    assert!(world.run(&["check", "--read-data"]).code.is_some());
-}
-
-#[test]
 fn sparse_files_of_other_kinds_take_no_memory_either() {
     let set = |world: &World| world.set("web");
     let index =

@@ -1,11 +1,15 @@
 //! What Ekko makes is for its owner alone, whatever the umask.
 
 use std::fs;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use rustix::fs::inotify;
 
 use crate::harness::{LONGEST, World};
 
@@ -84,22 +88,28 @@ fn exports_restores_and_attached_files_are_the_owners_from_the_first_moment_on()
 #[test]
 fn the_socket_is_the_owners_from_the_moment_it_appears() {
     let world = World::new();
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, world.at("store"), inotify::WatchFlags::ATTRIB).unwrap();
     let mut service = Command::new("sh")
         .args(["-c", "umask 0; exec \"$0\" -r store serve --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_ekko")])
         .current_dir(world.at(""))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let begun = Instant::now();
-    let mode = loop {
-        if let Ok(socket) = fs::symlink_metadata(world.store("ekko.sock")) {
-            break socket.mode() & 0o7777;
-        }
+    let (socket, begun) = (world.store("ekko.sock"), Instant::now());
+    while UnixStream::connect(&socket).is_err() {
         assert!(begun.elapsed() < LONGEST, "the service does not listen");
-    };
+    }
+    let mode = fs::symlink_metadata(&socket).unwrap().mode() & 0o7777;
     service.kill().unwrap();
     service.wait().unwrap();
     assert_eq!(mode, 0o600, "{mode:o}");
+    // It had that mode when it appeared: nobody has changed it.
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    while let Ok(event) = events.next() {
+        assert_ne!(event.file_name(), Some(c"ekko.sock"), "its mode was changed");
+    }
 }
 
 #[test]
