@@ -149,6 +149,19 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::{SegmentHash, SegmentKey, Twin};
+    use crate::store::pack::RecordPlace;
+
+    #[test]
+    fn a_record_where_no_pack_has_any_makes_no_long_list() {
+        let key = SegmentKey { hash: SegmentHash::of(b"x"), twin: Twin(0) };
+        let slice_of = |offset| {
+            let place = RecordPlace { pack: PackNumber(1), offset };
+            slice(&SegmentPlace { key, place, stored_length: 1, plain_length: 1 }).1
+        };
+        assert_eq!(slice_of(3 * SLICE + 512), 3);
+        assert!(u64::from(slice_of(u64::MAX)) <= MOST_SLICES);
+    }
 
     #[test]
     fn what_was_remembered_comes_back_and_a_changed_byte_forgets_it() {
