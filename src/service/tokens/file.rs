@@ -371,13 +371,13 @@ mod tests {
         let tokens = TokenFile::at(Arc::new(RootStorage::at(folder.path())), &Layout::new(folder.path()));
         let (token, _) = tokens.create(new("blue")).unwrap();
         let length =
-            |many: usize| tokens.write(&vec![token.clone(); many]).map(|()| tokens.path().metadata());
+            |many: usize| tokens.write(&vec![token.clone(); many], &[]).map(|()| tokens.path().metadata());
         let each = length(2).unwrap().unwrap().len() - length(1).unwrap().unwrap().len();
         let most = usize::try_from(LIMIT / each).unwrap();
-        let error = tokens.write(&vec![token.clone(); most + 1]).unwrap_err();
+        let error = tokens.write(&vec![token.clone(); most + 1], &[]).unwrap_err();
         assert!(error.to_string().contains("revoke some"), "{error}");
         assert_eq!(tokens.list().unwrap().len(), 1, "the file stays as it was");
-        tokens.write(&vec![token.clone(); most - 1]).unwrap();
+        tokens.write(&vec![token.clone(); most - 1], &[]).unwrap();
         let all: Result<Vec<_>, _> = (0..3).map(|_| tokens.create(new("blue"))).collect();
         assert!(all.is_err());
         tokens.revoke(token.id).unwrap();
