@@ -27,6 +27,22 @@ pub enum Notice {
         /// Who uses it, in words.
         how: String,
     },
+    /// The source is read as raw and looks like an image of another format.
+    LooksLike {
+        /// The source.
+        path: PathBuf,
+        /// What it looks like, with its article: "a VMDK image".
+        what: &'static str,
+        /// The format to open it with, if Ekko reads it.
+        format: Option<&'static str>,
+    },
+    /// A disk is read in full although there was to be a list of its changes.
+    ReadInFull {
+        /// The disk.
+        name: String,
+        /// Why the list is not used.
+        why: String,
+    },
     /// Two different segments share one SHA-1; both are kept.
     TwinStored {
         /// The SHA-1 in hexadecimal.

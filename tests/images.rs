@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ekko::error::ErrorKind;
-use ekko::image::{Extent, Format, Image, ImageError, ImageOptions, OpenImage, open_image};
+use ekko::image::{Extent, Format, Image, ImageError, ImageOptions, LookAlike, OpenImage, open_image};
 use sha1::{Digest, Sha1};
 
 fn data() -> PathBuf {
@@ -128,6 +128,30 @@ fn a_snapshot_that_is_not_there_is_said_with_those_that_are() {
     );
 }
 
+#[test]
+fn a_text_that_is_the_id_of_one_snapshot_and_the_name_of_another_is_refused() {
+    let folder = unpacked();
+    let path = folder.path().join("snapshots.qcow2");
+    // The first snapshot, whose id is 1, gets the name "2": the last 6 bytes of its entry are id and name.
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(6).position(|it| it == b"1first").unwrap();
+    let header =
+        [16, 24].map(|extra| at - extra - 40).into_iter().find(|it| bytes[it + 12..it + 16] == [0, 1, 0, 5]);
+    bytes[at + 1] = b'2';
+    bytes[header.unwrap() + 15] = 1;
+    fs::write(&path, bytes).unwrap();
+    let error = open(&path, Some("2".to_owned())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(
+        error.to_string().contains("\"2\" names \"2\" (id 1) and \"second\" (id 2); choose one"),
+        "{error}"
+    );
+    // Each has another name that is its own.
+    for text in ["1", "second"] {
+        open(&path, Some(text.to_owned())).unwrap();
+    }
+}
+
 /// Runs qemu-img in a folder. Says whether it did; nothing if there is none here.
 fn qemu_img(folder: &Path, arguments: &[&str]) -> Option<bool> {
     let mut command = Command::new("qemu-img");
@@ -203,7 +227,13 @@ fn formats_that_qemu_serves_are_the_disks_that_qemu_reads_and_holes_are_not_read
         let flat = options.contains("fixed") || options.contains("Flat") || format == Format::Vhdx;
         assert!(flat || bytes <= 9 << 20, "{format} {options}: {bytes}");
         // It is never recognised: without being said, it is a file like others.
-        assert_eq!(open_image(&path, &ImageOptions::default()).unwrap().format, Format::Raw);
+        // But it is seen.
+        let raw = open_image(&path, &ImageOptions::default()).unwrap();
+        assert_eq!(
+            (raw.format, raw.looks_like.and_then(LookAlike::format)),
+            (Format::Raw, Some(format)),
+            "{options}"
+        );
         drop(opened);
         for entry in fs::read_dir(folder.path()).unwrap() {
             let path = entry.unwrap().path();

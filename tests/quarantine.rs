@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{MemoryImage, Noise, SEGMENT, Told, fresh, name, options, small_segments};
-use ekko::backup::{BackupOptions, SegmentWriter, TrackedChanges, back_up};
+use ekko::backup::{BackupOptions, ChangesBase, SegmentWriter, TrackedChanges, back_up};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::image::{ChangeList, Extent, Image, ImageError};
 use ekko::manifest::{BaseIndex, SegmentRef};
@@ -165,9 +165,10 @@ fn a_list_of_changes_is_not_wrong_about_a_segment_that_was_lost_meanwhile() {
     let then = || writer.with(take).unwrap();
     let trap = Trap { disk: disk(), first_read: std::sync::Once::new(), then: &then };
     let changes = TrackedChanges {
-        list: ChangeList::parse(b"[]", trap.size()).unwrap(),
-        base: Some((full.backupset, full.incremental)),
+        list: Ok(ChangeList::parse(b"[]", trap.size()).unwrap()),
+        base: ChangesBase::Is(full.backupset, full.incremental),
         id: "none".parse().unwrap(),
+        overlaid: Vec::new(),
         audit: 100.0,
         fallback: false,
     };

@@ -22,6 +22,10 @@ pub struct NewSession {
     /// Whether that was recognised by content that a guest may have written.
     #[serde(default)]
     pub recognised: bool,
+    /// What the source looks like, if it was read as raw and nobody said that it is: `vmdk`, `vhdx`, `vpc`, `vdi`, `qed`,
+    /// `qcow`, `parallels` or `luks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks_like: Option<String>,
     /// Who else may have been changing the source, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,

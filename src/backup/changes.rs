@@ -30,6 +30,8 @@ use crate::segment::SegmentIndex;
 
 /// The attribute of a manifest that says how the disk's format was.
 const FORMAT: &str = "format";
+/// The attribute of a manifest that says what the disk looks like that was read as raw, if nobody said that it is raw.
+const LOOKS_LIKE: &str = "looks-like";
 /// The attribute of a manifest that says who may have been changing the disk while it was read.
 const IN_USE: &str = "in-use";
 /// The attribute of a manifest that says of which list it was made.
@@ -41,15 +43,32 @@ pub const KIND: &str = "kind";
 /// So many segments are audited at least.
 const AUDITED_AT_LEAST: u32 = 10;
 
+/// Since which backup changes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangesBase {
+    /// Nobody said it.
+    NotSaid,
+    /// This one.
+    Is(BackupsetId, Incremental),
+    /// One that is not there.
+    Missing {
+        /// Why it cannot be found.
+        why: String,
+    },
+}
+
 /// What somebody says of a disk's changes.
 #[derive(Clone, Debug)]
 pub struct TrackedChanges {
-    /// The changes.
-    pub list: ChangeList,
+    /// The changes, or why they are not known.
+    pub list: Result<ChangeList, String>,
     /// Since which backup.
-    pub base: Option<(BackupsetId, Incremental)>,
+    pub base: ChangesBase,
     /// What the tracking is called.
     pub id: TrackingId,
+    /// The ranges that an NBD server reads from the top image of the disk's chain, if it tells: with fleecing, what it saved
+    /// before the guest overwrote it.
+    pub overlaid: Vec<Range<u64>>,
     /// How many of a hundred segments are read although they are said to be unchanged.
     pub audit: f64,
     /// Whether the disk is read in full if the list cannot be used.
@@ -60,6 +79,16 @@ pub struct TrackedChanges {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FullRead {
+    /// There is no list.
+    NoList {
+        /// Why not.
+        why: String,
+    },
+    /// The backup that the changes are since is not there.
+    NoSuchBase {
+        /// Why it cannot be found.
+        why: String,
+    },
     /// The list says what changed, and there is nothing since which.
     NoParent,
     /// The list says where data lies, and is of use for a first backup alone.
@@ -87,6 +116,8 @@ pub enum FullRead {
 impl fmt::Display for FullRead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoList { why } => write!(f, "what changed is not known: {why}"),
+            Self::NoSuchBase { why } => write!(f, "--cbt-base is not there: {why}"),
             Self::NoParent => f.write_str("it says what changed, and there is no backup before"),
             Self::NotOfChanges { kind } => {
                 write!(
@@ -114,8 +145,8 @@ impl fmt::Display for FullRead {
 /// What came of a list of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracking {
-    /// The kind of the list.
-    pub kind: ListKind,
+    /// The kind of the list; nothing if there was none.
+    pub kind: Option<ListKind>,
     /// Why the whole disk was read all the same; nothing if it was not.
     pub full_read: Option<FullRead>,
     /// The backups of the backupset that are suspect now, by number.
@@ -156,26 +187,32 @@ pub(super) fn prepare(
     let Some(changes) = &options.changes else {
         return Ok(Prepared { plan: Plan::full(geometry), tracking: None });
     };
-    let kind = changes.list.kind();
-    // A backup of an earlier backupset is what the disk was restored from, and no base of any list.
-    let own = draft.info().backupset;
-    let parent = draft.parent().filter(|parent| parent.manifest.info().backupset == own);
-    let usable = match (kind.is_of_changes(), parent) {
-        (true, None) => Err(FullRead::NoParent),
-        (true, Some(parent)) => is_base(changes, parent.manifest.info()),
-        (false, None) => Ok(()),
-        (false, Some(_)) => Err(FullRead::NotOfChanges { kind }),
-    };
-    if let Err(reason) = usable {
+    let full = |kind, reason| {
         if !changes.fallback {
             return Err(BackupError::ListUnusable { reason });
         }
         let tracking = Tracking { kind, full_read: Some(reason), suspects: Vec::new() };
-        return Ok(Prepared { plan: Plan::full(geometry), tracking: Some(tracking) });
+        Ok(Prepared { plan: Plan::full(geometry), tracking: Some(tracking) })
+    };
+    let told = match &changes.list {
+        Ok(list) => list,
+        Err(why) => return full(None, FullRead::NoList { why: why.clone() }),
+    };
+    let kind = told.kind();
+    // A backup of an earlier backupset is what the disk was restored from, and no base of any list.
+    let own = draft.info().backupset;
+    let parent = draft.parent().filter(|parent| parent.manifest.info().backupset == own);
+    let usable = match (kind.is_of_changes(), parent) {
+        (true, parent) => is_base(changes, parent.map(|parent| parent.manifest.info())),
+        (false, None) => Ok(()),
+        (false, Some(_)) => Err(FullRead::NotOfChanges { kind }),
+    };
+    if let Err(reason) = usable {
+        return full(Some(kind), reason);
     }
     let before = parent.map(|parent| parent.manifest.info());
     let last = before.and_then(|info| serde_json::from_slice::<Attribute>(info.attribute(TRACKING)?).ok());
-    let plan = Plan::of_list(&changes.list, geometry, before.map(|info| info.geometry.size_of_disk()));
+    let plan = Plan::of_list(told, geometry, before.map(|info| info.geometry.size_of_disk()));
     let plan = match parent {
         Some(parent) => plan.with(&lost_segments(writer, parent, &plan)?, |_| super::plan::Fate::Read),
         None => plan,
@@ -187,14 +224,14 @@ pub(super) fn prepare(
     let attribute = Attribute {
         kind: kind.name().to_owned(),
         id: changes.id.to_string(),
-        granularity: changes.list.granularity(),
+        granularity: told.granularity(),
         cursor: u32::try_from(next).unwrap_or(0),
         // The parent itself was read in full, if it says nothing of a list.
         full: last.map_or_else(|| before.map(|info| info.incremental.0), |last| last.full),
     };
     let text = serde_json::to_vec(&attribute).unwrap_or_default();
     draft.set_attribute(TRACKING, text);
-    let tracking = Tracking { kind, full_read: None, suspects: Vec::new() };
+    let tracking = Tracking { kind: Some(kind), full_read: None, suspects: Vec::new() };
     Ok(Prepared { plan: plan.audited(cursor, count), tracking: Some(tracking) })
 }
 
@@ -232,6 +269,9 @@ pub fn describe(draft: &mut BackupDraft, options: &BackupOptions) -> Result<(), 
     check_kind(draft)?;
     check_format(draft, options)?;
     draft.set_attribute(FORMAT, options.format.format.name().into());
+    if let Some(what) = options.format.looks_like {
+        draft.set_attribute(LOOKS_LIKE, what.name().into());
+    }
     if let Some(how) = &options.in_use {
         draft.set_attribute(IN_USE, how.as_str().into());
     }
@@ -263,11 +303,15 @@ fn check_format(draft: &BackupDraft, options: &BackupOptions) -> Result<(), Back
 }
 
 /// Says whether the changes are those since the parent.
-fn is_base(changes: &TrackedChanges, parent: &ManifestInfo) -> Result<(), FullRead> {
-    match changes.base {
-        None => Err(FullRead::NoBase { parent: parent.incremental }),
-        Some(base) if base == (parent.backupset, parent.incremental) => Ok(()),
-        Some(_) => Err(FullRead::OtherBase { parent: parent.incremental }),
+fn is_base(changes: &TrackedChanges, parent: Option<&ManifestInfo>) -> Result<(), FullRead> {
+    match (&changes.base, parent) {
+        (ChangesBase::Missing { why }, _) => Err(FullRead::NoSuchBase { why: why.clone() }),
+        (_, None) => Err(FullRead::NoParent),
+        (ChangesBase::NotSaid, Some(parent)) => Err(FullRead::NoBase { parent: parent.incremental }),
+        (ChangesBase::Is(set, number), Some(parent)) => {
+            let is_parent = (*set, *number) == (parent.backupset, parent.incremental);
+            if is_parent { Ok(()) } else { Err(FullRead::OtherBase { parent: parent.incremental }) }
+        }
     }
 }
 

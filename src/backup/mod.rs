@@ -11,6 +11,7 @@
 
 pub mod benchmark;
 mod changes;
+mod fleece;
 mod leave;
 mod order;
 mod pieces;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use changes::{FullRead, KIND, TrackedChanges, Tracking, describe};
+pub use changes::{ChangesBase, FullRead, KIND, TrackedChanges, Tracking, describe};
 pub use pipeline::{InOrder, Outcome, SegmentWorker};
 pub use worker::{Class, Put, SegmentWriter};
 
@@ -34,10 +35,10 @@ use crate::backup::plan::{Fate, Plan};
 use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
-use crate::image::{Format, Image, ImageError};
+use crate::image::{Format, Image, ImageError, LookAlike};
 use crate::manifest::{ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
 use crate::pace::Pace;
-use crate::progress::Progress;
+use crate::progress::{Notice, Progress};
 use crate::repository::{
     BackupDraft, CommittedBackup, FinishedDraft, JobError, RepositoryError, RepositoryWriter, SharedWriter,
 };
@@ -63,6 +64,17 @@ pub enum BackupError {
     ListUnusable {
         /// Why not.
         reason: FullRead,
+    },
+    /// The export reads old content from a fleecing image that was used before.
+    #[error(
+        "the fleecing image of the export was used before: {same} of {compared} blocks in it that changed hold what the backup \
+         before holds; end the export, create a new fleecing image and export it"
+    )]
+    UsedFleece {
+        /// How many blocks hold what they held before.
+        same: u32,
+        /// How many were compared.
+        compared: u32,
     },
     /// What a list of changes says is not so.
     #[error("the list of changes is wrong about segment {segment}")]
@@ -125,9 +137,10 @@ impl BackupError {
             Self::Repository(error) => error.kind(),
             Self::Codec(error) => error.kind(),
             Self::Elsewhere { kind, .. } => *kind,
-            Self::ListUnusable { .. } | Self::FormatChanged { .. } | Self::OtherKind { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::ListUnusable { .. }
+            | Self::UsedFleece { .. }
+            | Self::FormatChanged { .. }
+            | Self::OtherKind { .. } => ErrorKind::Invalid,
             Self::ListWrong { .. } => ErrorKind::Corrupt,
             Self::Stopped | Self::WorkerLost => ErrorKind::Io,
         }
@@ -150,6 +163,8 @@ pub struct SourceFormat {
     pub format: Format,
     /// Whether it was recognised by content that a guest may have written.
     pub recognised: bool,
+    /// What the source looks like, if it is read as raw and nobody said that it is.
+    pub looks_like: Option<LookAlike>,
 }
 
 /// How a backup is made.
@@ -179,7 +194,7 @@ pub struct BackupOptions {
 impl BackupOptions {
     /// Reads all of a raw image with so many threads.
     pub fn new(compression: CompressionSetting, jobs: usize) -> Self {
-        let format = SourceFormat { format: Format::Raw, recognised: false };
+        let format = SourceFormat { format: Format::Raw, recognised: false, looks_like: None };
         Self {
             compression,
             jobs,
@@ -315,12 +330,41 @@ pub fn read_disk(
     progress: &dyn Progress,
 ) -> Result<DiskRead, BackupError> {
     draft.set_tags(&options.tags);
-    let prepared = changes::prepare(writer, &mut draft, options);
+    let prepared = changes::prepare(writer, &mut draft, options).and_then(|prepared| {
+        check_fleece(writer, &draft, image, &prepared, options)?;
+        Ok(prepared)
+    });
+    if let Ok(Prepared { tracking: Some(tracking), .. }) = &prepared {
+        tell_full_read(&draft, tracking, progress);
+    }
     progress.begin(draft.info().name.as_str(), image.size());
     let result = prepared.and_then(|plan| read(writer, &mut draft, image, plan, options, progress));
     progress.end();
     let (manifest, stats, tracking) = result?;
     Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking })
+}
+
+/// Refuses an export that reads from a fleecing image which was used before, where that can be seen.
+fn check_fleece(
+    writer: &RepositoryWriter,
+    draft: &BackupDraft,
+    image: &dyn Image,
+    prepared: &Prepared,
+    options: &BackupOptions,
+) -> Result<(), BackupError> {
+    let is_used = prepared.tracking.as_ref().is_some_and(|tracking| tracking.full_read.is_none());
+    match (draft.parent(), &options.changes) {
+        (Some(parent), Some(changes)) if is_used => fleece::check(writer, parent, image, changes),
+        _ => Ok(()),
+    }
+}
+
+/// Tells a person that the whole disk is read in spite of a list of changes, before that takes its time.
+fn tell_full_read(draft: &BackupDraft, tracking: &Tracking, progress: &dyn Progress) {
+    if let Some(why) = &tracking.full_read {
+        let name = draft.info().name.to_string();
+        progress.notice(Notice::ReadInFull { name, why: why.to_string() });
+    }
 }
 
 /// Reads what is planned, or everything, if it turns out that the list of changes is wrong.
@@ -339,6 +383,9 @@ fn read(
         drop(manifest);
         let before = ran.stats;
         let plan = changes::distrust(draft, segment, &mut tracking);
+        if let Some(tracking) = &tracking {
+            tell_full_read(draft, tracking, progress);
+        }
         manifest = writer.create_manifest(draft)?;
         ran = run_plan(writer, draft, &mut manifest, (image, &plan), options, progress)?;
         ran.stats.add_what_was_stored(&before);

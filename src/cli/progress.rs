@@ -123,6 +123,17 @@ impl Progress for Console {
             Notice::SourceInUse { path, how } => {
                 format!("warning: {} is {how}: the backup may mix what was and what is", path.display())
             }
+            Notice::LooksLike { path, what, format } => {
+                let path = path.display();
+                let instead = match format {
+                    Some(format) => format!("use --format {format}, or --format raw"),
+                    None => "use --format raw".to_owned(),
+                };
+                format!("warning: {path} looks like {what} but is read as raw: {instead} to silence this")
+            }
+            Notice::ReadInFull { name, why } => {
+                format!("warning: {name} is read in full: {why}")
+            }
             Notice::TwinStored { hash } => {
                 format!("warning: two different segments have the SHA-1 {hash}; both are kept")
             }

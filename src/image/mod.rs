@@ -6,6 +6,7 @@
 
 mod cbt;
 mod in_use;
+mod lookalike;
 mod nbd;
 mod open;
 mod qcow2;
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use in_use::source_use;
-pub use nbd::{NbdError, NbdTarget, is_nbd};
+pub use lookalike::LookAlike;
+pub use nbd::{NbdError, NbdTarget, NbdTask, is_nbd};
 pub use open::{Format, ImageOptions, OpenImage, is_remote, open_image};
 pub use raw::{RawImage, Reading};
 
@@ -167,11 +169,42 @@ pub enum ImageError {
         /// Which there are.
         known: String,
     },
-    /// An NBD server could not be reached, or did not give what was asked for.
-    #[error("cannot read {}: {source}", path.display())]
-    Nbd {
-        /// The URI.
+    /// The source is no NBD export, and only those have dirty bitmaps.
+    #[error(
+        "{} has no dirty bitmaps: only an NBD export of QEMU has",
+        path.display()
+    )]
+    NoBitmaps {
+        /// The path.
         path: PathBuf,
+    },
+    /// What changed is not known, and the disk is not to be read in full then.
+    #[error("{source}; add --cbt-fallback to read the whole disk")]
+    Untracked {
+        /// Why it is not known.
+        source: Box<Self>,
+    },
+    /// A text names two internal snapshots.
+    #[error(
+        "cannot choose an internal snapshot of {}: {wanted:?} names {}; choose one by the other of its two names",
+        path.display(),
+        found.join(" and ")
+    )]
+    AmbiguousSnapshot {
+        /// The path.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: String,
+        /// Each that it names, with its name and its id.
+        found: Vec<String>,
+    },
+    /// An NBD server could not be reached, or did not do what it was asked for.
+    #[error("cannot {}: {source}", task.on(path))]
+    Nbd {
+        /// The URI, or the image that the server reads.
+        path: PathBuf,
+        /// What was asked for.
+        task: NbdTask,
         /// What went wrong.
         source: NbdError,
     },
@@ -199,12 +232,21 @@ impl ImageError {
         Self::Unsupported { path: path.to_owned(), what: what.to_owned() }
     }
 
+    fn no_bitmaps(path: &Path) -> Self {
+        Self::NoBitmaps { path: path.to_owned() }
+    }
+
     /// Returns what kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } | Self::NoSnapshot { .. } => ErrorKind::NotFound,
-            Self::NotAnImage { .. } | Self::Direct { .. } | Self::Untrusted { .. } => ErrorKind::Invalid,
+            Self::NotAnImage { .. }
+            | Self::Direct { .. }
+            | Self::Untrusted { .. }
+            | Self::NoBitmaps { .. }
+            | Self::AmbiguousSnapshot { .. } => ErrorKind::Invalid,
             Self::Nbd { source, .. } => source.kind(),
+            Self::Untracked { source } => source.kind(),
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {

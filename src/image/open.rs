@@ -1,13 +1,14 @@
 //! Opening an image of any format.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::image::nbd::{NbdImage, is_nbd};
 use crate::image::qcow2::{MAGIC, Qcow2Image, Trust};
 use crate::image::served::{ServedImage, is_rbd};
-use crate::image::{ChangeList, Image, ImageError, RawImage, Reading};
+use crate::image::{ChangeList, Image, ImageError, LookAlike, RawImage, Reading};
 
 /// How the bytes of a file are a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,23 @@ pub struct OpenImage {
     pub format: Format,
     /// Whether that was recognised by its content.
     pub recognised: bool,
-    /// What changed, if a bitmap was asked for.
-    pub changes: Option<ChangeList>,
+    /// What it looks like, if it is read as raw and nobody said that it is.
+    pub looks_like: Option<LookAlike>,
+    /// What changed, if a bitmap was asked for; or why that is not known. The disk can be read in full then.
+    pub changes: Option<Result<ChangeList, ImageError>>,
+    /// The ranges that an NBD server reads from the top image of the disk's chain, if a bitmap was asked for and the server
+    /// tells (`qemu:allocation-depth`).
+    pub overlaid: Vec<Range<u64>>,
+}
+
+impl OpenImage {
+    fn of_remote(
+        image: Box<dyn Image>,
+        changes: Option<Result<ChangeList, ImageError>>,
+        overlaid: Vec<Range<u64>>,
+    ) -> Self {
+        Self { image, format: Format::Raw, recognised: false, looks_like: None, changes, overlaid }
+    }
 }
 
 /// Opens a file or a block device that is or holds a disk, an export of an NBD server, or an RBD image.
@@ -102,13 +118,15 @@ pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, Imag
     if is_remote(path) {
         return open_remote(path, options);
     }
-    if options.bitmap.is_some() {
-        return Err(ImageError::unsupported(path, "a dirty bitmap of what is no NBD export"));
-    }
+    let no_bitmap = options.bitmap.as_ref().map(|_| Err(ImageError::no_bitmaps(path)));
     let file = RawImage::open_for(path, options.reading)?;
     let (format, trust) = match options.format {
         Some(format) => (format, Trust::Said),
         None => (probe(&file)?, Trust::Guessed),
+    };
+    let looks_like = match (format, trust) {
+        (Format::Raw, Trust::Guessed) => LookAlike::of(&file)?,
+        _ => None,
     };
     let image: Box<dyn Image> = match format {
         Format::Qcow2 => {
@@ -123,7 +141,8 @@ pub fn open_image(path: &Path, options: &ImageOptions) -> Result<OpenImage, Imag
             Box::new(ServedImage::open_file(path, format, options.reading)?)
         }
     };
-    Ok(OpenImage { image, format, recognised: options.format.is_none(), changes: None })
+    let (recognised, overlaid) = (options.format.is_none(), Vec::new());
+    Ok(OpenImage { image, format, recognised, looks_like, changes: no_bitmap, overlaid })
 }
 
 /// Says whether a source is named by something else than a path: an NBD export, or an RBD image.
@@ -136,18 +155,14 @@ fn open_remote(path: &Path, options: &ImageOptions) -> Result<OpenImage, ImageEr
         return Err(ImageError::unsupported(path, "an image of another format in what is a disk already"));
     }
     if is_rbd(path) {
-        if options.bitmap.is_some() {
-            return Err(ImageError::unsupported(
-                path,
-                "a dirty bitmap of RBD, which has snapshots and \"rbd diff\",",
-            ));
-        }
+        let changes = options.bitmap.as_ref().map(|_| Err(ImageError::no_bitmaps(path)));
         let image = Box::new(ServedImage::open_rbd(path, options.reading)?);
-        return Ok(OpenImage { image, format: Format::Raw, recognised: false, changes: None });
+        return Ok(OpenImage::of_remote(image, changes, Vec::new()));
     }
     let image = NbdImage::open(path, options.bitmap.as_deref(), options.certificates.as_deref())?;
-    let changes = options.bitmap.as_deref().map(|bitmap| image.changes(bitmap)).transpose()?;
-    Ok(OpenImage { image: Box::new(image), format: Format::Raw, recognised: false, changes })
+    let changes = options.bitmap.as_deref().map(|bitmap| image.changes(bitmap));
+    let overlaid = if changes.is_some() { image.overlaid()? } else { Vec::new() };
+    Ok(OpenImage::of_remote(Box::new(image), changes, overlaid))
 }
 
 /// Recognises the format of a file by how it begins.

@@ -1,25 +1,53 @@
 //! RBD images of a Ceph cluster, and files in formats that QEMU reads and Ekko does not, through a `qemu-nbd` of our own.
 //!
 //! librbd is what QEMU reads RBD with, and where it is there is QEMU as a rule; its server is a process of its own, so what
-//! goes wrong in librbd, or in a reader of a format, does not go wrong in a backup. The server is asked over a socket in a
-//! temporary folder that nobody else can open, and ends with the image.
+//! goes wrong in librbd, or in a reader of a format, does not go wrong in a backup.
 //!
 //! It is told the format and never recognises one: some name other files of the host.
+//!
+//! # Its end
+//!
+//! The server keeps the image locked, so it must end with this process, however that ends. Two things see to it:
+//!
+//! - A shell starts the server and waits for the end of a pipe, of which only this process has the other side. The kernel closes
+//!   that side when this process ends, also after SIGKILL. Then the shell kills the server. The server is the shell's child, so
+//!   the shell cannot kill another process of the same id.
+//! - The server takes one link, and ends with it (it is not `--persistent`). If somebody kills the shell alone, the server ends
+//!   when this process closes its link or ends.
+//!
+//! Nothing of it stays in a folder: the socket is bound, connected to and removed before the server starts. The server inherits
+//! the listening socket (as from systemd, `LISTEN_FDS`) with the link already waiting in it, so nobody else can have it.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
+use std::io::{self, PipeWriter, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use crate::image::nbd::{NbdError, NbdImage};
+use crate::image::nbd::{NbdError, NbdImage, NbdTask, at_short_path};
 use crate::image::{Extent, Format, Image, ImageError, Reading};
 
 /// What begins the name of an image: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE...]`, as QEMU has it.
 const SCHEME: &str = "rbd:";
 
-/// How long a server may take until it listens: it may look for a cluster first.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Runs the command in its arguments with the socket at 0 as the descriptor 3, and kills it when the pipe at 1 ends. Its status
+/// is that of the command.
+const SUPERVISOR: &str = "\
+    exec 3<&0 4<&1 </dev/null >/dev/null\n\
+    sh -c 'LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec \"$@\" 4<&-' sh \"$@\" &\n\
+    server=$!\n\
+    exec 3<&-\n\
+    read -r end <&4\n\
+    kill -9 \"$server\" 2>/dev/null\n\
+    wait \"$server\"";
+
+/// The status of a shell that cannot find a command.
+const NOT_FOUND: i32 = 127;
+
+/// The signal that the supervisor ends the server with.
+const KILLED: i32 = 9;
 
 /// Says whether a path names an RBD image.
 pub(super) fn is_rbd(path: &Path) -> bool {
@@ -29,91 +57,77 @@ pub(super) fn is_rbd(path: &Path) -> bool {
 /// A server that runs as long as it is needed.
 #[derive(Debug)]
 struct Server {
-    child: Child,
-    folder: tempfile::TempDir,
+    supervisor: Child,
+    /// What keeps it alive.
+    lifeline: Option<PipeWriter>,
+    /// What it says.
+    log: File,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // One that has ended already is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.end();
     }
 }
 
 impl Server {
-    /// Starts a server for what QEMU names `image`.
-    fn start(image: &Path, format: Format, reading: Reading) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ekko-nbd-").tempdir()?;
+    /// Starts a server for what QEMU names `image`. Returns it, and a link to it that it has not answered yet.
+    fn start(image: &Path, format: Format, reading: Reading) -> io::Result<(Self, UnixStream)> {
+        let (listener, link) = connected()?;
+        let (end, lifeline) = io::pipe()?;
+        let log = tempfile::tempfile()?;
         let cache = match reading {
             Reading::Direct => "none",
             Reading::Cached => "writeback",
         };
-        let child = Command::new("qemu-nbd")
-            .args(["--read-only", "--persistent"])
+        let supervisor = Command::new("sh")
+            .args(["-c", SUPERVISOR, "sh", "qemu-nbd", "--read-only"])
             .args([format!("--format={format}"), format!("--cache={cache}")])
-            .arg("--socket")
-            .arg(folder.path().join("socket"))
             .arg("--")
             .arg(image)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(folder.path().join("log"))?)
+            .stdin(OwnedFd::from(listener))
+            .stdout(end)
+            .stderr(Stdio::from(log.try_clone()?))
+            // Ctrl+C at a terminal is for this process, which closes its sources in order.
+            .process_group(0)
             .spawn()?;
-        Ok(Self { child, folder })
+        Ok((Self { supervisor, lifeline: Some(lifeline), log }, link))
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+    /// Ends it. Returns its status: a signal if it had not ended by itself.
+    fn end(&mut self) -> io::Result<Option<i32>> {
+        drop(self.lifeline.take());
+        let status = self.supervisor.wait()?;
+        // A shell says 128 and the signal's number of a command that a signal has ended.
+        Ok(status.code().filter(|code| *code != 128 + KILLED && status.signal().is_none()))
     }
 
-    /// Returns what it said last if it has ended.
-    fn last_words(&mut self) -> io::Result<Option<String>> {
-        if self.child.try_wait()?.is_none() {
-            return Ok(None);
-        }
-        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-        Ok(Some(log.trim().lines().last().unwrap_or("qemu-nbd ended at once").to_owned()))
-    }
-
-    /// Waits until it listens, and connects to it.
-    fn connect(&mut self) -> Result<NbdImage, NbdError> {
-        let begun = Instant::now();
-        let uri = format!("nbd+unix:///?socket={}", self.socket().display());
-        loop {
-            // The socket has its name before anybody listens at it, and QEMU listens before it opens the image.
-            let error = match NbdImage::open(Path::new(&uri), None, None) {
-                Ok(image) => return Ok(image),
-                Err(ImageError::Nbd { source, .. }) => source,
-                Err(error) => NbdError::Refused { what: error.to_string() },
-            };
-            let is_not_up = matches!(&error, NbdError::Io(it)
-                if matches!(it.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused));
-            if !is_not_up {
-                return Err(self.why(error));
-            }
-            if let Some(what) = self.last_words()? {
-                return Err(NbdError::Refused { what });
-            }
-            if begun.elapsed() > PATIENCE {
-                let what = "qemu-nbd does not come up: is what it is to read there?".to_owned();
-                return Err(NbdError::Refused { what });
-            }
-            std::thread::sleep(Duration::from_millis(20));
+    /// Ends it, and finds out why it gave no link, if that is because it ended.
+    fn why(&mut self, error: NbdError, what: &str) -> NbdError {
+        match self.end() {
+            Ok(Some(NOT_FOUND)) => NbdError::Lacks { what: format!("qemu-nbd, which reads {what}") },
+            Ok(Some(_)) => NbdError::Refused { what: self.last_words() },
+            Ok(None) | Err(_) => error,
         }
     }
 
-    /// Finds out why it gave no link, if that is because it ended.
-    fn why(&mut self, error: NbdError) -> NbdError {
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(1) {
-            if let Ok(Some(what)) = self.last_words() {
-                return NbdError::Refused { what };
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        error
+    fn last_words(&mut self) -> String {
+        let mut log = String::new();
+        // What cannot be read is not told.
+        let _ = self.log.rewind().and_then(|()| self.log.read_to_string(&mut log));
+        log.trim().lines().last().unwrap_or("qemu-nbd ended at once").to_owned()
     }
+}
+
+/// Returns a listening socket that has no name any longer, and the one link that is made to it.
+fn connected() -> io::Result<(UnixListener, UnixStream)> {
+    let folder = tempfile::Builder::new().prefix("ekko-nbd-").tempdir()?;
+    let pair = at_short_path(&folder.path().join("socket"), |path| {
+        Ok((UnixListener::bind(path)?, UnixStream::connect(path)?))
+    })?;
+    folder.close()?;
+    Ok(pair)
 }
 
 /// What a server of our own gives, as a disk.
@@ -147,14 +161,10 @@ impl ServedImage {
         reading: Reading,
         what: &str,
     ) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
-        let mut server = Server::start(image, format, reading).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                failed(NbdError::Lacks { what: format!("qemu-nbd, which reads {what}") })
-            }
-            _ => failed(error.into()),
-        })?;
-        let export = server.connect().map_err(failed)?;
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
+        let (mut server, link) =
+            Server::start(image, format, reading).map_err(|error| failed(error.into()))?;
+        let export = NbdImage::of_own_server(path, link).map_err(|error| failed(server.why(error, what)))?;
         Ok(Self { path: path.to_owned(), export, _server: server })
     }
 }

@@ -52,6 +52,7 @@ impl RemoteRepository {
             tags: options.tags.to_strings(),
             format: options.format.format.name().to_owned(),
             recognised: options.format.recognised,
+            looks_like: options.format.looks_like.map(|it| it.name().to_owned()),
             in_use: options.in_use.as_ref().map(ToString::to_string),
             client: Some(uuid::Uuid::new_v4().to_string()),
         };

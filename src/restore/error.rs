@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
+use crate::image::ImageError;
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::segment::{SegmentIndex, SegmentKey};
@@ -81,6 +82,14 @@ pub enum RestoreError {
         /// Why.
         what: String,
     },
+    /// An export could not be opened or written to.
+    #[error("{source}; {}", if *opened { "the target is incomplete" } else { "nothing was written" })]
+    Export {
+        /// What failed.
+        source: ImageError,
+        /// Whether the export was open by then.
+        opened: bool,
+    },
     /// An operation on the target failed.
     #[error("cannot {operation} {}: {source}; the target is incomplete", path.display())]
     Target {
@@ -119,6 +128,7 @@ impl RestoreError {
             Self::TargetInUse { .. } => ErrorKind::Busy,
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Sink { .. } => ErrorKind::Io,
+            Self::Export { source, .. } => source.kind(),
             Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 _ => ErrorKind::Io,

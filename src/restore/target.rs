@@ -124,13 +124,8 @@ impl Target {
         if !options.force {
             return Err(RestoreError::TargetExists { path: path.to_owned() });
         }
-        let export = NbdTarget::open(path, options.certificates.as_deref()).map_err(|source| {
-            RestoreError::Target {
-                operation: "open",
-                path: path.to_owned(),
-                source: io::Error::other(source),
-            }
-        })?;
+        let export = NbdTarget::open(path, options.certificates.as_deref())
+            .map_err(|source| RestoreError::Export { source, opened: false })?;
         if export.size() < size {
             let path = path.to_owned();
             return Err(RestoreError::TargetTooSmall { path, size: export.size(), needed: size });
@@ -145,7 +140,11 @@ impl Target {
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
         let path = self.path.clone();
-        move |source| RestoreError::Target { operation, path, source }
+        // An export says itself what failed, and where.
+        move |source| match source.downcast() {
+            Ok(source) => RestoreError::Export { source, opened: true },
+            Err(source) => RestoreError::Target { operation, path, source },
+        }
     }
 
     fn write_all(&self, bytes: &[u8], offset: u64) -> Result<(), RestoreError> {
@@ -258,6 +257,7 @@ impl io::Write for TargetStream<'_> {
                 Ok(bytes.len())
             }
             Err(RestoreError::Target { source, .. }) => Err(source),
+            Err(RestoreError::Export { source, .. }) => Err(io::Error::other(source)),
             Err(error) => Err(io::Error::other(error)),
         }
     }

@@ -333,8 +333,8 @@ fn a_benchmark_says_how_fast_each_thing_is_and_what_follows() {
 fn sources_that_are_not_there_are_named_as_they_were_given_and_leave_nothing() {
     let world = World::new();
     for (source, what) in [
-        ("x=rbd:vms/none:conf=/nowhere", "cannot read rbd:vms/none:conf=/nowhere: the server "),
-        ("x=nbd+unix:///vda?socket=gone", "cannot read nbd+unix:///vda?socket=gone: No such file"),
+        ("x=rbd:vms/none:conf=/nowhere", "cannot open rbd:vms/none:conf=/nowhere: the server "),
+        ("x=nbd+unix:///vda?socket=gone", "cannot open nbd+unix:///vda?socket=gone: No such file"),
         ("x=nbds://localhost/vda", "an encrypted link needs certificates: --tls-certificates"),
         ("x=nbd://", "it names no host"),
         ("rbd:vms/web@tuesday", "what is no path needs a name of its own: NAME=rbd:vms/web@tuesday"),
@@ -348,7 +348,7 @@ fn sources_that_are_not_there_are_named_as_they_were_given_and_leave_nothing() {
     world
         .run(&["backup", "x=disk", "--bitmap", "b0"])
         .exits(1)
-        .says("a dirty bitmap of what is no NBD export");
+        .says("has no dirty bitmaps: only an NBD export of QEMU has");
     world
         .run(&["backup", "x=disk", "--snapshot", "s"])
         .exits(1)

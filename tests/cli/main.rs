@@ -8,6 +8,7 @@ mod delete;
 mod exchange;
 mod gc;
 mod harness;
+mod hypervisor;
 mod index;
 mod machine;
 mod manifest;

@@ -33,6 +33,29 @@ fn source(path: &Path, bytes: &[u8]) -> String {
 }
 
 #[test]
+fn what_a_raw_source_looks_like_is_told_and_written_down_over_the_network_too() {
+    let served = Served::new();
+    let token = token(&served.repository(), "blue", "operator");
+    let web = source(&served.folder().join("disk"), b"# Disk DescriptorFile\nversion=1\n");
+    let output = over_network(&served, &token, &["--json", "backup", &web]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && stderr.contains("looks like a VMDK image but is read as raw"),
+        "{stderr}"
+    );
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["backups"][0]["looks_like"], "vmdk");
+    assert_eq!(document_of(&served, &token, "web@0")["attributes"]["looks-like"], "vmdk");
+    let output = over_network(&served, &token, &["backup", "--format", "raw", &web]);
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("looks like"));
+    assert!(document_of(&served, &token, "web@1")["attributes"].get("looks-like").is_none());
+}
+
+fn document_of(served: &Served, token: &str, backup: &str) -> Value {
+    document(served, token, &["show", backup])
+}
+
+#[test]
 fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
     let served = Served::new();
     let token = token(&served.repository(), "blue", "operator");

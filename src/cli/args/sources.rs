@@ -1,5 +1,6 @@
 //! The arguments that say what is backed up, and how it is read.
 
+use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ use crate::repository::BackupSelector;
 pub(in crate::cli) struct BackupArgs {
     /// What to back up, and under which name; without a name, the source's file name is used
     #[arg(required = true, value_name = "[NAME=]SOURCE")]
-    pub(in crate::cli) sources: Vec<String>,
+    pub(in crate::cli) sources: Vec<OsString>,
     /// How new segments are compressed: none, zlib[:1-9], lzma[:0-9], zstd[:-7-19] [default: the repository's]
     #[arg(long, value_name = "NAME[:LEVEL]")]
     pub(in crate::cli) compression: Option<CompressionSetting>,
@@ -119,7 +120,8 @@ pub(in crate::cli) struct CbtArgs {
     /// of the bitmap, or the list's BLAKE3]
     #[arg(long, value_name = "TEXT", requires = "changes")]
     pub(in crate::cli) cbt_id: Option<String>,
-    /// Read the whole disk if the list is not of the changes since the backup before
+    /// Read the whole disk if the changes since the backup before are not known: no list or bitmap, or one of other changes;
+    /// no such base, or one without the disk
     #[arg(long, requires = "changes")]
     pub(in crate::cli) cbt_fallback: bool,
     /// How many of a hundred segments are read to see whether the list is right about them, at least 10; in turns, so that

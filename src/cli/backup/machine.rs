@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::backup::{TrackedChanges, Tracking};
 use crate::cli::args::MachineArgs;
 use crate::cli::backup::report::{Document, Machine, done, failed};
-use crate::cli::backup::{How, Opened, Ran, Source};
+use crate::cli::backup::{How, Opened, Ran, Source, source_format};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::error::ErrorKind;
@@ -64,7 +64,7 @@ pub(super) fn back_up(
     for ((source, image), changes) in opened.into_iter().zip(changes) {
         let image = image?;
         let options = how.options(source, &image, changes.clone(), progress);
-        sources.push((source, image.format));
+        sources.push((source, source_format(&image)));
         disks.push(MachineSource { name: source.name.clone(), image: image.image, options });
     }
     let files = attached.iter().map(|attachment| attachment.name.to_string()).collect();

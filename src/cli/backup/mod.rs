@@ -7,6 +7,8 @@ mod place;
 mod report;
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,7 +25,7 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
-use crate::image::{ImageError, ImageOptions, OpenImage, Reading, is_remote, open_image, source_use};
+use crate::image::{Format, ImageError, ImageOptions, OpenImage, Reading, is_remote, source_use};
 use crate::manifest::{ImageName, SourceUse};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
@@ -40,20 +42,24 @@ struct Source {
 
 /// Reads `[NAME=]SOURCE`. A path that begins with `/`, `./` or `../` has no name before it, so that paths
 /// with `=` in them can be said.
-fn source(text: &str) -> Result<Source, CliError> {
-    let is_path = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
+fn source(text: &OsStr) -> Result<Source, CliError> {
+    let bytes = text.as_bytes();
+    let is_path = ["/", "./", "../"].iter().any(|begin| bytes.starts_with(begin.as_bytes()));
     if is_remote(Path::new(text)) {
-        let message = format!("what is no path needs a name of its own: NAME={text}");
+        let message = format!("what is no path needs a name of its own: NAME={}", text.display());
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     let invalid = |error: &dyn std::fmt::Display| CliError::new(ErrorKind::Invalid, error.to_string());
-    if let Some((name, path)) = text.split_once('=').filter(|_| !is_path) {
+    if let Some(at) = bytes.iter().position(|byte| *byte == b'=').filter(|_| !is_path) {
+        let (name, path) = (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default());
+        let not_text = |_| invalid(&format!("the name in {} is not UTF-8", text.display()));
+        let name = std::str::from_utf8(name).map_err(not_text)?;
         let name = ImageName::new(name).map_err(|error| invalid(&error))?;
-        return Ok(Source { name, path: PathBuf::from(path) });
+        return Ok(Source { name, path: PathBuf::from(OsStr::from_bytes(path)) });
     }
     let file_name = Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = ImageName::new(file_name)
-        .map_err(|error| invalid(&format!("{error}; give it one with NAME={text}")))?;
+        .map_err(|error| invalid(&format!("{error}; give it one with NAME={}", text.display())))?;
     Ok(Source { name, path: PathBuf::from(text) })
 }
 
@@ -119,7 +125,7 @@ fn open_and_back_up(
     let reading = if args.direct { Reading::Direct } else { Reading::Cached };
     let options = ImageOptions { bitmap: args.cbt.bitmap.clone(), ..args.image.options(reading) };
     let opened: Vec<Opened<'_>> =
-        sources.iter().map(|source| (source, open_image(&source.path, &options))).collect();
+        sources.iter().map(|source| (source, lists::open(&source.path, &options, &args.cbt))).collect();
     let changes = changes(&opened, args, context)?;
     let mut document =
         Document { created_repository: false, machine: None, backups: Vec::new(), failed: Vec::new() };
@@ -158,7 +164,7 @@ fn open_and_back_up(
             (Ok(_), None) => {}
             (Ok(image), Some(Ok(summary))) => {
                 was_wrong |= summary.tracking.as_ref().is_some_and(Tracking::was_wrong);
-                document.backups.push(done(source, image.format, &summary));
+                document.backups.push(done(source, source_format(&image), &summary));
             }
             (Ok(_), Some(Err(error))) => document.failed.push(failed(source, &error, context)),
         }
@@ -210,7 +216,11 @@ impl How<'_> {
         if let Some(how) = in_use.clone() {
             progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
         }
-        let format = SourceFormat { format: image.format, recognised: image.recognised };
+        if let Some(it) = image.looks_like {
+            let (path, what) = (source.path.clone(), it.called());
+            progress.notice(Notice::LooksLike { path, what, format: it.format().map(Format::name) });
+        }
+        let format = source_format(image);
         let in_use = in_use.as_deref().map(SourceUse::of_this_machine);
         BackupOptions { format, in_use, changes, stop: vec![self.hooks.stop()], ..self.plain_options() }
     }
@@ -225,6 +235,11 @@ impl How<'_> {
             ..BackupOptions::new(compression, self.args.jobs())
         }
     }
+}
+
+fn source_format(image: &OpenImage) -> SourceFormat {
+    let OpenImage { format, recognised, looks_like, .. } = *image;
+    SourceFormat { format, recognised, looks_like }
 }
 
 /// Backs all sources up that could be opened, several at once. Returns what came of each, in their order.
@@ -284,7 +299,9 @@ mod tests {
 
     #[test]
     fn names_and_paths_are_told_apart() {
-        let read = |text| source(text).ok().map(|it| (it.name.to_string(), it.path.display().to_string()));
+        let read = |text: &str| {
+            source(OsStr::new(text)).ok().map(|it| (it.name.to_string(), it.path.display().to_string()))
+        };
         let pair = |name: &str, path: &str| Some((name.to_owned(), path.to_owned()));
         assert_eq!(read("web=/dev/vg/web"), pair("web", "/dev/vg/web"));
         assert_eq!(read("web/vda=a=b"), pair("web/vda", "a=b"));

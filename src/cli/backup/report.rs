@@ -4,13 +4,13 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::backup::{BackupSummary, Tracking};
+use crate::backup::{BackupSummary, SourceFormat, Tracking};
 use crate::cli::backup::Source;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::format;
 use crate::cli::terminal::Lines;
-use crate::image::Format;
+use crate::image::{ListKind, LookAlike};
 
 #[derive(Serialize)]
 pub(super) struct Document {
@@ -48,6 +48,9 @@ pub(super) struct Done {
     new_bytes: u64,
     stored_bytes: u64,
     format: &'static str,
+    /// What the source looks like that was read as raw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    looks_like: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cbt: Option<Cbt>,
     seconds: f64,
@@ -56,7 +59,9 @@ pub(super) struct Done {
 /// What came of a list of changes.
 #[derive(Serialize)]
 struct Cbt {
-    kind: &'static str,
+    /// Nothing if there was no list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     audited_segments: u64,
     /// Why the whole disk was read all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +78,7 @@ pub(super) struct Failed {
 }
 
 /// Says what a backup did.
-pub(super) fn done(source: &Source, format: Format, summary: &BackupSummary) -> Done {
+pub(super) fn done(source: &Source, format: SourceFormat, summary: &BackupSummary) -> Done {
     let BackupSummary { backup, size_of_disk, stats, tracking, elapsed } = summary;
     Done {
         name: source.name.to_string(),
@@ -90,9 +95,10 @@ pub(super) fn done(source: &Source, format: Format, summary: &BackupSummary) -> 
         read_bytes: stats.read_bytes,
         new_bytes: stats.new_bytes,
         stored_bytes: stats.stored_bytes,
-        format: format.name(),
+        format: format.format.name(),
+        looks_like: format.looks_like.map(LookAlike::name),
         cbt: tracking.as_ref().map(|Tracking { kind, full_read, suspects }| Cbt {
-            kind: kind.name(),
+            kind: kind.map(ListKind::name),
             audited_segments: stats.audited_segments,
             full_read: full_read.as_ref().map(ToString::to_string),
             suspects: suspects.iter().map(|number| number.0).collect(),
@@ -144,6 +150,7 @@ impl Done {
         let Some(Cbt { kind, audited_segments, full_read, .. }) = &self.cbt else { return Ok(()) };
         match full_read {
             None => {
+                let kind = kind.unwrap_or("list");
                 writeln!(out, "{}: read by its {kind}, {audited_segments} segments compared", self.backup)
             }
             Some(why) => writeln!(out, "{}: the whole disk was read: {why}", self.backup),

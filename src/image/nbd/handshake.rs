@@ -1,11 +1,19 @@
 //! The beginning of a link: which export, which contexts, and what the server says of it.
 
-use std::io::{Read, Write};
+//!
+//! A server that does not know `NBD_OPT_GO` is asked by `NBD_OPT_EXPORT_NAME`, as the protocol has clients do. One that speaks
+//! newstyle, but not fixed newstyle, knows no other option.
+
+use std::io::{self, Read, Write};
 
 use crate::image::nbd::NbdError;
 use crate::image::nbd::wire::{
-    FIXED_NEWSTYLE, NO_ZEROES, OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, info, option, reply,
+    FIXED_NEWSTYLE, NO_ZEROES, OLDSTYLE_MAGIC, OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, info,
+    option, reply,
 };
+
+/// How many zeros follow the answer to `NBD_OPT_EXPORT_NAME`, unless both sides agree to leave them out.
+const ZEROES: usize = 124;
 
 /// The longest reply to an option that is read.
 const REPLY_LIMIT: u32 = 64 << 10;
@@ -27,20 +35,29 @@ pub(super) struct Agreed {
     pub(super) structured: bool,
 }
 
+/// What a server can do, by its greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Greeting {
+    /// Whether it answers options that it does not know.
+    pub(super) fixed: bool,
+    /// Whether zeros follow the answer to `NBD_OPT_EXPORT_NAME`.
+    zeroes: bool,
+}
+
 /// Greets a server, as every link begins.
-pub(super) fn greet(stream: &mut (impl Read + Write)) -> Result<(), NbdError> {
+pub(super) fn greet(stream: &mut (impl Read + Write)) -> Result<Greeting, NbdError> {
     if stream.u64()? != SERVER_MAGIC {
         return Err(NbdError::protocol("it is no NBD server"));
     }
-    if stream.u64()? != OPTION_MAGIC {
-        return Err(NbdError::protocol("it speaks the old form of the protocol only"));
+    match stream.u64()? {
+        OPTION_MAGIC => {}
+        OLDSTYLE_MAGIC => return Err(NbdError::Oldstyle),
+        _ => return Err(NbdError::protocol("its greeting is of no known form")),
     }
     let flags = stream.u16()?;
-    if flags & FIXED_NEWSTYLE == 0 {
-        return Err(NbdError::protocol("it does not speak the fixed newstyle protocol"));
-    }
     let ours = flags & (FIXED_NEWSTYLE | NO_ZEROES);
-    Ok(stream.write_all(&u32::from(ours).to_be_bytes())?)
+    stream.write_all(&u32::from(ours).to_be_bytes())?;
+    Ok(Greeting { fixed: ours & FIXED_NEWSTYLE != 0, zeroes: ours & NO_ZEROES == 0 })
 }
 
 /// Asks a server to go on encrypted.
@@ -54,10 +71,14 @@ pub(super) fn ask_for_tls(stream: &mut (impl Read + Write)) -> Result<(), NbdErr
 /// Agrees with a server that was greeted on an export. What it does not know of `contexts` is left out.
 pub(super) fn agree(
     stream: &mut (impl Read + Write),
+    greeting: Greeting,
     export: &str,
     contexts: &[String],
 ) -> Result<Agreed, NbdError> {
     let mut agreed = Agreed::default();
+    if !greeting.fixed {
+        return choose(stream, greeting, export, agreed);
+    }
     send(stream, option::STRUCTURED_REPLY, &[])?;
     agreed.structured = replies(stream, option::STRUCTURED_REPLY)?.is_ok();
     if agreed.structured && !contexts.is_empty() {
@@ -79,7 +100,11 @@ pub(super) fn agree(
     data.extend(1_u16.to_be_bytes());
     data.extend(info::BLOCK_SIZE.to_be_bytes());
     send(stream, option::GO, &data)?;
-    let told = replies(stream, option::GO)?.map_err(|(kind, words)| match kind {
+    let told = replies(stream, option::GO)?;
+    if matches!(told, Err((reply::UNSUPPORTED, _))) {
+        return choose(stream, greeting, export, agreed);
+    }
+    let told = told.map_err(|(kind, words)| match kind {
         reply::UNKNOWN_EXPORT => NbdError::Export { export: export.to_owned() },
         reply::TLS_REQUIRED => NbdError::Refused { what: "it wants an encrypted link: nbds://".to_owned() },
         _ => NbdError::Refused { what: format!("it refuses the export {export:?}: {words}") },
@@ -100,6 +125,28 @@ pub(super) fn agree(
         }
     }
     agreed.size = size.ok_or_else(|| NbdError::protocol("it does not say how large the export is"))?;
+    Ok(agreed)
+}
+
+/// Chooses the export by the oldest option, `NBD_OPT_EXPORT_NAME`.
+fn choose(
+    stream: &mut (impl Read + Write),
+    greeting: Greeting,
+    export: &str,
+    mut agreed: Agreed,
+) -> Result<Agreed, NbdError> {
+    send(stream, option::EXPORT_NAME, export.as_bytes())?;
+    agreed.size = stream.u64().map_err(|error| match error.kind() {
+        // The option has no other answer for an export that the server does not have.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            NbdError::Export { export: export.to_owned() }
+        }
+        _ => error.into(),
+    })?;
+    agreed.flags = stream.u16()?;
+    if greeting.zeroes {
+        stream.array::<ZEROES>()?;
+    }
     Ok(agreed)
 }
 

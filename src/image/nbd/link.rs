@@ -4,10 +4,11 @@
 
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::image::nbd::handshake::{self, Agreed};
+use crate::image::nbd::handshake::{self, Agreed, Greeting};
 use crate::image::nbd::replies::{Asked, Pending, Reply, States, read_replies};
 use crate::image::nbd::socket::Socket;
 use crate::image::nbd::wire::{command, option, request, transmission};
@@ -23,6 +24,12 @@ const ZEROED_AT_ONCE: u32 = 32 << 20;
 struct Duplex {
     reader: Box<dyn Read + Send>,
     writer: Box<dyn Write + Send>,
+}
+
+impl Duplex {
+    fn plain(socket: &Socket) -> io::Result<Self> {
+        Ok(Self { reader: Box::new(socket.try_clone()?), writer: Box::new(socket.try_clone()?) })
+    }
 }
 
 impl Read for Duplex {
@@ -56,16 +63,37 @@ impl Link {
     /// Connects, agrees on the export, and begins to read replies.
     pub(super) fn connect(server: &Server, contexts: &[String]) -> Result<Self, NbdError> {
         let mut socket = Socket::connect(&server.uri.place)?;
-        handshake::greet(&mut socket)?;
-        let mut stream = match &server.tls {
-            None => Duplex { reader: Box::new(socket.try_clone()?), writer: Box::new(socket.try_clone()?) },
+        let greeting = handshake::greet(&mut socket)?;
+        let stream = match &server.tls {
+            None => Duplex::plain(&socket)?,
+            Some(_) if !greeting.fixed => {
+                return Err(NbdError::Refused { what: "it makes no encrypted links".to_owned() });
+            }
             Some(configuration) => {
                 handshake::ask_for_tls(&mut socket)?;
                 let (reader, writer) = tls::begin(socket.try_clone()?, configuration, &server.uri.host)?;
                 Duplex { reader: Box::new(reader), writer: Box::new(writer) }
             }
         };
-        let agreed = match handshake::agree(&mut stream, &server.uri.export, contexts) {
+        Self::begin(socket, stream, greeting, &server.uri.export, contexts)
+    }
+
+    /// The same with the default export of a server of our own, which was connected to already.
+    pub(super) fn to_own(stream: UnixStream, contexts: &[String]) -> Result<Self, NbdError> {
+        let mut socket = Socket::of_unix(stream)?;
+        let greeting = handshake::greet(&mut socket)?;
+        let stream = Duplex::plain(&socket)?;
+        Self::begin(socket, stream, greeting, "", contexts)
+    }
+
+    fn begin(
+        socket: Socket,
+        mut stream: Duplex,
+        greeting: Greeting,
+        export: &str,
+        contexts: &[String],
+    ) -> Result<Self, NbdError> {
+        let agreed = match handshake::agree(&mut stream, greeting, export, contexts) {
             Ok(agreed) => agreed,
             Err(error) => {
                 // A courtesy: the server need not wonder.
@@ -115,25 +143,27 @@ impl Link {
         Ok(self.ask(Asked { kind: command::BLOCK_STATUS, offset, length }, Vec::new(), &[])?.states)
     }
 
-    /// Writes bytes from `offset` on.
-    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), NbdError> {
+    /// Writes bytes from `offset` on. An error comes with the place of the request that failed.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), (u64, NbdError)> {
         let most = usize::try_from(self.agreed.most.unwrap_or(MOST).clamp(1, MOST)).unwrap_or(usize::MAX);
         for (part, at) in bytes.chunks(most).zip((0_u64..).step_by(most)) {
             let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
-            self.ask(Asked { kind: command::WRITE, offset: offset + at, length }, Vec::new(), part)?;
+            let (kind, offset) = (command::WRITE, offset + at);
+            self.ask(Asked { kind, offset, length }, Vec::new(), part).map_err(|error| (offset, error))?;
         }
         Ok(())
     }
 
-    /// Makes a range zero. Says whether the server can.
-    pub(super) fn zero(&self, range: Range<u64>) -> Result<bool, NbdError> {
+    /// Makes a range zero. Says whether the server can. An error comes with the place of the request that failed.
+    pub(super) fn zero(&self, range: Range<u64>) -> Result<bool, (u64, NbdError)> {
         if self.agreed.flags & transmission::WRITE_ZEROES == 0 {
             return Ok(false);
         }
         let mut at = range.start;
         while at < range.end {
             let length = u32::try_from(range.end - at).unwrap_or(u32::MAX).min(ZEROED_AT_ONCE);
-            self.ask(Asked { kind: command::WRITE_ZEROES, offset: at, length }, Vec::new(), &[])?;
+            let asked = Asked { kind: command::WRITE_ZEROES, offset: at, length };
+            self.ask(asked, Vec::new(), &[]).map_err(|error| (at, error))?;
             at += u64::from(length);
         }
         Ok(true)
@@ -158,7 +188,7 @@ impl Link {
             writer.write_all(&bytes).and_then(|()| writer.write_all(payload))
         };
         if let Err(error) = written {
-            self.pending.end(&error.to_string());
+            self.pending.end(&NbdError::from(error).to_string());
             self.socket.shut_down();
         }
         reply.recv().unwrap_or_else(|_| Err(NbdError::Dropped { why: "nobody reads its replies".to_owned() }))

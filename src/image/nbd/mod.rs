@@ -20,10 +20,12 @@ mod tls;
 mod uri;
 mod wire;
 
-pub use error::NbdError;
+pub use error::{NbdError, NbdTask};
+pub(in crate::image) use socket::at_short_path;
 pub use target::NbdTarget;
 
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,6 +45,10 @@ const ASKED_AT_ONCE: u64 = 1 << 31;
 /// The context that says where data lies, and its flag of ranges that read as zeros.
 const ALLOCATION: &str = "base:allocation";
 const ZERO: u32 = 2;
+/// The context that says which image of a chain each range is read from; 1 is the top one.
+const DEPTH: &str = "qemu:allocation-depth";
+/// How many ranges of the top image are told at most.
+const OVERLAID_LIMIT: usize = 1 << 16;
 /// The flag of ranges that a bitmap has.
 const DIRTY: u32 = 1;
 /// The context of a bitmap, before its name.
@@ -83,7 +89,8 @@ struct Known {
 #[derive(Debug)]
 pub(in crate::image) struct NbdImage {
     path: PathBuf,
-    server: Server,
+    /// Nothing if it is a server of our own, which ends with its one link.
+    server: Option<Server>,
     contexts: Vec<String>,
     size: u64,
     link: Mutex<Arc<Link>>,
@@ -98,37 +105,49 @@ pub fn is_nbd(path: &Path) -> bool {
 }
 
 impl NbdImage {
-    /// Connects to the server that a URI names. With `bitmap`, it must have a dirty bitmap of that name.
+    /// Connects to the server that a URI names. With `bitmap`, [`Self::changes`] can be asked about that dirty bitmap.
     pub(super) fn open(
         path: &Path,
         bitmap: Option<&str>,
         certificates: Option<&Path>,
     ) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
         let server = Server::of(path, certificates).map_err(failed)?;
         let mut contexts = vec![ALLOCATION.to_owned()];
         contexts.extend(bitmap.map(|name| format!("{BITMAP}{name}")));
+        contexts.extend(bitmap.map(|_| DEPTH.to_owned()));
         let link = Link::connect(&server, &contexts).map_err(failed)?;
-        if let Some(name) = bitmap
-            && number(&link, &format!("{BITMAP}{name}")).is_none()
-        {
-            return Err(failed(NbdError::Lacks { what: format!("dirty bitmap {name:?}") }));
-        }
-        let size = link.agreed().size;
-        Ok(Self {
+        Ok(Self::of(path, Some(server), contexts, link))
+    }
+
+    /// Takes the default export of a server of our own, which `stream` is connected to. The server ends with this link, so
+    /// there is no other one if it is dropped.
+    pub(super) fn of_own_server(path: &Path, stream: UnixStream) -> Result<Self, NbdError> {
+        let contexts = vec![ALLOCATION.to_owned()];
+        let link = Link::to_own(stream, &contexts)?;
+        Ok(Self::of(path, None, contexts, link))
+    }
+
+    fn of(path: &Path, server: Option<Server>, contexts: Vec<String>, link: Link) -> Self {
+        Self {
             path: path.to_owned(),
             server,
             contexts,
-            size,
+            size: link.agreed().size,
             link: Mutex::new(Arc::new(link)),
             gone: OnceLock::new(),
             known: Mutex::default(),
-        })
+        }
     }
 
     /// Reads what a bitmap says of the whole disk.
     pub(super) fn changes(&self, bitmap: &str) -> Result<ChangeList, ImageError> {
         let context = format!("{BITMAP}{bitmap}");
+        let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
+        if number(&link, &context).is_none() {
+            let source = NbdError::NoBitmap { bitmap: bitmap.to_owned() };
+            return Err(ImageError::Nbd { path: self.path.clone(), task: NbdTask::Open, source });
+        }
         let wrong = |error: ListError| ImageError::damaged(&self.path, &error.to_string());
         let (mut at, mut list) = (0, ListBuilder::new(ListKind::NbdDirty, self.size));
         while at < self.size {
@@ -141,10 +160,28 @@ impl NbdImage {
         list.finish().map_err(wrong)
     }
 
+    /// Returns the ranges that are read from the top image of the disk's chain, if the server tells.
+    pub(super) fn overlaid(&self) -> Result<Vec<Range<u64>>, ImageError> {
+        let mut overlaid: Vec<Range<u64>> = Vec::new();
+        let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut at = if number(&link, DEPTH).is_some() { 0 } else { self.size };
+        while at < self.size && overlaid.len() < OVERLAID_LIMIT {
+            for (range, depth) in self.states(DEPTH, at)? {
+                at = range.end;
+                match overlaid.last_mut() {
+                    _ if depth != 1 => {}
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    _ => overlaid.push(range),
+                }
+            }
+        }
+        Ok(overlaid)
+    }
+
     /// Asks for the states of ranges from `at` on: one after the other, at least one, none beyond the end.
     fn states(&self, context: &str, at: u64) -> Result<Vec<(Range<u64>, u32)>, ImageError> {
         let length = u32::try_from((self.size - at).min(ASKED_AT_ONCE)).unwrap_or(u32::MAX);
-        self.with_link(|link| {
+        self.with_link(NbdTask::Map { offset: at }, |link| {
             let number = number(link, context);
             let number =
                 number.ok_or_else(|| NbdError::Lacks { what: format!("context {context} any longer") })?;
@@ -166,8 +203,12 @@ impl NbdImage {
     }
 
     /// Does something with a link, and again with another one if that is dropped.
-    fn with_link<T>(&self, mut work: impl FnMut(&Link) -> Result<T, NbdError>) -> Result<T, ImageError> {
-        let failed = |source| ImageError::Nbd { path: self.path.clone(), source };
+    fn with_link<T>(
+        &self,
+        task: NbdTask,
+        mut work: impl FnMut(&Link) -> Result<T, NbdError>,
+    ) -> Result<T, ImageError> {
+        let failed = |source| ImageError::Nbd { path: self.path.clone(), task, source };
         let mut tries = 0;
         loop {
             let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
@@ -202,10 +243,13 @@ impl NbdImage {
     fn link_anew(&self, dropped: &Link) -> Result<Link, NbdError> {
         // A server may take one link at a time.
         dropped.shut_down();
+        let Some(server) = &self.server else {
+            return Err(NbdError::Gone { why: "it ended".to_owned() });
+        };
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
-            match Link::connect(&self.server, &self.contexts) {
+            match Link::connect(server, &self.contexts) {
                 Ok(new) if new.agreed().size == self.size => return Ok(new),
                 Ok(new) => return Err(NbdError::Changed { was: self.size, now: new.agreed().size }),
                 Err(error) if error.is_drop() && begun.elapsed() < PATIENCE => {
@@ -288,7 +332,7 @@ impl Image for NbdImage {
             });
         }
         // Each try fills it anew.
-        self.with_link(|link| link.read(buffer, offset))
+        self.with_link(NbdTask::Read { offset }, |link| link.read(buffer, offset))
     }
 
     fn verify_unchanged(&self) -> Result<(), ImageError> {

@@ -20,7 +20,7 @@ use crate::image::nbd::wire::{ReadNumbers, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk
 const SILENCE_OF_WRITES: Duration = Duration::from_mins(15);
 
 /// The most contexts that are asked for.
-const CONTEXTS_LIMIT: usize = 2;
+const CONTEXTS_LIMIT: usize = 3;
 
 /// The most chunks of one reply.
 const CHUNKS_LIMIT: u32 = 1 << 16;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::image::ImageError;
 use crate::image::nbd::link::Link;
 use crate::image::nbd::wire::transmission;
-use crate::image::nbd::{NbdError, Server};
+use crate::image::nbd::{NbdError, NbdTask, Server};
 
 /// An export that can be written to at any place, by several threads at once.
 ///
@@ -19,7 +19,7 @@ pub struct NbdTarget {
 impl NbdTarget {
     /// Connects to the server that a URI names, with the certificates of a folder if the link is encrypted.
     pub fn open(path: &Path, certificates: Option<&Path>) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Nbd { path: path.to_owned(), source };
+        let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
         let server = Server::of(path, certificates).map_err(failed)?;
         let link = Link::connect(&server, &[]).map_err(failed)?;
         if link.agreed().flags & transmission::READ_ONLY != 0 {
@@ -35,20 +35,22 @@ impl NbdTarget {
 
     /// Writes bytes from `offset` on.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), ImageError> {
-        self.link.write(bytes, offset).map_err(|source| self.failed(source))
+        self.link
+            .write(bytes, offset)
+            .map_err(|(at, source)| self.failed(NbdTask::Write { offset: at }, source))
     }
 
     /// Makes a range zero without sending zeros. Says whether the server can.
     pub fn zero(&self, range: std::ops::Range<u64>) -> Result<bool, ImageError> {
-        self.link.zero(range).map_err(|source| self.failed(source))
+        self.link.zero(range).map_err(|(at, source)| self.failed(NbdTask::Write { offset: at }, source))
     }
 
     /// Makes everything durable that was written, as far as the server can.
     pub fn sync(&self) -> Result<(), ImageError> {
-        self.link.flush().map_err(|source| self.failed(source))
+        self.link.flush().map_err(|source| self.failed(NbdTask::Flush, source))
     }
 
-    fn failed(&self, source: NbdError) -> ImageError {
-        ImageError::Nbd { path: self.path.clone(), source }
+    fn failed(&self, task: NbdTask, source: NbdError) -> ImageError {
+        ImageError::Nbd { path: self.path.clone(), task, source }
     }
 }

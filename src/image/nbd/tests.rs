@@ -56,13 +56,56 @@ fn a_disk_is_what_the_server_says_and_holes_are_not_asked_for() {
     let changes = image.changes("b0").unwrap();
     assert_eq!(changes.ranges(), [(0..K, RangeState::Data), (39 * K..40 * K, RangeState::Data)]);
     assert_eq!((changes.kind(), changes.granularity()), (ListKind::NbdDirty, K));
+    assert_eq!(image.overlaid().unwrap(), [0..K, 20 * K..21 * K]);
     assert_eq!(server.links.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_server_that_knows_the_oldest_way_to_choose_an_export_alone_is_read() {
+    for manner in [Manner::ExportName, Manner::NotFixed] {
+        let server = Server::start(manner);
+        let image = NbdImage::open(&server.path(), None, None).unwrap();
+        assert!(read(&image).unwrap() == disk(), "{manner:?}");
+        // Such a server only closes the link if it has not the export.
+        let other = server.path().display().to_string().replace("vda", "other");
+        let error = NbdImage::open(Path::new(&other), None, None).unwrap_err();
+        assert!(error.to_string().ends_with("the server has no export \"other\""), "{manner:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn a_server_that_says_nothing_is_said_to_have_been_silent_and_for_how_long() {
+    let error = Server::start(Manner::Silent).open().unwrap_err();
+    assert!(error.to_string().ends_with("the server did not answer within 2 s"), "{error}");
+}
+
+#[test]
+fn a_write_that_fails_says_where_and_why() {
+    let server = Server::start(Manner::Full);
+    let target = NbdTarget::open(&server.path(), None).unwrap();
+    // Requests are as long as the server takes them: the second one fails.
+    let error = target.write_at(&vec![1; 200_000], 1 << 20).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("cannot write to nbd+unix:///vda?socket="), "{text}");
+    assert!(text.ends_with(" at 1.0 MiB (byte 1148576): no space left on the server (ENOSPC)"), "{text}");
+}
+
+#[test]
+fn a_socket_whose_path_is_longer_than_the_kernel_takes_is_reached() {
+    let server = Server::start(Manner::Good);
+    let folder = server.folder.path().join("d".repeat(120));
+    fs::create_dir(&folder).unwrap();
+    fs::rename(server.folder.path().join("socket"), folder.join("socket")).unwrap();
+    let path = PathBuf::from(format!("nbd+unix:///vda?socket={}", folder.join("socket").display()));
+    assert_eq!(NbdImage::open(&path, None, None).unwrap().size(), disk().len() as u64);
 }
 
 #[test]
 fn a_server_that_knows_little_is_read_whole() {
     let server = Server::start(Manner::Simple);
-    assert!(server.open().unwrap_err().to_string().contains("the server has no dirty bitmap \"b0\""));
+    let error = server.open().unwrap().changes("b0").unwrap_err();
+    assert!(error.to_string().contains("the server has no dirty bitmap \"b0\""), "{error}");
     let image = NbdImage::open(&server.path(), None, None).unwrap();
     assert_eq!(image.next_data(5).unwrap(), Some(Extent { offset: 5, length: 40 * K - 5 }));
     let mut whole = vec![0; 40 * 65_536];
@@ -163,7 +206,7 @@ fn whatever_does_not_keep_to_the_protocol_is_an_error() {
         (SendsLess, "has not sent what was asked for"),
         (SendsMore, "more than was asked for"),
         (SendsElsewhere, "was"),
-        (Fails, "error 5: bad"),
+        (Fails, "at byte 0: input/output error on the server (EIO): bad"),
         (SaysNothing, "dropped"),
         (EmptyRange, "a range is empty"),
         (NoRanges, "range"),
@@ -175,7 +218,9 @@ fn whatever_does_not_keep_to_the_protocol_is_an_error() {
     }
     let error = Server::start(NoExport).open().unwrap_err();
     assert!(error.to_string().ends_with("the server has no export \"vda\""), "{error}");
-    assert!(Server::start(Old).open().unwrap_err().to_string().contains("old form"));
+    let error = Server::start(Old).open().unwrap_err();
+    assert!(error.to_string().contains("speaks only the oldstyle protocol"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
     let error = NbdImage::open(Path::new("nbd+unix:///?socket=/nowhere/socket"), None, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }

@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 
 pub(super) const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943;
+/// What a server of the oldstyle protocol sends in the place of [`OPTION_MAGIC`].
+pub(super) const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub(super) const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub(super) const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -15,6 +17,7 @@ pub(super) const NO_ZEROES: u16 = 2;
 
 /// Options.
 pub(super) mod option {
+    pub(in crate::image::nbd) const EXPORT_NAME: u32 = 1;
     pub(in crate::image::nbd) const ABORT: u32 = 2;
     pub(in crate::image::nbd) const STARTTLS: u32 = 5;
     pub(in crate::image::nbd) const GO: u32 = 7;
@@ -29,6 +32,7 @@ pub(super) mod reply {
     pub(in crate::image::nbd) const META_CONTEXT: u32 = 4;
     /// All from here on are errors.
     pub(in crate::image::nbd) const ERROR: u32 = 1 << 31;
+    pub(in crate::image::nbd) const UNSUPPORTED: u32 = ERROR + 1;
     pub(in crate::image::nbd) const UNKNOWN_EXPORT: u32 = ERROR + 6;
     pub(in crate::image::nbd) const TLS_REQUIRED: u32 = ERROR + 5;
 }

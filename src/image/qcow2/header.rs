@@ -202,14 +202,16 @@ impl Header {
         self.cluster_size() / self.entry_size() * self.cluster_size()
     }
 
-    /// Finds the internal snapshot of this id or name and returns its disk.
+    /// Finds the internal snapshot of this id or name and returns its disk. QEMU takes the one with the id if another has the
+    /// name; that is rarely meant, so it is refused.
     pub(super) fn snapshot(&self, file: &RawImage, wanted: &str) -> Result<Disk, ImageError> {
         use crate::image::Image;
         let damaged = |what: &str| ImageError::damaged(file.path(), what);
         if self.snapshots > SNAPSHOTS_LIMIT {
             return Err(damaged("it has impossibly many internal snapshots"));
         }
-        let (mut at, mut by_name, mut known) = (self.snapshots_offset, None, Vec::new());
+        let (mut at, mut found, mut known) = (self.snapshots_offset, None, Vec::new());
+        let mut also = Vec::new();
         for _ in 0..self.snapshots {
             let mut fixed = [0; 40];
             file.read_at(&mut fixed, at)?;
@@ -229,19 +231,23 @@ impl Header {
             let (id_text, name_text) = (text(extra, id_length), text(extra + id, name_length));
             let size = if extra_length >= 16 { rest.u64(8).ok_or_else(cut)? } else { self.disk.size };
             let disk = Disk { size, l1_offset, l1_entries };
-            if id_text == wanted {
-                return Ok(disk);
-            }
-            if name_text == wanted {
-                by_name.get_or_insert(disk);
+            let cut = |text: &str| text.chars().take(100).collect::<String>();
+            if id_text == wanted || name_text == wanted {
+                found = Some(disk);
+                if also.len() < NAMES_SAID {
+                    also.push(format!("{:?} (id {})", cut(&name_text), cut(&id_text)));
+                }
             }
             if known.len() < NAMES_SAID {
-                let cut = |text: &str| text.chars().take(100).collect::<String>();
                 known.push(format!("{} ({})", cut(&name_text), cut(&id_text)));
             }
             at = at.saturating_add((40 + extra + id + name).next_multiple_of(8));
         }
-        by_name.ok_or_else(|| ImageError::NoSnapshot {
+        if also.len() > 1 {
+            let (path, wanted) = (file.path().to_owned(), wanted.to_owned());
+            return Err(ImageError::AmbiguousSnapshot { path, wanted, found: also });
+        }
+        found.ok_or_else(|| ImageError::NoSnapshot {
             path: file.path().to_owned(),
             wanted: wanted.to_owned(),
             known: if known.is_empty() { "none".to_owned() } else { known.join(", ") },

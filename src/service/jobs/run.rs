@@ -138,6 +138,8 @@ pub(super) fn told(notice: Notice) -> Option<String> {
         Notice::Recovered { what } => Some(format!("recovered: {what}")),
         Notice::Problem { what, .. } => Some(what),
         Notice::SourceInUse { .. }
+        | Notice::LooksLike { .. }
+        | Notice::ReadInFull { .. }
         | Notice::TwinStored { .. }
         | Notice::Waiting { .. }
         | Notice::GoesOn { .. } => None,

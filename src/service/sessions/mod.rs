@@ -144,6 +144,7 @@ fn on_repository<T>(
 pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<SessionState, Refused> {
     let invalid = |what: String| Refused::new(Refusal::Invalid, what);
     let format = new.format.parse().map_err(invalid)?;
+    let looks_like = new.looks_like.as_ref().map(|it| it.parse().map_err(invalid)).transpose()?;
     let said = |error: InvalidText| invalid(error.to_string());
     let tags = new.tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(said)?;
     let tags = Tags::new(tags).map_err(|error| invalid(error.to_string()))?;
@@ -163,7 +164,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         return Err(refused.retry_after(30));
     }
     let options = BackupOptions {
-        format: SourceFormat { format, recognised: new.recognised },
+        format: SourceFormat { format, recognised: new.recognised, looks_like },
         in_use,
         ..BackupOptions::new(CompressionSetting::default(), 1)
     };

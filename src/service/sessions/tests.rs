@@ -109,6 +109,7 @@ fn new(name: &str, size_of_disk: u64) -> NewSession {
         tags: Vec::new(),
         format: "raw".to_owned(),
         recognised: false,
+        looks_like: None,
         in_use: None,
         client: None,
     }

@@ -11,7 +11,7 @@ use crate::image::nbd::wire::{
     OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command,
     info, option, reply,
 };
-use crate::image::nbd::{ALLOCATION, NbdImage};
+use crate::image::nbd::{ALLOCATION, DEPTH, NbdImage};
 
 pub(super) const K: u64 = 64 << 10;
 
@@ -41,6 +41,14 @@ pub(super) enum Manner {
     NoRanges,
     NoExport,
     Old,
+    /// It knows one option, `NBD_OPT_EXPORT_NAME`, and says of others that it does not.
+    ExportName,
+    /// The same, and it cannot say so.
+    NotFixed,
+    /// It accepts links and says nothing.
+    Silent,
+    /// Its disk has room for one write.
+    Full,
     /// The link goes on encrypted, if the client shows who it is.
     Encrypted,
 }
@@ -99,7 +107,14 @@ fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) ->
 
 fn greet(mut stream: &UnixStream, manner: Manner) -> io::Result<()> {
     let magic = if manner == Manner::Old { 0x0000_4202_8186_1253 } else { OPTION_MAGIC };
-    put(&mut stream, &[&SERVER_MAGIC.to_be_bytes(), &magic.to_be_bytes(), &3_u16.to_be_bytes()])?;
+    let flags: u16 = match manner {
+        // Zeros follow the export's size.
+        Manner::ExportName => 1,
+        Manner::NotFixed => 0,
+        Manner::Silent => return stream.read_exact(&mut [0]),
+        _ => 3,
+    };
+    put(&mut stream, &[&SERVER_MAGIC.to_be_bytes(), &magic.to_be_bytes(), &flags.to_be_bytes()])?;
     stream.u32()?;
     Ok(())
 }
@@ -152,7 +167,15 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
         let (option, length) = (stream.u32()?, stream.u32()?);
         let mut data = vec![0; length as usize];
         stream.read_exact(&mut data)?;
+        let is_oldest = matches!(manner, Manner::ExportName | Manner::NotFixed);
         match option {
+            option::EXPORT_NAME if is_oldest && data == b"vda" => {
+                put(&mut stream, &[&size.to_be_bytes(), &1_u16.to_be_bytes(), &[0; 124]])?;
+                break;
+            }
+            _ if manner == Manner::ExportName && option != option::EXPORT_NAME => {
+                option_reply(&mut stream, option, reply::UNSUPPORTED, b"what?")?;
+            }
             option::STRUCTURED_REPLY | option::SET_META_CONTEXT if manner == Manner::Simple => {
                 option_reply(&mut stream, option, reply::ERROR + 1, b"what?")?;
             }
@@ -161,7 +184,7 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
                 option_reply(&mut stream, option, reply::ACK, &[])?;
             }
             option::SET_META_CONTEXT => {
-                for (number, name) in [(5_u32, ALLOCATION), (6, "qemu:dirty-bitmap:b0")] {
+                for (number, name) in [(5_u32, ALLOCATION), (6, "qemu:dirty-bitmap:b0"), (7, DEPTH)] {
                     let data = [&number.to_be_bytes(), name.as_bytes()].concat();
                     option_reply(&mut stream, option, reply::META_CONTEXT, &data)?;
                 }
@@ -201,7 +224,7 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
         match kind {
             command::READ => bytes = read_replies(manner, structured, (cookie, offset, length)),
             command::BLOCK_STATUS => {
-                for context in [5_u32, 6] {
+                for context in [5_u32, 6, 7] {
                     let mut states = Vec::new();
                     let mut at = offset;
                     while at < disk().len() as u64 && states.len() < 7 * 8 {
@@ -213,6 +236,14 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
                                     3
                                 } else {
                                     0
+                                }
+                            }
+                            // The top image has the first and the 20th; all others are in the one below it.
+                            (7, part) => {
+                                if part == 0 || part == 20 {
+                                    1
+                                } else {
+                                    2
                                 }
                             }
                             (_, part) => u32::from(part == 0 || part == 39),
@@ -227,8 +258,17 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
                         states.extend([0; 8]);
                     }
                     let data = [&context.to_be_bytes()[..], &states].concat();
-                    bytes.extend(chunk_of(cookie, chunk::BLOCK_STATUS, context == 6, &data));
+                    bytes.extend(chunk_of(cookie, chunk::BLOCK_STATUS, context == 7, &data));
                 }
+            }
+            command::WRITE => {
+                let mut payload = vec![0; length as usize];
+                stream.read_exact(&mut payload)?;
+                let no_space = [&28_u32.to_be_bytes()[..], &0_u16.to_be_bytes()].concat();
+                bytes = match offset {
+                    0x0010_0000 => chunk_of(cookie, chunk::NONE, true, &[]),
+                    _ => chunk_of(cookie, chunk::ERROR + 1, true, &no_space),
+                };
             }
             _ => return Ok(()),
         }
