@@ -7,7 +7,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-for target in codec manifest model osdk pack sqlite; do
+for target in client codec manifest model osdk pack sqlite; do
     rm -rf "fuzz/seeds/$target"
     mkdir -p "fuzz/seeds/$target"
 done
@@ -37,6 +37,11 @@ seed sqlite original '\001\000' tests/data/original/manifest.sqlite
 seed sqlite changed '\000\001\000\020\001\001\000\040\377\000'
 for kind in 0 1 2 3; do
     seed pack "kind-$kind" "\\00$kind\\001\\000\\041\\377\\000EKKOREC1"
+done
+for which in 0 1 2; do
+    seed client "changed-$which" "\\00$which\\002\\100\\000\\000\\000\\377"
+    seed client "cut-$which" "\\00$which\\001\\000\\001\\000\\000\\001"
+    seed client "other-$which" "\\00$which\\000HTTP/1.1 302 X\\r\\nLocation: http://other/\\r\\n\\r\\n"
 done
 seed codec zlib '\001\000\350\003\040\000' tests/data/original/segments/85cbfeed-0de8-4294-a298-3b97f4d08385/0/5
 seed codec text '\003\000\020\000\000\000' docs/glossary.md

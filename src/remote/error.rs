@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::api::{Problem, Refusal};
 use crate::backup::BackupError;
 use crate::error::ErrorKind;
+use crate::escape::escaped;
 use crate::restore::RestoreError;
 
 /// The longest text of a service that is passed on, in characters.
@@ -173,13 +174,10 @@ impl RemoteError {
     }
 }
 
-/// Returns a text of a service so that a terminal can show it.
+/// Returns a text of a service so that a terminal can show it: not all of it, if it is long.
 fn printable(text: &str) -> String {
-    let shown = text.chars().take(LONGEST).map(|letter| match letter {
-        letter if letter.is_control() => letter.escape_default().to_string(),
-        letter => letter.to_string(),
-    });
-    shown.collect()
+    let end = text.char_indices().nth(LONGEST).map_or(text.len(), |(end, _)| end);
+    escaped(text.get(..end).unwrap_or_default()).into_owned()
 }
 
 impl From<RemoteError> for BackupError {
