@@ -30,7 +30,7 @@ DOCS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 # write" (int 0x13, ah=0x43) at one of 65,536 places of 4 KiB, and waits for the next interrupt.
 GUEST = bytes.fromhex(
     "31c08ed88ec08ed0bc007cfcfb0f3166a3677c666906677c0d66190066055ff36e3c66a3677cbf0080b9000466f3ab66c1e8096625ffff00"
-    "0066c1e00366a35d7cbe557c8036657c038a16657cb80043cd13f4ebbe1000080000800000000000000000000000000000008200")
+    "0066c1e00366a35d7cbe557c8036657c038a16657cb80043cd13f4ebbe10000800008000000000000000000000820000")
 
 DOMAIN = """<domain type='qemu'><name>web</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>destroy</on_crash>
