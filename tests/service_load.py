@@ -2,11 +2,15 @@
 """Many hosts at once: clients, each a process of its own, back up different disks to one service over TLS, while garbage is
 collected, everything is checked and backups are restored; then the service is killed in mid-load, again and again.
 
-usage: EKKO=target/release/ekko tests/service_load.py [load|kill|speed ...]   CLIENTS=16  SIZE=96 (MiB a disk)  KILLS=20
+"fair" lets one token read and send as slowly as the service allows it, and times what another project asks meanwhile.
+
+usage: EKKO=target/release/ekko tests/service_load.py [load|kill|speed|fair ...]   CLIENTS=16  SIZE=96 (MiB a disk)  KILLS=20
                                                                             FOLDER=/var/tmp/ekko-load
 All traffic stays on this machine.
 """
 
+import hashlib
+import http.client
 import json
 import os
 import pathlib
@@ -14,6 +18,8 @@ import random
 import shutil
 import signal
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -272,8 +278,124 @@ def speed(service, disks):
           f"{service.peak / 1024:.0f} MiB at most")
 
 
+SEGMENT = 4 << 20
+ENTRIES = 1 << 20
+
+
+class Asker:
+    """One who asks the service over a connection of their own."""
+
+    def __init__(self, service, secret):
+        context = ssl.create_default_context(cafile=FOLDER / "cert.pem")
+        self.link = http.client.HTTPSConnection("localhost", service.port, timeout=30, context=context)
+        self.headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+
+    def ask(self, method, path, body=None):
+        self.link.request(method, path, body, self.headers)
+        answer = self.link.getresponse()
+        content = answer.read()
+        assert answer.status < 300, f"{method} {path}: {answer.status} {content[:200]}"
+        return content
+
+    def begin(self, name, size):
+        new = {"name": name, "size_of_disk": size, "format": "raw"}
+        return "/v1/sessions/" + json.loads(self.ask("POST", "/v1/sessions", json.dumps(new)))["session"]
+
+
+def slow_link(service, secret, method, path, length=0):
+    """A request over a link whose buffers hide nothing."""
+    link = socket.socket()
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    link.connect(("127.0.0.1", service.port))
+    link = ssl.create_default_context(cafile=FOLDER / "cert.pem").wrap_socket(link, server_hostname="localhost")
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\nContent-Length: {length}\r\n\r\n"
+    link.sendall(head.encode())
+    return link
+
+
+def slow_reader(service, secret, path, rate, over, states):
+    with slow_link(service, secret, "GET", path) as link:
+        link.settimeout(60)
+        began = link.recv(4096)
+        states.append(began[9:12].decode())
+        while not over.wait(1) and link.recv(rate):
+            pass
+
+
+def slow_writer(service, secret, path, head, rate, over, states):
+    with slow_link(service, secret, "POST", path, SEGMENT + len(head)) as link:
+        states.append("sends")
+        link.sendall(head)
+        while not over.wait(1):
+            link.sendall(bytes(rate))
+
+
+def fair(service, disks):
+    """The load of one token, and what another project waits meanwhile."""
+    slow, other = token("slow", "backup"), token("other", "backup")
+    seed = FOLDER / "seed.raw"
+    seed.write_bytes(content(77, SEGMENT))
+    for secret in [slow, other]:
+        run(EKKO, "-q", "backup", f"wide={seed}", env=environment(service, secret))
+    asker = Asker(service, slow)
+    session = asker.begin("wide", ENTRIES * SEGMENT)
+    # The service tells what it compares the segment with: so its BLAKE3 is known here.
+    blake3 = asker.ask("GET", f"{session}/parent?first=0&behind=1")[8:40]
+    sha1 = hashlib.sha1(seed.read_bytes()).digest()
+    part = 1 << 14
+    for number in range(ENTRIES // part):
+        entries = b"".join(struct.pack("<II", place, 0) + sha1 + blake3 for place in range(number * part, (number + 1) * part))
+        asker.ask("POST", f"{session}/entries?part={number}", entries)
+    asker.ask("POST", f"{session}/commit?parts={ENTRIES // part}")
+    size = len(asker.ask("GET", "/v1/backups/wide@latest/manifest"))
+    head = struct.pack("<IIIBBH", 0, SEGMENT, SEGMENT, 0, 0, 0) + sha1 + blake3
+    writes = asker.begin("writes", 100 * SEGMENT)
+    manifest = "/v1/backups/wide@latest/manifest"
+    loads = {
+        "48 manifest readers, 16 KiB/s each": lambda *more: [(slow_reader, (service, slow, manifest, 16 << 10, *more))] * 48,
+        "100 manifest readers, 8 KiB/s each": lambda *more: [(slow_reader, (service, slow, manifest, 8 << 10, *more))] * 100,
+        "60 readers of a disk, 16 KiB/s each": lambda *more: [(slow_reader, (service, slow, "/v1/backups/wide@latest/data", 16 << 10, *more))] * 60,
+        "14 uploads, 5 KiB/s each": lambda *more: [(slow_writer, (service, slow, f"{writes}/segments", head, 5 << 10, *more))] * 14,
+        "100 uploads, 5 KiB/s each": lambda *more: [(slow_writer, (service, slow, f"{writes}/segments", head, 5 << 10, *more))] * 100,
+    }
+    print(f"a manifest of {size / 1e6:.0f} MB; another project's requests, each with what it waited:")
+    worst = 0
+    for what, jobs in loads.items():
+        over, states = threading.Event(), []
+        threads = [threading.Thread(target=job, args=arguments) for job, arguments in jobs(over, states)]
+        [thread.start() for thread in threads]
+        time.sleep(8)
+        waits = []
+
+        def timed(job, *arguments):
+            begun = time.monotonic()
+            result = job(*arguments)
+            waits.append(time.monotonic() - begun)
+            return result
+
+        for _ in range(20):
+            asker = Asker(service, other)
+            timed(asker.ask, "GET", "/v1/images")
+            session = timed(asker.begin, "web", SEGMENT)
+            timed(asker.ask, "POST", f"{session}/segments", head + seed.read_bytes())
+            timed(asker.ask, "GET", "/readyz")
+            timed(asker.ask, "DELETE", session)
+        service.look()
+        over.set()
+        [thread.join() for thread in threads]
+        waits.sort()
+        count = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+        print(f"{what} ({count}): {sum(wait < 1 for wait in waits)} of {len(waits)} under 1 s, the slowest {waits[-1] * 1000:.0f} ms, "
+              f"half under {waits[len(waits) // 2] * 1000:.0f} ms")
+        worst = max(worst, waits[-1])
+    print(f"the service had {service.peak / 1024:.0f} MiB at most")
+    assert worst < 1, "another project waited for a second"
+
+
 def main():
-    parts = sys.argv[1:] or ["load", "kill", "speed"]
+    parts = sys.argv[1:] or ["load", "kill", "speed", "fair"]
     set_up()
     service = Service()
     service.start()

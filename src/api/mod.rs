@@ -27,7 +27,7 @@ pub use changes::{
 pub use check::{
     CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,
 };
-pub use diff::{DiffRow, Exists, write_diff};
+pub use diff::{DiffRow, DiffText, Exists, write_diff};
 pub use jobs::{
     CollectedDocument, InvalidRules, JobDocument, JobEvent, JobEventKind, JobFailure, JobKind, JobList,
     JobProgress, JobRequest, JobResult, JobState, KeepNumber, KeepRules, Unlimited,

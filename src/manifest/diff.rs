@@ -35,13 +35,15 @@ impl<'a> ManifestDiff<'a> {
     /// # Errors
     /// One of them is damaged, or their segments are not of one size.
     pub fn of(older: &'a ManifestReader, newer: &'a ManifestReader) -> Result<Self, ManifestError> {
-        let (one, other) = std::thread::scope(|scope| {
-            let one = scope.spawn(|| older.verify());
-            let other = newer.verify();
-            // The closure does not panic; if it did, nothing would be verified.
-            (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-        });
-        one.and(other)?;
+        if !(older.is_verified() && newer.is_verified()) {
+            let (one, other) = std::thread::scope(|scope| {
+                let one = scope.spawn(|| older.verify());
+                let other = newer.verify();
+                // The closure does not panic; if it did, nothing would be verified.
+                (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+            });
+            one.and(other)?;
+        }
         let sizes = [older, newer].map(|manifest| manifest.info().geometry.segment_size().bytes());
         if let [older_size, newer_size] = sizes
             && older_size != newer_size
@@ -62,13 +64,30 @@ impl<'a> ManifestDiff<'a> {
     /// Behind the end of a smaller older disk, what is zero does not differ. Segments are compared by SHA-1
     /// and twin number: two manifests of different repositories may number twins differently.
     pub fn for_each<E>(&self, mut each: impl FnMut(Difference) -> Result<(), E>) -> Result<(), E> {
+        let mut cursor = DiffCursor::default();
+        while self.advance(&mut cursor, WINDOW, &mut each)? {}
+        Ok(())
+    }
+
+    /// Goes on with a comparison for up to `places` places, as [`ManifestDiff::for_each`] does it. Says whether there are more. A
+    /// range may be told of later than its places, with what it is joined with.
+    ///
+    /// # Errors
+    /// With that of `each`; the comparison cannot be continued then.
+    pub fn advance<E>(
+        &self,
+        cursor: &mut DiffCursor,
+        places: u32,
+        mut each: impl FnMut(Difference) -> Result<(), E>,
+    ) -> Result<bool, E> {
         let geometry = self.newer.info().geometry;
-        let mut joined = Joined { geometry, open: None, each: &mut each };
-        let (mut older, mut newer) = (Side::of(self.older), Side::of(self.newer));
-        let (mut place, mut release_at) = (0, WINDOW);
-        while place < geometry.segments() {
+        let mut place = cursor.place;
+        let behind = place.saturating_add(places).min(geometry.segments());
+        let mut joined = Joined { geometry, open: cursor.open.take(), each: &mut each };
+        let (mut older, mut newer) = (Side::of(self.older, place), Side::of(self.newer, place));
+        while place < behind {
             // Up to here both sides go on as they are: in a stretch or in a gap.
-            let end = older.end(place).min(newer.end(place)).min(geometry.segments());
+            let end = older.end(place).min(newer.end(place)).min(behind);
             match (older.hashes(place..end), newer.hashes(place..end)) {
                 (None, None) => {}
                 (None, Some(_)) => joined.add(place..end, true)?,
@@ -77,14 +96,32 @@ impl<'a> ManifestDiff<'a> {
                 (Some(one), Some(other)) => compare(place, one, other, |range| joined.add(range, true))?,
             }
             place = end;
-            if place >= release_at {
-                self.older.release_pages();
-                self.newer.release_pages();
-                release_at = place.saturating_add(WINDOW);
-            }
         }
-        joined.flush()
+        let has_more = behind < geometry.segments();
+        if !has_more {
+            joined.flush()?;
+        }
+        cursor.open = joined.open;
+        cursor.place = behind;
+        cursor.compared = cursor.compared.saturating_add(places);
+        if cursor.compared >= WINDOW {
+            self.older.release_pages();
+            self.newer.release_pages();
+            cursor.compared = 0;
+        }
+        Ok(has_more)
     }
+}
+
+/// How far a comparison has come.
+#[derive(Clone, Debug, Default)]
+pub struct DiffCursor {
+    /// The next place.
+    place: u32,
+    /// A range that may go on there, and whether the newer disk holds data in it.
+    open: Option<(Range<u32>, bool)>,
+    /// How many places were compared since the pages were given back.
+    compared: u32,
 }
 
 /// Calls `each` with the stretches of unequal hashes.
@@ -118,14 +155,14 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn of(manifest: &'a ManifestReader) -> Self {
-        Self { stretches: Box::new(manifest.stretches()), stretch: None }
+    fn of(manifest: &'a ManifestReader, place: u32) -> Self {
+        Self { stretches: Box::new(manifest.stretches_from(SegmentIndex(place))), stretch: None }
     }
 
     /// Returns up to where `place`'s stretch or gap goes, and at most a window.
     fn end(&mut self, place: u32) -> u32 {
         if self.stretch.is_none_or(|stretch| stretch.end() <= place) {
-            self.stretch = self.stretches.next();
+            self.stretch = self.stretches.find(|stretch| stretch.end() > place);
         }
         let end = match self.stretch {
             Some(stretch) if stretch.first.0 > place => stretch.first.0,

@@ -23,7 +23,7 @@ mod writer;
 
 use std::path::PathBuf;
 
-pub use diff::{Difference, ManifestDiff};
+pub use diff::{DiffCursor, Difference, ManifestDiff};
 pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};

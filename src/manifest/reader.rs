@@ -123,6 +123,10 @@ impl ManifestReader {
         Ok(())
     }
 
+    pub(super) fn is_verified(&self) -> bool {
+        self.verified.get().is_some()
+    }
+
     /// Gives the memory back that the manifest's pages take in this process; they come back when they are
     /// used. For jobs that go through a large manifest once.
     pub fn release_pages(&self) {
@@ -179,8 +183,14 @@ impl ManifestReader {
 
     /// Returns the stretches of present segments, in order.
     pub fn stretches(&self) -> impl Iterator<Item = Stretch<'_>> {
+        self.stretches_from(SegmentIndex(0))
+    }
+
+    /// Returns the stretches from the last one on that begins at `index` or before.
+    pub fn stretches_from(&self, index: SegmentIndex) -> impl Iterator<Item = Stretch<'_>> {
         let (hashes, runs) = (self.mapped.hashes(), self.mapped.runs());
-        (0..self.runs()).filter_map(move |position| stretch(hashes, runs, position))
+        (runs.until(index.0).saturating_sub(1)..self.runs())
+            .filter_map(move |position| stretch(hashes, runs, position))
     }
 
     /// Returns the present segments with their places, in order.

@@ -7,8 +7,8 @@ use quickcheck::quickcheck;
 use crate::error::ErrorKind;
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{
-    BackupsetId, BaseIndex, Difference, GenerateOptions, ImageName, Incremental, ManifestDiff, ManifestInfo,
-    ManifestReader, ManifestWriter, SegmentRef, generate,
+    BackupsetId, BaseIndex, DiffCursor, Difference, GenerateOptions, ImageName, Incremental, ManifestDiff,
+    ManifestInfo, ManifestReader, ManifestWriter, SegmentRef, generate,
 };
 use crate::segment::{Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
 use crate::storage::OsStorage;
@@ -231,22 +231,32 @@ fn differences(
     let (one, other) = (open("older", older), open("newer", newer));
     let mut found = vec![None; newer.len()];
     let mut last: Option<Difference> = None;
-    ManifestDiff::of(&one, &other)
-        .unwrap()
-        .for_each(|difference| {
-            let Difference { offset, length, exists } = difference;
-            assert!(length > 0 && offset % (1 << 16) == 0);
-            if let Some(last) = last {
-                let end = last.offset + last.length;
-                assert!(end < offset || end == offset && last.exists != exists, "joined and in order");
-            }
-            last = Some(difference);
-            for place in offset >> 16..(offset + length) >> 16 {
-                found[usize::try_from(place).unwrap()] = Some(exists);
-            }
+    let mut all = Vec::new();
+    let diff = ManifestDiff::of(&one, &other).unwrap();
+    diff.for_each(|difference| {
+        all.push(difference);
+        let Difference { offset, length, exists } = difference;
+        assert!(length > 0 && offset % (1 << 16) == 0);
+        if let Some(last) = last {
+            let end = last.offset + last.length;
+            assert!(end < offset || end == offset && last.exists != exists, "joined and in order");
+        }
+        last = Some(difference);
+        for place in offset >> 16..(offset + length) >> 16 {
+            found[usize::try_from(place).unwrap()] = Some(exists);
+        }
+        Ok::<(), ()>(())
+    })
+    .unwrap();
+    for places in [1, 2, 7] {
+        let (mut cursor, mut pieces) = (DiffCursor::default(), Vec::new());
+        let each = |pieces: &mut Vec<_>, difference| {
+            pieces.push(difference);
             Ok::<(), ()>(())
-        })
-        .unwrap();
+        };
+        while diff.advance(&mut cursor, places, |difference| each(&mut pieces, difference)).unwrap() {}
+        assert_eq!(pieces, all, "{places} places at a time");
+    }
     found
 }
 

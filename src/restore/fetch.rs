@@ -23,6 +23,16 @@ impl<'a> Fetcher<'a> {
         Ok(Self { catalog, decoder: Decoder::new()?, stored: Vec::new() })
     }
 
+    /// Makes one of what another has left.
+    pub(super) fn again(catalog: &'a Catalog, decoder: Decoder, stored: Vec<u8>) -> Self {
+        Self { catalog, decoder, stored }
+    }
+
+    /// Leaves what another can be made of.
+    pub(super) fn into_parts(self) -> (Decoder, Vec<u8>) {
+        (self.decoder, self.stored)
+    }
+
     /// Puts the verified plain bytes of a segment into `bytes`: of its first copy that is whole.
     pub(super) fn fetch(
         &mut self,

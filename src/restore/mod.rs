@@ -11,6 +11,7 @@ mod error;
 mod fetch;
 mod medium;
 mod plan;
+mod range;
 mod stream;
 mod target;
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use error::{RestoreError, SegmentError};
+pub use range::{RangePart, RangeReader, RangeWindow};
 
 use crate::manifest::ManifestReader;
 use crate::pace::Pace;
@@ -278,42 +280,6 @@ pub fn restore_to_stream(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
-    to_stream(repository, manifest, stream, stream::Damage::IsZero, options, progress)
-}
-
-/// Restores a range of a backup to a stream, in order, zeros included; the first damaged segment ends it, with all that
-/// lies before written and nothing in its place.
-///
-/// # Errors
-///
-/// If a segment is damaged, or the stream does not take all.
-pub fn stream_exactly(
-    repository: &Repository,
-    manifest: &ManifestReader,
-    stream: &mut dyn Write,
-    range: Range<u64>,
-    jobs: usize,
-    progress: &dyn Progress,
-) -> Result<(), RestoreError> {
-    let options = RestoreOptions {
-        jobs,
-        force: false,
-        sync: false,
-        range: Some(range),
-        limit: None,
-        certificates: None,
-    };
-    to_stream(repository, manifest, stream, stream::Damage::Ends, &options, progress).map(|_| ())
-}
-
-fn to_stream(
-    repository: &Repository,
-    manifest: &ManifestReader,
-    stream: &mut dyn Write,
-    damage: stream::Damage,
-    options: &RestoreOptions,
-    progress: &dyn Progress,
-) -> Result<RestoreSummary, RestoreError> {
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
@@ -322,10 +288,9 @@ fn to_stream(
     let _lease = repository.lease(info.backupset, info.incremental)?;
     let catalog = repository.catalog()?;
     let range = options.bytes_of(geometry)?;
-    let behind = geometry.containing(range.end.saturating_sub(1)).0.saturating_add(1);
-    let segments = geometry.containing(range.start).0..behind.min(geometry.segments());
+    let segments = segments_of(geometry, &range);
     progress.begin("restore", range.end - range.start);
-    let mut output = stream::Output::new(stream, geometry, range, damage);
+    let mut output = stream::Output::new(stream, geometry, range);
     let pace = options.pace();
     let result = plan::windows(segments).try_for_each(|window| {
         let (plan, problems) = plan::Plan::of(manifest, &catalog, window, |_| true)?;
@@ -338,6 +303,12 @@ fn to_stream(
     summary.segments = u64::from(geometry.segments());
     summary.elapsed = begun.elapsed();
     Ok(summary)
+}
+
+/// Returns the segments that a range of bytes of a disk touches.
+fn segments_of(geometry: Geometry, range: &Range<u64>) -> Range<u32> {
+    let behind = geometry.containing(range.end.saturating_sub(1)).0.saturating_add(1);
+    geometry.containing(range.start).0..behind.min(geometry.segments())
 }
 
 fn tell(problems: &[CatalogProblem], progress: &dyn Progress) {

@@ -8,15 +8,20 @@ use crate::restore::RestoreError;
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::{Catalog, CatalogProblem, SegmentPlace};
 
-/// How many segments one window covers.
+/// How many segments one window of a restore covers.
 const WINDOW: u32 = 1 << 18;
 
 /// The windows of a range of a disk's segments, in order.
 pub(super) fn windows(segments: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    windows_of(segments, WINDOW)
+}
+
+/// The same, of `most` segments each.
+pub(super) fn windows_of(segments: Range<u32>, most: u32) -> impl Iterator<Item = Range<u32>> {
     let Range { start, end } = segments;
-    (0..end.saturating_sub(start).div_ceil(WINDOW)).map(move |window| {
-        let first = start + window * WINDOW;
-        first..first.saturating_add(WINDOW).min(end)
+    (0..end.saturating_sub(start).div_ceil(most)).map(move |window| {
+        let first = start + window * most;
+        first..first.saturating_add(most).min(end)
     })
 }
 

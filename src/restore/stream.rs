@@ -21,15 +21,6 @@ use crate::store::Catalog;
 /// How many zeros are written at once.
 const ZEROS: usize = 1 << 18;
 
-/// What a damaged segment does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Damage {
-    /// It is named in the summary, and its range is zero.
-    IsZero,
-    /// Nothing of it or behind it is written.
-    Ends,
-}
-
 /// A stream that a disk is written to, and how far.
 pub(super) struct Output<'a> {
     stream: &'a mut dyn Write,
@@ -38,7 +29,6 @@ pub(super) struct Output<'a> {
     range: Range<u64>,
     /// Up to where it is, in bytes of the disk.
     position: u64,
-    damage: Damage,
     damaged: Vec<DamagedSegment>,
 }
 
@@ -60,13 +50,8 @@ struct Fetched {
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(
-        stream: &'a mut dyn Write,
-        geometry: Geometry,
-        range: Range<u64>,
-        damage: Damage,
-    ) -> Self {
-        Self { stream, geometry, position: range.start, range, damage, damaged: Vec::new() }
+    pub(super) fn new(stream: &'a mut dyn Write, geometry: Geometry, range: Range<u64>) -> Self {
+        Self { stream, geometry, position: range.start, range, damaged: Vec::new() }
     }
 
     /// Writes a segment, as far as it lies in the range.
@@ -172,9 +157,6 @@ impl<'a> Output<'a> {
                     Ok(()) => {
                         self.segment(index, &plain)?;
                         progress.advance(plain.len() as u64);
-                    }
-                    Err(error) if self.damage == Damage::Ends => {
-                        return Err(RestoreError::Damaged { index, what: error.to_string() });
                     }
                     // Its range is written as zeros before the next segment, or at the end.
                     Err(error) => self.damaged.push(damaged(self.geometry, index, &error)),

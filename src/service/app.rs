@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 
 use crate::api::Refusal;
 use crate::repository::{Repository, SharedWriter};
@@ -13,10 +13,13 @@ use crate::service::keystone::Keystone;
 use crate::service::limits::{Address, Allowance, Flight, Quotas, Rates};
 use crate::service::metrics::Metrics;
 use crate::service::pulse::Pulse;
-use crate::service::routes::READ_AT_ONCE;
 use crate::service::sessions::Sessions;
-use crate::service::tokens::KnownTokens;
+use crate::service::tokens::{KnownTokens, TokenTable};
+use crate::service::work::Work;
 use crate::service::{Caller, Refused, ServiceError, ServiceSettings, TokenFile};
+
+/// When the file of tokens was last read again, and what stood in it.
+pub(super) type Renewal = Mutex<Option<(Instant, Arc<TokenTable>)>>;
 
 /// The service's state.
 #[derive(Debug)]
@@ -27,8 +30,9 @@ pub struct App {
     stopping: AtomicBool,
     tokens: KnownTokens,
     keystone: Option<Arc<Keystone>>,
-    /// One for each thread that may block.
-    workers: Arc<Semaphore>,
+    work: Work,
+    /// When the file of tokens was last read again, and what stood in it.
+    renewal: Renewal,
     /// Requests under way.
     flight: Arc<Flight>,
     /// Requests of each caller who is known.
@@ -44,7 +48,6 @@ pub struct App {
     quotas: Arc<Quotas>,
     metrics: Metrics,
     jobs: Jobs,
-    disks: Arc<Semaphore>,
     pulse: Arc<Pulse>,
 }
 
@@ -61,12 +64,12 @@ impl App {
             sessions,
             metrics: Metrics::new(),
             jobs: Jobs::default(),
-            disks: Arc::new(Semaphore::new(READ_AT_ONCE)),
             pulse: Arc::default(),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(TokenFile::of(writer.repository())),
-            workers: Arc::new(Semaphore::new(limits.blocking_threads)),
+            work: Work::new(limits, writer.repository().settings().segment_size),
+            renewal: Mutex::default(),
             flight: Arc::new(Flight::new(limits.requests, limits.requests_per_caller)),
             rates: Rates::new(per_second, 2.0 * per_second),
             strangers: Rates::new(per_second, 2.0 * per_second),
@@ -94,6 +97,11 @@ impl App {
     /// If the project has used up its quota.
     pub(super) fn allowance(&self, caller: &Caller) -> Result<Allowance, Refused> {
         self.quotas.begin(self.repository(), &caller.view)
+    }
+
+    /// Held while the file of tokens is read again.
+    pub(super) fn renewal(&self) -> &Renewal {
+        &self.renewal
     }
 
     pub(super) fn quotas(&self) -> &Arc<Quotas> {
@@ -175,9 +183,9 @@ impl App {
         &self.jobs
     }
 
-    /// Returns what keeps the number of disks small that are read at a time.
-    pub(super) fn disks(&self) -> &Arc<Semaphore> {
-        &self.disks
+    /// Returns the threads and the memory that requests share.
+    pub(super) fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Returns what is known of the store's thread.
@@ -193,29 +201,6 @@ impl App {
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.jobs.cancel_all();
-    }
-
-    /// Runs what touches a disk on a thread that may block.
-    pub(super) async fn blocking<T: Send + 'static>(
-        self: &Arc<Self>,
-        job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let app = Arc::clone(self);
-        // Waited for here, where it ends with the client that goes away: what has been begun cannot be ended, and whoever
-        // asks and goes, again and again, is not to leave a queue behind.
-        let waits = Counted::of(&self.metrics.threads_wanted);
-        let room = Arc::clone(&self.workers).acquire_owned().await;
-        let run = move || {
-            drop(waits);
-            let _room = room;
-            let _works = Counted::of(&app.metrics.threads_busy);
-            job(&app)
-        };
-        match tokio::task::spawn_blocking(run).await {
-            Ok(result) => result,
-            // It has been told of on stderr where it happened.
-            Err(_) => Err(Refused::new(Refusal::Io, "the request was ended by a fault of the server")),
-        }
     }
 
     pub(super) fn close(self) -> Result<(), ServiceError> {
@@ -236,20 +221,4 @@ fn count_backup(rates: &Rates<String>, caller: &Caller, why: &str) -> Result<(),
     }
     let taken = rates.take(caller.who.clone());
     taken.map_err(|seconds| Refused::new(Refusal::TooMany, why).retry_after(seconds))
-}
-
-/// Something that is counted while it is there.
-struct Counted(Gauge);
-
-impl Counted {
-    fn of(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }

@@ -70,9 +70,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The owner's `who`. No token and no user of Keystone has it: theirs have a colon.
+    pub(super) const OWNER: &'static str = "owner";
+
     /// The repository's owner, who comes by the socket in it.
     pub fn owner() -> Self {
-        Self { who: "owner".to_owned(), view: View::everything(), role: Role::Admin }
+        Self { who: Self::OWNER.to_owned(), view: View::everything(), role: Role::Admin }
     }
 
     /// Refuses what takes more than this caller's role.

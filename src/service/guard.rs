@@ -23,6 +23,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id")
 /// What the paths of requests begin with that a session consists of.
 const IN_A_SESSION: &str = "/v1/sessions/";
 
+/// Paths that are answered however many requests are under way: they wait for nothing and take nothing.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
@@ -124,14 +127,15 @@ fn with(who: Who, mut response: Response) -> Response {
 }
 
 /// Finds out who asks over a network, and says so to what comes behind.
-async fn let_in(app: &Arc<App>, request: &mut Request, address: Address) -> Result<(Who, Pass), Refused> {
+async fn let_in(
+    app: &Arc<App>,
+    request: &mut Request,
+    address: Address,
+) -> Result<(Who, Option<Pass>), Refused> {
     let caller = identify(app, request.headers(), address).await?;
     let who = caller.as_ref().map_or_else(|| format!("address:{address}"), |caller| caller.who.clone());
-    let too_fast = |seconds| {
-        Refused::new(Refusal::TooMany, "more requests in a second came than are taken").retry_after(seconds)
-    };
-    app.count_request(caller.as_ref(), address).map_err(too_fast)?;
-    let pass = app.flight().begin(&who)?;
+    let is_probe = PROBES.contains(&request.uri().path());
+    let pass = if is_probe { None } else { Some(app.flight().begin(&who)?) };
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }

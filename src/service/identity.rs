@@ -2,22 +2,28 @@
 //!
 //! Whoever shows something wrong is refused, whatever they ask for, and after some times is told to wait: guessing 256
 //! random bits is hopeless at any rate, but each guess costs the service something, and Keystone more.
+//!
+//! A request counts before it costs anything. A caller who can be identified at once, by the file of tokens or by an answer of
+//! Keystone's that is kept, has the request counted as theirs. Every other request counts as one of its address: before
+//! Keystone is asked, and also if the token cannot be one at all.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::api::{Refusal, View};
 use crate::service::keystone::Verdict;
 use crate::service::limits::Address;
-use crate::service::tokens::WrongToken;
+use crate::service::tokens::{TokenTable, WrongToken};
 use crate::service::{App, Caller, Refused, TokenText};
 
 /// Where OpenStack's clients say who they are.
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
-/// The longest token that Keystone is asked about, in bytes.
-const LONGEST: usize = 8 << 10;
+/// The longest token that Keystone is asked about, in bytes. Fernet tokens have about 250, those with many groups or signed ones
+/// (JWS) some hundred more. Web servers take no header above 4 to 8 KiB.
+const LONGEST: usize = 2 << 10;
 
 /// What a client shows.
 enum Credential {
@@ -48,11 +54,18 @@ fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Refused> {
     };
     Ok(Some(match TokenText::read(text) {
         Some(token) => Credential::Token(token),
-        None if is_authorization || TokenText::is_meant(text) || !(1..=LONGEST).contains(&text.len()) => {
+        None if is_authorization || TokenText::is_meant(text) || !can_be_keystones(text) => {
             Credential::Malformed
         }
         None => Credential::Keystone(text.to_owned()),
     }))
+}
+
+/// Says whether a text can be a token of Keystone's: a UUID, a Fernet token (base64url, with its padding) or a JWS (three of those,
+/// with dots between them).
+fn can_be_keystones(text: &str) -> bool {
+    let is_possible = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=.".contains(&byte);
+    (1..=LONGEST).contains(&text.len()) && text.bytes().all(is_possible)
 }
 
 /// Returns who asks, if they say so.
@@ -65,8 +78,18 @@ pub(super) async fn identify(
     headers: &HeaderMap,
     address: Address,
 ) -> Result<Option<Caller>, Refused> {
-    let caller = match credential(headers)? {
-        None => return Ok(None),
+    let credential = match credential(headers) {
+        Ok(credential) => credential,
+        Err(refused) => {
+            tracing::info!(%address, why = refused.detail(), "a token was refused");
+            return Err(failure(app, address, refused));
+        }
+    };
+    let caller = match credential {
+        None => {
+            app.count_request(None, address).map_err(too_fast)?;
+            return Ok(None);
+        }
         Some(Credential::Token(token)) => {
             let judged = of_token(app, &token).await?;
             // Its id is no secret.
@@ -80,20 +103,30 @@ pub(super) async fn identify(
             None
         }
     };
-    if caller.is_none() {
+    let Some(caller) = caller else {
         // The tokens may have gone with the repository's folder.
         app.writer().home()?;
-        return Err(failure(app, address));
+        let refused = Refused::new(Refusal::Unauthorized, "the token is not known, or its time is over");
+        return Err(failure(app, address, refused));
+    };
+    app.count_request(Some(&caller), address).map_err(too_fast)?;
+    Ok(Some(caller))
+}
+
+/// Counts a failure, and a request of the address. Returns how it is answered: with `refused`, unless there were too many.
+fn failure(app: &App, address: Address, refused: Refused) -> Refused {
+    if let Err(seconds) = app.count_request(None, address) {
+        return too_fast(seconds);
+    }
+    match app.failures().take(address) {
+        Ok(()) => refused,
+        Err(seconds) => too_many_failures(seconds),
     }
     Ok(caller)
 }
 
-/// Counts a failure, and says how it is answered.
-fn failure(app: &App, address: Address) -> Refused {
-    match app.failures().take(address) {
-        Ok(()) => Refused::new(Refusal::Unauthorized, "the token is not known, or its time is over"),
-        Err(seconds) => too_many_failures(seconds),
-    }
+fn too_fast(seconds: u32) -> Refused {
+    Refused::new(Refusal::TooMany, "more requests in a second came than are taken").retry_after(seconds)
 }
 
 fn too_many_failures(seconds: u32) -> Refused {
@@ -106,37 +139,58 @@ async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<
         unknown("it is no token of this repository, and no Keystone is configured");
         return Ok(None);
     };
-    let verdict = if let Some(verdict) = keystone.known(token)? {
-        verdict
-    } else {
-        // Each guess would cost Keystone something.
-        app.failures().check(&address).map_err(too_many_failures)?;
-        keystone.ask(token).await?
+    let verdict = match keystone.known(token) {
+        Ok(Some(verdict)) => verdict,
+        Ok(None) => {
+            app.count_request(None, address).map_err(too_fast)?;
+            // Each guess would cost Keystone something.
+            app.failures().check(&address).map_err(too_many_failures)?;
+            let who = format!("address:{address}");
+            let _asks = app.flight().begin(&who)?;
+            keystone.ask(token, &who).await?
+        }
+        Err(refused) => {
+            app.count_request(None, address).map_err(too_fast)?;
+            return Err(refused);
+        }
     };
-    Ok(match verdict {
-        Verdict::In(caller) => Some(caller),
+    match verdict {
+        Verdict::In(caller) => Ok(Some(caller)),
         Verdict::Unknown => {
             unknown("Keystone does not know it, or its time is over");
-            None
+            Ok(None)
         }
-    })
+        Verdict::Unanswerable(refused) => {
+            unknown("Keystone forbids the question");
+            Err(failure(app, address, refused))
+        }
+    }
 }
 
 async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Result<Caller, WrongToken>, Refused> {
-    let tokens = if let Some(tokens) = app.tokens().current() {
-        tokens
-    } else {
-        let renew = |app: &Arc<App>| {
-            let failed = |error| Refused::internal(Refusal::Unavailable, &error).retry_after(5);
-            app.tokens().renew().map_err(failed)
-        };
-        app.blocking(renew).await?
+    let tokens = match app.tokens().current() {
+        Some(tokens) => tokens,
+        None => renewed(app).await?,
     };
     Ok(tokens.judge(shown, jiff::Timestamp::now()).map(|token| Caller {
         who: format!("token:{}", token.id),
         view: View::of(token.project.clone()),
         role: token.role,
     }))
+}
+
+/// Reads the file of tokens again: once for all requests that came before the reading began.
+async fn renewed(app: &Arc<App>) -> Result<Arc<TokenTable>, Refused> {
+    let came = Instant::now();
+    let mut last = app.renewal().lock().await;
+    if let Some((_, tokens)) = last.as_ref().filter(|(begun, _)| *begun >= came) {
+        return Ok(Arc::clone(tokens));
+    }
+    let begun = Instant::now();
+    let failed = |error| Refused::internal(Refusal::Unavailable, &error).retry_after(5);
+    let tokens = app.aside(move |app| app.tokens().renew().map_err(failed)).await?;
+    *last = Some((begun, Arc::clone(&tokens)));
+    Ok(tokens)
 }
 
 #[cfg(test)]
@@ -173,6 +227,15 @@ mod tests {
             assert_eq!(shown(&[("authorization", wrong)]), "malformed", "{wrong}");
         }
         assert_eq!(shown(&[("x-auth-token", &token[..80])]), "malformed");
+        let of = |length| "a".repeat(length);
+        assert_eq!(shown(&[("x-auth-token", &of(LONGEST))]), "keystone");
+        assert_eq!(shown(&[("x-auth-token", &of(LONGEST + 1))]), "malformed");
+        for good in ["0123456789abcdef0123456789abcdef", "gAAAAABn-x_Q==", "eyJhbGci.eyJzdWIi.c2ln-_"] {
+            assert_eq!(shown(&[("x-auth-token", good)]), "keystone", "{good}");
+        }
+        for wrong in ["a b", "a/b", "a+b", "a,b", "a\tb", "a%20b", "<a>", "a;b", "\u{e9}"] {
+            assert_eq!(shown(&[("x-auth-token", wrong)]), "malformed", "{wrong}");
+        }
         assert_eq!(shown(&[("authorization", &bearer), ("authorization", &bearer)]), "refused");
         assert_eq!(shown(&[("authorization", &bearer), ("x-auth-token", token)]), "refused");
         assert_eq!(shown(&[("x-auth-token", "a"), ("x-auth-token", "b")]), "refused");

@@ -143,7 +143,7 @@ async fn wait_and_run(app: Arc<App>, job: Arc<Job>) {
         return;
     }
     let running = Arc::clone(&job);
-    let result = app.blocking(move |app| run::run(app, &running)).await;
+    let result = app.aside(move |app| run::run(app, &running)).await;
     if let Err(refused) = &result {
         let (id, why) = (job.shown.borrow().id.clone(), refused.for_the_log().to_owned());
         if refused.refusal().status() >= 500 {

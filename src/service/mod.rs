@@ -31,6 +31,8 @@ mod sessions;
 mod settings;
 mod tls;
 mod tokens;
+mod upload;
+mod work;
 
 use std::sync::Arc;
 
@@ -61,7 +63,7 @@ pub fn serve(
 ) -> Result<(), ServiceError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(settings.limits.blocking_threads)
+        .max_blocking_threads(work::threads(&settings.limits))
         .build()
         .map_err(|source| ServiceError::Start { source })?;
     let last_resort = LastResort::start(settings.limits.last_resort())?;

@@ -1,121 +1,103 @@
-//! Bodies that a thread writes that may block, and that a client reads that may be slow.
+//! Bodies that are made piece by piece, for clients that may be slow.
 //!
-//! Between the two are at most [`PIECES`] pieces of [`PIECE`] bytes. A client that goes, or takes no piece for as long as
-//! the limits allow, ends the writing. What fails before the first piece is answered as any failure is; what fails behind
-//! it cuts the connection, so that nobody takes a part for the whole.
+//! A [`Source`] makes a piece each time it is asked, on a thread that may block, and then lets the thread go: while a client
+//! reads, its body is a place in a file or in a manifest, and no thread. Two pieces are in memory at most, one that is
+//! sent and one that is made meanwhile. A failure before the first piece is answered like any failure; a later one cuts the
+//! connection, so that nobody takes a part for the whole.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use bytes::BytesMut;
-use futures_util::stream;
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use futures_util::stream::{self, Stream};
 
 use crate::api::Refusal;
-use crate::service::{App, Refused};
+use crate::service::limits::Share;
+use crate::service::work::Running;
+use crate::service::{App, Caller, Refused};
 
-/// The size of a piece, in bytes.
-const PIECE: usize = 64 << 10;
-/// How many pieces wait for the client.
-const PIECES: usize = 8;
+/// The size of a piece, in bytes, about.
+pub(super) const PIECE: usize = 128 << 10;
 
-/// What the thread hands over.
-enum Message {
-    Piece(Bytes),
-    /// All has come.
-    End,
-    Failed(Refused),
+/// Makes a body.
+pub(super) trait Source: Send + 'static {
+    /// Makes the next piece, which is not empty; nothing at the end. Blocks, but never for a client.
+    ///
+    /// # Errors
+    ///
+    /// If the rest of the body cannot be made.
+    fn next(&mut self) -> Result<Option<Bytes>, Refused>;
 }
 
-/// The end of the channel that the thread writes to.
-struct Pieces {
-    channel: mpsc::Sender<Message>,
-    gathered: BytesMut,
-    runtime: Handle,
-    patience: Duration,
+type Made<S> = Result<Option<(Bytes, S)>, Refused>;
+
+fn make<S: Source>(mut source: S) -> Made<S> {
+    Ok(source.next()?.map(|piece| (piece, source)))
 }
 
-impl Pieces {
-    fn send(&mut self, message: Message) -> io::Result<()> {
-        let sent = self.runtime.block_on(async {
-            // The timer is made here: it needs the runtime.
-            tokio::time::timeout(self.patience, self.channel.send(message)).await
-        });
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client has gone")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client takes nothing any longer")),
-        }
-    }
+/// What a stream of pieces does next.
+enum Next<S> {
+    Send(Bytes, S),
+    Await(Running<Option<(Bytes, S)>>),
 }
 
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (taken, _) = bytes.split_at(bytes.len().min(PIECE - self.gathered.len()));
-        self.gathered.extend_from_slice(taken);
-        if self.gathered.len() == PIECE {
-            let piece = std::mem::replace(&mut self.gathered, BytesMut::with_capacity(PIECE));
-            self.send(Message::Piece(piece.freeze()))?;
-        }
-        Ok(taken.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.gathered.is_empty() {
-            return Ok(());
-        }
-        let rest = std::mem::take(&mut self.gathered);
-        self.send(Message::Piece(rest.freeze()))
-    }
-}
-
-/// Returns a body of what `write` writes.
+/// Returns the body that the source makes that `open` opens.
 ///
 /// # Errors
 ///
-/// With what fails before the first piece is full.
-pub(super) async fn body(
+/// If the source cannot be opened, or its first piece cannot be made.
+pub(super) async fn body<S: Source>(
     app: &Arc<App>,
-    write: impl FnOnce(&Arc<App>, &mut dyn Write) -> Result<(), Refused> + Send + 'static,
+    caller: &Caller,
+    open: impl FnOnce(&Arc<App>, &Caller) -> Result<S, Refused> + Send + 'static,
 ) -> Result<Body, Refused> {
-    let (channel, mut pieces) = mpsc::channel(PIECES);
-    let (runtime, patience) = (Handle::current(), app.settings().limits.body());
-    let write = move |app: &Arc<App>| {
-        let gathered = BytesMut::with_capacity(PIECE);
-        let mut out = Pieces { channel, gathered, runtime, patience };
-        let gone = |error: io::Error| Refused::internal(Refusal::Timeout, &error);
-        let written = write(app, &mut out).and_then(|()| out.flush().map_err(gone));
-        let last = match written {
-            Ok(()) => Message::End,
-            Err(refused) => {
-                tracing::warn!(why = refused.for_the_log(), "a body ends early");
-                Message::Failed(refused)
-            }
-        };
-        // Nobody may be there any longer.
-        let _ = out.send(last);
-        Ok(())
-    };
-    let app = Arc::clone(app);
-    tokio::spawn(async move { app.blocking(write).await });
-    let first = match pieces.recv().await {
-        Some(Message::Piece(piece)) => piece,
-        Some(Message::End) => return Ok(Body::empty()),
-        Some(Message::Failed(refused)) => return Err(refused),
-        None => return Err(Refused::new(Refusal::Io, "the request was ended by a fault of the server")),
-    };
-    let rest = stream::unfold(Some(pieces), |pieces| async {
-        let mut pieces = pieces?;
-        match pieces.recv().await {
-            Some(Message::Piece(piece)) => Some((Ok(piece), Some(pieces))),
-            Some(Message::End) => None,
-            // Also if the thread has ended without a word.
-            Some(Message::Failed(_)) | None => Some((Err(io::Error::other("the body ends early")), None)),
+    let first = app.blocking(caller, move |app, caller| make(open(app, caller)?)).await?;
+    let Some((piece, source)) = first else { return Ok(Body::empty()) };
+    let (app, caller) = (Arc::clone(app), caller.clone());
+    let pieces = stream::try_unfold(Some(Next::Send(piece, source)), move |next| {
+        let (app, caller) = (Arc::clone(&app), caller.clone());
+        async move {
+            let made = match next {
+                None => None,
+                Some(Next::Send(piece, source)) => Some((piece, source)),
+                Some(Next::Await(making)) => making.await?,
+            };
+            Ok(made.map(|(piece, source)| {
+                let making = app.blocking(&caller, move |_, _| make(source));
+                (piece, Some(Next::Await(making)))
+            }))
         }
     });
-    let first = stream::once(async { Ok::<_, io::Error>(first) });
-    Ok(Body::from_stream(futures_util::StreamExt::chain(first, rest)))
+    Ok(cut_at_a_failure(pieces))
+}
+
+/// Returns a body of pieces; the first failure cuts it.
+pub(super) fn cut_at_a_failure(pieces: impl Stream<Item = Result<Bytes, Refused>> + Send + 'static) -> Body {
+    Body::from_stream(futures_util::TryStreamExt::map_err(pieces, |refused| {
+        tracing::warn!(why = refused.for_the_log(), "a body ends early");
+        io::Error::other("the body ends early")
+    }))
+}
+
+/// A file, from its beginning to its end.
+pub(super) struct FileSource {
+    file: File,
+    /// What this file takes of something that is shared out.
+    _share: Option<Share>,
+}
+
+impl FileSource {
+    pub(super) fn new(file: File, share: Option<Share>) -> Self {
+        Self { file, _share: share }
+    }
+}
+
+impl Source for FileSource {
+    fn next(&mut self) -> Result<Option<Bytes>, Refused> {
+        let mut piece = Vec::with_capacity(PIECE);
+        let read = (&mut self.file).take(PIECE as u64).read_to_end(&mut piece);
+        read.map_err(|error| Refused::internal(Refusal::Io, &error))?;
+        Ok((!piece.is_empty()).then(|| piece.into()))
+    }
 }

@@ -22,7 +22,7 @@ pub struct ServiceSettings {
     pub insecure: bool,
     /// A Keystone that knows clients, beside the tokens of the repository.
     pub keystone: Option<KeystoneSettings>,
-    /// Tell what is counted to everybody, and not to an admin and to this machine alone.
+    /// Tell what is counted to everybody, and not to an admin and the owner alone.
     pub metrics_for_all: bool,
     /// How much is taken.
     pub limits: Limits,
@@ -84,8 +84,10 @@ pub struct Limits {
     pub requests_per_second: u32,
     /// Wrong tokens in a minute from one address; more are refused with 429, and Keystone is not asked about them.
     pub failures_per_minute: u32,
-    /// Threads that work on requests at a time.
+    /// Threads that work on requests at a time. One caller has three quarters of them at most.
     pub blocking_threads: usize,
+    /// Seconds that a request waits for a thread or for memory; it is refused with 503 then.
+    pub wait_seconds: u64,
     /// Seconds until the header of a request must have come, and that a connection may be idle.
     pub header_seconds: u64,
     /// The longest request line and header, in bytes, 8 KiB at least; longer ones are refused with 431.
@@ -127,6 +129,7 @@ impl Default for Limits {
             requests_per_second: 500,
             failures_per_minute: 20,
             blocking_threads: 32,
+            wait_seconds: 20,
             header_seconds: 10,
             header_bytes: 32 << 10,
             body_seconds: 30,
@@ -173,6 +176,11 @@ impl Limits {
     /// Returns how long a client may take between two pieces of a body.
     pub const fn body(&self) -> Duration {
         Duration::from_secs(self.body_seconds)
+    }
+
+    /// Returns how long a request waits for a thread or for memory.
+    pub const fn wait(&self) -> Duration {
+        Duration::from_secs(self.wait_seconds)
     }
 
     /// Returns how long requests under way have to end.

@@ -137,8 +137,9 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let mut stream = UnixStream::connect(served.socket()).unwrap();
     stream.write_all(b"GET /v1/backups/web@0/data HTTP/1.1\r\nHost: ekko\r\n\r\n").unwrap();
     stream.read_exact(&mut [0; 100]).unwrap();
-    assert!(served.metric("ekko_threads_busy") > 1.0);
-    until("its thread is free", || served.metric("ekko_threads_busy") <= 1.0);
+    until("no thread waits for it", || served.metric("ekko_threads_busy") <= 1.0);
+    // Longer than it may take nothing.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < 32 << 20, "it did not get all");

@@ -7,6 +7,7 @@ mod changes;
 mod daemon;
 mod data;
 mod document;
+mod fair;
 mod going_on;
 mod harness;
 mod jobs;

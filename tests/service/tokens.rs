@@ -136,3 +136,19 @@ fn a_client_is_told_who_it_is_and_how_much_of_its_quota_is_used() {
         assert_eq!((&own["used_bytes"], &own["quota_bytes"]), (&used.into(), &quota.into()), "{project}");
     }
 }
+
+#[test]
+fn requests_with_a_wrong_token_count_as_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("service.toml");
+    std::fs::write(&settings, "[limits]\nrequests_per_second = 2\nfailures_per_minute = 1000\n").unwrap();
+    let served = Served::with(&["--config", settings.to_str().unwrap()], two_projects);
+    let good = token(&served.repository(), "blue", "restore");
+    let wrong = format!("{}{}", &good[..22], "0".repeat(64));
+    for wrong in [wrong.as_str(), "malformed"] {
+        let status = |_| served.ask("GET", "/v1/images", Some(wrong), None).status;
+        let statuses: Vec<_> = (0..20).map(status).collect();
+        assert!(statuses.iter().filter(|status| **status == 429).count() > 5, "{wrong}: {statuses:?}");
+    }
+    assert_eq!(served.ask("GET", "/v1/images", Some(&good), None).status, 200, "its caller is another one");
+}

@@ -8,8 +8,16 @@ use crate::api::{Project, Refusal, View};
 use crate::service::keystone::{KeystoneSettings, NEGATIVE, ProjectKey, Verdict};
 use crate::service::{Caller, Refused};
 
-/// What Keystone says of a token: nothing, if it is none.
-pub(super) type Said = Option<TokenBody>;
+/// What Keystone, or the web server in front of it, says of a token.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// It is one.
+    Of(TokenBody),
+    /// It is none, or the question was refused because of it.
+    Nothing,
+    /// The service may not ask about it.
+    Forbidden,
+}
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Document {
@@ -59,7 +67,7 @@ impl Answer {
     /// Returns what Keystone's words mean, and for how long.
     pub(super) fn of(said: Said, settings: &KeystoneSettings) -> (Self, Duration) {
         let negative = (Self::Unknown, NEGATIVE.min(settings.cache()));
-        let Some(token) = said else { return negative };
+        let Said::Of(token) = said else { return negative };
         let Ok(end) = token.expires_at.parse::<jiff::Timestamp>() else { return negative };
         let left = Duration::try_from(end.duration_since(jiff::Timestamp::now())).unwrap_or_default();
         if left.is_zero() {

@@ -42,11 +42,28 @@ impl From<ureq::Error> for Unreachable {
     }
 }
 
+/// What came of one question.
+enum Heard {
+    Said(Said),
+    /// The service's own token was not taken.
+    OwnRefused,
+    /// An answer that cannot be believed, perhaps because of the token.
+    Failure(Unreachable),
+}
+
 /// The service's own token.
 #[derive(Debug)]
 struct Own {
     text: Hidden,
     until: Instant,
+}
+
+/// What is known of the service's own token.
+#[derive(Debug, Default)]
+struct OwnNow {
+    token: Option<Own>,
+    /// When it was last asked for in vain.
+    failed: Option<Instant>,
 }
 
 /// A client of Keystone.
@@ -57,7 +74,7 @@ pub(super) struct Client {
     tokens: String,
     /// What the service says of itself.
     credentials: Credentials,
-    own: Mutex<Option<Own>>,
+    own: Mutex<OwnNow>,
 }
 
 #[derive(Debug)]
@@ -115,40 +132,89 @@ impl Client {
             tokens: format!("{}/auth/tokens", settings.url.trim_end_matches('/')),
             credentials: Credentials::of(settings)
                 .ok_or_else(|| wrong("the service's own user is not named"))?,
-            own: Mutex::new(None),
+            own: Mutex::default(),
         })
     }
 
     /// Asks whose a token is.
+    ///
+    /// A question that is refused (4xx) is refused because of the token: everything else in it is always the same. That is an
+    /// answer. So is a failure of the server (5xx) or an answer that makes no sense, if a question about the service's own
+    /// token is answered well: then this token alone makes the server fail.
     pub(super) fn look_up(&self, token: &str) -> Result<Said, Unreachable> {
-        // Its own token may have been revoked; a new one cannot have been.
-        for _ in 0..2 {
-            let own = self.own()?;
-            let question = self.agent.get(format!("{}?nocatalog=true", self.tokens));
-            let mut answer =
-                question.header("X-Auth-Token", own.reveal()).header("X-Subject-Token", token).call()?;
-            match answer.status().as_u16() {
-                200 => return Ok(Some(read::<Document>(&mut answer)?.token)),
-                404 => return Ok(None),
-                401 => *self.own.lock().unwrap_or_else(PoisonError::into_inner) = None,
-                403 => {
-                    return Err(Unreachable::new(
-                        "the service's user may not look tokens up: it needs the role service",
-                    ));
+        match self.ask_twice(token)? {
+            Heard::Said(said) => Ok(said),
+            Heard::Failure(failure) => {
+                let own = self.own()?;
+                match self.ask_once(&own, own.reveal()) {
+                    Ok(Heard::Said(Said::Of(_))) => {
+                        tracing::warn!(%failure, "Keystone fails at one token");
+                        Ok(Said::Nothing)
+                    }
+                    _ => Err(failure),
                 }
-                status => return Err(Unreachable::new(format!("it answered a question with {status}"))),
+            }
+            Heard::OwnRefused => {
+                Err(Unreachable::new("it does not take the token that it has just given to the service"))
             }
         }
-        Err(Unreachable::new("it does not take the token that it has just given to the service"))
+    }
+
+    /// Asks, and asks again with a new token of the service's own if need be: the old one may have been revoked.
+    fn ask_twice(&self, token: &str) -> Result<Heard, Unreachable> {
+        let heard = self.ask_once(&self.own()?, token)?;
+        if !matches!(heard, Heard::OwnRefused) {
+            return Ok(heard);
+        }
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).token = None;
+        self.ask_once(&self.own()?, token)
+    }
+
+    fn ask_once(&self, own: &Hidden, token: &str) -> Result<Heard, Unreachable> {
+        let question = self.agent.get(format!("{}?nocatalog=true", self.tokens));
+        let mut answer =
+            question.header("X-Auth-Token", own.reveal()).header("X-Subject-Token", token).call()?;
+        Ok(match answer.status().as_u16() {
+            200 => match read::<Document>(&mut answer) {
+                Ok(document) => Heard::Said(Said::Of(document.token)),
+                Err(failure) => Heard::Failure(failure),
+            },
+            401 => Heard::OwnRefused,
+            403 => Heard::Said(Said::Forbidden),
+            // The server is busy, or a proxy wants to know who asks: that has nothing to do with the token.
+            status @ (407 | 408 | 425 | 429) => {
+                return Err(Unreachable::new(format!("it answered a question with {status}")));
+            }
+            404 => Heard::Said(Said::Nothing),
+            status @ 400..500 => {
+                tracing::info!(status, "Keystone refuses the question about a token");
+                Heard::Said(Said::Nothing)
+            }
+            status => Heard::Failure(Unreachable::new(format!("it answered a question with {status}"))),
+        })
     }
 
     /// Returns the service's own token, a new one if need be.
     fn own(&self) -> Result<Hidden, Unreachable> {
-        // Held while one is asked for: everybody else waits for the same.
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = own.as_ref().filter(|own| Instant::now() < own.until) {
+        let came = Instant::now();
+        // Held while one is asked for: everybody else waits for the same, and takes a failure for their own.
+        let mut now = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = now.token.as_ref().filter(|own| Instant::now() < own.until) {
             return Ok(own.text.clone());
         }
+        if now.failed.is_some_and(|failed| failed >= came) {
+            return Err(Unreachable::new("it has just given the service no token"));
+        }
+        match self.new_own() {
+            Ok(own) => Ok(now.token.insert(own).text.clone()),
+            Err(error) => {
+                now.failed = Some(Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    fn new_own(&self) -> Result<Own, Unreachable> {
         let credentials = serde_json::to_vec(&self.credentials.document());
         let credentials = credentials.map_err(|error| Unreachable::new(error.to_string()))?;
         let question = self.agent.post(&self.tokens).header("Content-Type", "application/json");
@@ -168,8 +234,7 @@ impl Client {
         let end = read::<Document>(&mut answer)?.token.expires_at.parse::<jiff::Timestamp>();
         let left = end.map(|end| end.duration_since(jiff::Timestamp::now()));
         let left = left.ok().and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
-        *own = Some(Own { text: text.clone(), until: Instant::now() + left.saturating_sub(MARGIN) });
-        Ok(text)
+        Ok(Own { text, until: Instant::now() + left.saturating_sub(MARGIN) })
     }
 }
 

@@ -15,13 +15,12 @@ mod tests;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
 use crate::api::Refusal;
 use crate::segment::Fingerprint;
+use crate::service::limits::Shares;
 use crate::service::{Caller, Refused, ServiceError};
 
-use answer::Answer;
+use answer::{Answer, Said};
 use cache::Cache;
 use client::{Client, Unreachable};
 pub use settings::{Hidden, KeystoneSettings, ProjectKey};
@@ -39,7 +38,8 @@ pub(super) struct Keystone {
     client: Client,
     settings: KeystoneSettings,
     known: Mutex<Cache>,
-    room: Semaphore,
+    /// Questions, shared out among addresses.
+    room: Arc<Shares>,
     out_of_reach_until: Mutex<Option<Instant>>,
 }
 
@@ -50,6 +50,8 @@ pub(super) enum Verdict {
     In(Caller),
     /// The token is none.
     Unknown,
+    /// This token cannot be asked about. That is no fault of Keystone's, so others are still asked about.
+    Unanswerable(Refused),
 }
 
 impl Keystone {
@@ -59,7 +61,7 @@ impl Keystone {
             client: Client::new(settings)?,
             settings: settings.clone(),
             known: Mutex::new(Cache::new()),
-            room: Semaphore::new(AT_ONCE),
+            room: Arc::new(Shares::new("questions to Keystone", AT_ONCE, 0, settings.timeout())),
             out_of_reach_until: Mutex::new(None),
         })
     }
@@ -76,16 +78,13 @@ impl Keystone {
         answer.map(Answer::verdict).transpose()
     }
 
-    /// Asks Keystone about a token.
+    /// Asks Keystone about a token, for an address.
     ///
     /// # Errors
     ///
     /// If the user has no role here, or if Keystone cannot be asked now.
-    pub(super) async fn ask(self: &Arc<Self>, token: &str) -> Result<Verdict, Refused> {
-        let limit = self.settings.timeout();
-        let Ok(Ok(_room)) = tokio::time::timeout(limit, self.room.acquire()).await else {
-            return Err(unavailable(&"too many questions to Keystone are under way"));
-        };
+    pub(super) async fn ask(self: &Arc<Self>, token: &str, who: &str) -> Result<Verdict, Refused> {
+        let room = self.room.take(who, 1).await?;
         // Somebody else may have asked the same, or found out that it does not answer.
         if let Some(verdict) = self.known(token)? {
             return Ok(verdict);
@@ -94,9 +93,19 @@ impl Keystone {
             return Err(unavailable(&"Keystone could not be reached a moment ago"));
         }
         let (keystone, asked) = (Arc::clone(self), token.to_owned());
-        let said = tokio::task::spawn_blocking(move || keystone.client.look_up(&asked)).await;
+        let ask = move || {
+            let _room = room;
+            keystone.client.look_up(&asked)
+        };
+        let said = tokio::task::spawn_blocking(ask).await;
         let said = said.unwrap_or_else(|_| Err(Unreachable::new("the question was ended by a fault")));
         match said {
+            Ok(Said::Forbidden) => {
+                // Either the token did not please what stands in front of Keystone, or the service's user has no right to ask.
+                // In both cases the token is not let in, and in neither does it help to ask no more.
+                let why = "Keystone forbids the question: the service's user needs the role service";
+                Ok(Verdict::Unanswerable(unavailable(&why)))
+            }
             Ok(said) => {
                 let (answer, lifetime) = Answer::of(said, &self.settings);
                 let key = Fingerprint::of(token.as_bytes());

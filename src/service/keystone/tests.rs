@@ -17,6 +17,8 @@ enum Mood {
     Fails,
     Babbles,
     Redirects,
+    /// It has too much to do.
+    IsBusy,
 }
 
 #[derive(Debug)]
@@ -77,8 +79,19 @@ fn converse(stream: &TcpStream, mood: Mood, (own_tokens, questions): &(Arc<Atomi
             Mood::ForbidsTheService => (403, none(), "{}".to_owned()),
             Mood::Fails => (500, none(), "{}".to_owned()),
             Mood::Babbles => (200, none(), "{\"token\": 7}".to_owned()),
+            Mood::IsBusy => (429, none(), String::new()),
             Mood::Redirects => (302, "Location: http://127.0.0.1:1/\r\n".to_owned(), String::new()),
             Mood::Answers | Mood::Forgets => match headers["x-subject-token"].as_str() {
+                // As Apache's httpd does it, if only at another length.
+                token if token.len() > 1000 => {
+                    (400, none(), "<html>Size of a request header field</html>".to_owned())
+                }
+                own if own.starts_with("own-") => {
+                    (200, none(), document("ekko", "services", "default", &[], 3600))
+                }
+                "of-breaker" => (500, none(), "{}".to_owned()),
+                "of-babbler" => (200, none(), "<html>".to_owned()),
+                "of-firewall" => (403, none(), "<html>".to_owned()),
                 "of-host" => (200, none(), document("host", "blue", "default", &["reader", "backup"], 3600)),
                 "of-keeper" => {
                     (200, none(), document("keeper", "blue", "default", &["keeper", "backup"], 3600))
@@ -128,7 +141,7 @@ fn ask(keystone: &Arc<Keystone>, token: &str) -> String {
     let verdict = runtime.block_on(async {
         match keystone.known(token)? {
             Some(verdict) => Ok(verdict),
-            None => keystone.ask(token).await,
+            None => keystone.ask(token, "address:192.0.2.1").await,
         }
     });
     match verdict {
@@ -136,6 +149,7 @@ fn ask(keystone: &Arc<Keystone>, token: &str) -> String {
             format!("{} {} {}", caller.who, caller.view.project().unwrap(), caller.role)
         }
         Ok(Verdict::Unknown) => "unknown".to_owned(),
+        Ok(Verdict::Unanswerable(refused)) => format!("this one: {}", refused.refusal().status()),
         Err(refused) => refused.refusal().status().to_string(),
     }
 }
@@ -184,7 +198,7 @@ fn a_token_of_its_own_that_is_no_longer_taken_is_made_anew_once() {
 
 #[test]
 fn whatever_keystone_does_but_answer_lets_nobody_in() {
-    for mood in [Mood::ForbidsTheService, Mood::Fails, Mood::Babbles, Mood::Redirects] {
+    for mood in [Mood::Fails, Mood::Babbles, Mood::Redirects, Mood::IsBusy] {
         let small = Small::start(mood);
         let keystone = keystone(&small.url, "");
         assert_eq!(ask(&keystone, "of-host"), "503", "{mood:?}");
@@ -199,6 +213,61 @@ fn whatever_keystone_does_but_answer_lets_nobody_in() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v3", silent.local_addr().unwrap());
     assert_eq!(ask(&keystone(&url, "timeout_seconds = 1"), "of-host"), "503");
+}
+
+#[test]
+fn a_token_that_keystone_refuses_or_fails_at_keeps_nobody_else_out() {
+    let small = Small::start(Mood::Answers);
+    let keystone = keystone(&small.url, "");
+    let long = "a".repeat(1500);
+    for (token, verdict) in [
+        (long.as_str(), "unknown"),
+        ("of-breaker", "unknown"),
+        ("of-babbler", "unknown"),
+        ("of-firewall", "this one: 503"),
+    ] {
+        assert_eq!(ask(&keystone, token), verdict, "{token:.20}");
+        assert!(!keystone.is_out_of_reach(), "{token:.20}");
+    }
+    assert_eq!(ask(&keystone, "of-host"), "keystone:id-host@id-blue id-blue backup");
+    let questions = small.questions();
+    assert_eq!(
+        (ask(&keystone, &long), small.questions()),
+        ("unknown".to_owned(), questions),
+        "it is remembered"
+    );
+}
+
+#[test]
+fn a_service_that_may_not_ask_lets_nobody_in() {
+    let small = Small::start(Mood::ForbidsTheService);
+    assert_eq!(ask(&keystone(&small.url, ""), "of-host"), "this one: 503");
+}
+
+#[test]
+fn slow_questions_of_one_address_leave_room_for_those_of_another() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v3", silent.local_addr().unwrap());
+    let keystone = keystone(&url, "timeout_seconds = 3");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ask = |token: String, who: &'static str| {
+        let keystone = Arc::clone(&keystone);
+        runtime.spawn(async move { keystone.ask(&token, who).await.is_err() })
+    };
+    let many: Vec<_> = (0..50).map(|number| ask(format!("token-{number}"), "address:192.0.2.1")).collect();
+    let begun = Instant::now();
+    while keystone.room.taken() < 6 {
+        assert!(begun.elapsed() < Duration::from_mins(1));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let other = ask("token".to_owned(), "address:192.0.2.2");
+    while keystone.room.taken() < 7 {
+        assert!(begun.elapsed() < Duration::from_mins(1), "the other one is not asked about");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    many.iter().chain([&other]).for_each(tokio::task::JoinHandle::abort);
+    drop(silent);
+    runtime.shutdown_background();
 }
 
 #[test]

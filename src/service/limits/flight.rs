@@ -33,19 +33,21 @@ impl Flight {
         Self { most, most_of_one, now: Mutex::default() }
     }
 
-    /// Lets a request begin.
+    /// Lets a request begin. A caller may have as many under way as places are free, and `most_of_one` at most: however many callers
+    /// there are, the next one finds a place.
     ///
     /// # Errors
     ///
     /// If `who` has too many under way (429), or everybody together (503).
     pub(in crate::service) fn begin(self: &Arc<Self>, who: &str) -> Result<Pass, Refused> {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.of_each.get(who).is_some_and(|under_way| *under_way >= self.most_of_one) {
-            let why = format!("{} requests at a time are taken of one caller", self.most_of_one);
-            return Err(Refused::new(Refusal::TooMany, why).retry_after(1));
-        }
         if now.all >= self.most {
             return Err(Refused::new(Refusal::Unavailable, "too many requests are under way").retry_after(1));
+        }
+        let most = self.most_of_one.min((self.most - now.all).max(1));
+        if now.of_each.get(who).is_some_and(|under_way| *under_way >= most) {
+            let why = format!("{most} requests at a time are taken of one caller now");
+            return Err(Refused::new(Refusal::TooMany, why).retry_after(1));
         }
         now.all += 1;
         *now.of_each.entry(who.to_owned()).or_default() += 1;
@@ -83,5 +85,18 @@ mod tests {
         drop((second, again));
         let now = flight.now.lock().unwrap();
         assert_eq!((now.all, now.of_each.len()), (0, 0));
+    }
+
+    #[test]
+    fn several_callers_with_all_they_may_have_leave_a_place_to_the_next() {
+        let flight = Arc::new(Flight::new(64, 64));
+        let mut passes = Vec::new();
+        let mut numbers = Vec::new();
+        for who in ["a", "b", "c", "d", "e"] {
+            let own: Vec<_> = std::iter::from_fn(|| flight.begin(who).ok()).collect();
+            numbers.push(own.len());
+            passes.extend(own);
+        }
+        assert_eq!(numbers, [32, 16, 8, 4, 2]);
     }
 }

@@ -11,6 +11,7 @@ mod patience;
 mod quota;
 mod rate;
 mod seats;
+mod shares;
 mod steady;
 
 pub(super) use address::Address;
@@ -21,4 +22,5 @@ pub(super) use patience::{PatientBody, is_too_slow};
 pub(super) use quota::{Allowance, Quotas};
 pub(super) use rate::Rates;
 pub(super) use seats::{Seat, Seats};
+pub(super) use shares::{Share, Shares};
 pub(super) use steady::Steady;

@@ -29,7 +29,8 @@ pub(super) fn selector(text: &str) -> Result<BackupSelector, Refused> {
     (status = 200, description = "The images", body = ImageList),
 ))]
 pub(super) async fn images(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<ImageList>, Refused> {
-    app.blocking(move |app| Ok(Json(api::images(app.repository(), &caller.view, &Silent)?))).await
+    app.blocking(&caller, move |app, caller| Ok(Json(api::images(app.repository(), &caller.view, &Silent)?)))
+        .await
 }
 
 /// Lists backups of the caller's project.
@@ -46,7 +47,10 @@ pub(super) async fn list(
         return Err(Refused::new(Refusal::Invalid, format!("a limit is from 1 to {MOST_LISTED}")));
     }
     let filter = ListFilter { limit: filter.limit.or(Some(MOST_LISTED)), ..filter };
-    app.blocking(move |app| Ok(Json(api::list(app.repository(), &caller.view, &filter, &Silent)?))).await
+    app.blocking(&caller, move |app, caller| {
+        Ok(Json(api::list(app.repository(), &caller.view, &filter, &Silent)?))
+    })
+    .await
 }
 
 /// Shows a backup.
@@ -61,7 +65,8 @@ pub(super) async fn show(
     Path(backup): Path<String>,
 ) -> Result<Json<BackupDetails>, Refused> {
     let asked = selector(&backup)?;
-    app.blocking(move |app| Ok(Json(api::show(app.repository(), &caller.view, &asked)?))).await
+    app.blocking(&caller, move |app, caller| Ok(Json(api::show(app.repository(), &caller.view, &asked)?)))
+        .await
 }
 
 /// Counts what the repository holds, over all projects.
@@ -73,7 +78,7 @@ pub(super) async fn statistics(
     caller: Caller,
 ) -> Result<Json<Statistics>, Refused> {
     caller.must_be(Role::Admin)?;
-    app.blocking(move |app| Ok(Json(api::statistics(app.repository(), &Silent)?))).await
+    app.blocking(&caller, move |app, _| Ok(Json(api::statistics(app.repository(), &Silent)?))).await
 }
 
 /// How fresh backups are to be.
@@ -100,7 +105,7 @@ pub(super) async fn status(
     let wrong = || Refused::new(Refusal::Invalid, "\"max_age\" is a duration, as in 26h or 8d");
     let max_age = max_age.map(|text| span(&text).ok_or_else(wrong)).transpose()?;
     let options = StatusOptions { max_age, now: jiff::Timestamp::now() };
-    app.blocking(move |app| {
+    app.blocking(&caller, move |app, caller| {
         let status = api::status_of(app.repository(), &caller.view, &options, &Silent);
         status.map(Json).map_err(|error| match error {
             CheckError::Repository(error) => error.into(),

@@ -43,7 +43,7 @@ pub(super) async fn delete(
 ) -> Result<Json<DeleteDocument>, Refused> {
     caller.must_be(Role::Operator)?;
     let asked = selector(&backup)?;
-    app.blocking(move |app| {
+    app.blocking(&caller, move |app, caller| {
         let plan = DeletionPlan::of(app.writer(), &caller.view, &[asked])?;
         if !dry_run {
             plan.apply(app.writer(), &Silent)?;
@@ -95,7 +95,7 @@ async fn set(
 ) -> Result<Json<ProtectionDocument>, Refused> {
     caller.must_be(Role::Operator)?;
     let asked = selector(&backup)?;
-    app.blocking(move |app| {
+    app.blocking(&caller, move |app, caller| {
         let document = api::protect(app.writer(), &caller.view, &asked, protection)?;
         tracing::info!(
             who = caller.who,

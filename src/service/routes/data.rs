@@ -1,29 +1,30 @@
 //! A disk's bytes, whole or by range: `curl` can restore a disk.
 
+use std::future::{Ready, ready};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
+use futures_util::future::Either;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::api::{Problem, Refusal};
 use crate::manifest::ManifestReader;
 use crate::progress::Silent;
-use crate::restore::{RestoreError, stream_exactly};
+use crate::restore::{RangePart, RangeReader, RangeWindow, RestoreError};
 use crate::service::extract::Path;
+use crate::service::limits::Held;
 use crate::service::routes::backups::selector;
+use crate::service::work::{Running, units};
 use crate::service::{App, Caller, Refused, pump};
 
-/// How many disks are read at a time. Each has one thread that fetches, and takes three segments of memory; one that is read
-/// alone, two threads and six segments.
-pub(in crate::service) const READ_AT_ONCE: usize = 8;
-/// How long a request waits for others to end.
-const TURN: Duration = Duration::from_secs(20);
 /// Up to this size of a segment, two threads fetch for a disk that is read alone.
 const TWO_THREADS: u32 = 4 << 20;
+/// What the zeros of a disk are sent from.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// A disk that is asked for.
 struct Disk {
@@ -32,9 +33,9 @@ struct Disk {
 }
 
 impl Disk {
-    async fn open(app: &Arc<App>, caller: Caller, backup: &str) -> Result<Self, Refused> {
+    async fn open(app: &Arc<App>, caller: &Caller, backup: &str) -> Result<Self, Refused> {
         let asked = selector(backup)?;
-        app.blocking(move |app| {
+        app.blocking(caller, move |app, caller| {
             let repository = app.repository();
             let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;
@@ -153,7 +154,7 @@ pub(super) async fn data(
     Path(backup): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let disk = Disk::open(&app, caller, &backup).await?;
+    let disk = Disk::open(&app, &caller, &backup).await?;
     let (size, tag) = (disk.size(), disk.tag());
     if is_known(&headers, &tag) {
         return Ok(disk.answer(StatusCode::NOT_MODIFIED));
@@ -175,21 +176,114 @@ pub(super) async fn data(
         }
     };
     answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
-    let busy = || {
-        let refused = Refused::new(Refusal::Unavailable, "too many disks are being read");
-        refused.retry_after(5)
-    };
-    let turn = tokio::time::timeout(TURN, Arc::clone(app.disks()).acquire_owned()).await;
-    let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
-    let body = pump::body(&app, move |app, out| {
-        let _turn = turn;
-        let small = disk.manifest.info().geometry.segment_size().bytes() <= TWO_THREADS;
-        let is_alone = app.disks().available_permits() + 1 == READ_AT_ONCE;
-        let jobs = if small && is_alone { 2 } else { 1 };
-        stream_exactly(app.repository(), &disk.manifest, out, range, jobs, &Silent).map_err(refused)
-    });
-    *answer.body_mut() = body.await?;
+    *answer.body_mut() = body(&app, &caller, disk.manifest, range).await?;
     Ok(answer)
+}
+
+/// A part of the answer, before it is read.
+enum Piece {
+    Zeros(usize),
+    Segments(Arc<RangeWindow>, Range<usize>),
+}
+
+/// What came of reading a piece: its bytes up to a damaged segment, and that failure.
+type Read = Vec<Result<Bytes, Refused>>;
+
+/// The parts of a range that are still to be sent.
+struct Parts<W> {
+    windows: W,
+    window: Option<Arc<RangeWindow>>,
+    /// The number of the next part of the window.
+    next: usize,
+    /// Zeros of the part before it.
+    zeros: u64,
+}
+
+impl<W: Iterator<Item = Range<u32>>> Parts<W> {
+    async fn next(
+        mut self,
+        app: Arc<App>,
+        caller: Caller,
+        reader: Arc<RangeReader>,
+    ) -> Result<Option<(Piece, Self)>, Refused> {
+        loop {
+            if self.zeros > 0 {
+                let length = usize::try_from(self.zeros).unwrap_or(ZEROS.len()).min(ZEROS.len());
+                self.zeros -= length as u64;
+                return Ok(Some((Piece::Zeros(length), self)));
+            }
+            let part = self.window.as_ref().and_then(|window| Some((window, window.parts().get(self.next)?)));
+            match part {
+                Some((_, RangePart::Zeros(zeros))) => {
+                    self.zeros = *zeros;
+                    self.next += 1;
+                }
+                Some((window, RangePart::Segments(numbers))) => {
+                    let piece = Piece::Segments(Arc::clone(window), numbers.clone());
+                    self.next += 1;
+                    return Ok(Some((piece, self)));
+                }
+                None => {
+                    // The plan of one window is large: it goes before the next one is made.
+                    self.window = None;
+                    let Some(window) = self.windows.next() else { return Ok(None) };
+                    let reader = Arc::clone(&reader);
+                    let plan =
+                        app.blocking(&caller, move |_, _| reader.window(window, &Silent).map_err(refused));
+                    (self.window, self.next) = (Some(Arc::new(plan.await?)), 0);
+                }
+            }
+        }
+    }
+}
+
+/// Returns the body of a range. A failure before its first piece is a refusal.
+async fn body(
+    app: &Arc<App>,
+    caller: &Caller,
+    manifest: ManifestReader,
+    range: Range<u64>,
+) -> Result<Body, Refused> {
+    let geometry = manifest.info().geometry;
+    let (segment, plan) = (geometry.segment_size().bytes(), RangeReader::plan_bytes(geometry, &range));
+    let reading = &app.work().reading;
+    let jobs = if segment <= TWO_THREADS && reading.taken() == 0 { 2 } else { 1 };
+    // A segment is sent, and each thread has one as it is stored and one as it was.
+    let bytes = (1 + 2 * jobs) * segment as usize + usize::try_from(plan).unwrap_or(usize::MAX / 2);
+    let memory = reading.take(&caller.who, units(bytes)).await?;
+    let open = move |app: &Arc<App>, _: &Caller| {
+        RangeReader::open(app.repository(), manifest, range).map(Arc::new).map_err(refused)
+    };
+    let reader = app.blocking(caller, open).await?;
+    let parts = Parts { windows: reader.windows(), window: None, next: 0, zeros: 0 };
+    let (app, caller) = (Arc::clone(app), caller.clone());
+    let pieces = {
+        let (app, caller, reader) = (Arc::clone(&app), caller.clone(), Arc::clone(&reader));
+        stream::try_unfold(parts, move |parts| {
+            parts.next(Arc::clone(&app), caller.clone(), Arc::clone(&reader))
+        })
+    };
+    // Each piece is read by a job of its own, which begins before it is looked at; `jobs` of them at a time.
+    let read = move |piece| -> Either<Ready<Result<Read, Refused>>, Running<Read>> {
+        match piece {
+            Piece::Zeros(length) => {
+                Either::Left(ready(Ok(vec![Ok(Bytes::from_static(&ZEROS).slice(..length))])))
+            }
+            Piece::Segments(window, numbers) => {
+                let reader = Arc::clone(&reader);
+                Either::Right(app.blocking(&caller, move |_, _| {
+                    let (bytes, result) = reader.read(&window, numbers);
+                    let bytes = (!bytes.is_empty()).then(|| Ok(bytes.into()));
+                    Ok(bytes.into_iter().chain(result.err().map(|error| Err(refused(error)))).collect())
+                }))
+            }
+        }
+    };
+    let pieces = pieces.map_ok(read).try_buffered(jobs).map_ok(stream::iter::<Read>).try_flatten();
+    let mut pieces = Box::pin(pieces);
+    let Some(first) = pieces.next().await else { return Ok(Body::empty()) };
+    let pieces = stream::once(ready(Ok(first?))).chain(pieces);
+    Ok(Body::new(Held::new(pump::cut_at_a_failure(pieces), memory)))
 }
 
 /// Says what a disk is, without its bytes.
@@ -211,7 +305,7 @@ pub(super) async fn head(
     Path(backup): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
-    let disk = Disk::open(&app, caller, &backup).await?;
+    let disk = Disk::open(&app, &caller, &backup).await?;
     if is_known(&headers, &disk.tag()) {
         return Ok(disk.answer(StatusCode::NOT_MODIFIED));
     }

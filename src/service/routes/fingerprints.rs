@@ -37,7 +37,7 @@ pub(super) async fn fingerprints(
         return Err(Refused::new(Refusal::Invalid, why));
     }
     let frames = app
-        .blocking(move |app| {
+        .blocking(&caller, move |app, caller| {
             let repository = app.repository();
             let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;

@@ -4,19 +4,21 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::api::{DiffRow, Refusal, View, write_diff};
+use crate::api::{DiffRow, DiffText, Refusal, View};
 use crate::error::ErrorKind;
 use crate::exchange::{ExchangeError, ExportOptions, ForeignFormat, export_backup, export_file};
 use crate::manifest::{ImageName, ManifestDiff, ManifestError, ManifestReader, renamed};
 use crate::progress::Silent;
 use crate::repository::BackupSelector;
 use crate::service::extract::{Path, Query};
+use crate::service::pump::{FileSource, PIECE, Source};
 use crate::service::routes::backups::selector;
 use crate::service::{App, Caller, Refused, pump};
 use crate::storage::{Access, private_folder};
@@ -44,18 +46,32 @@ pub(super) async fn diff(
     Path((backup, other)): Path<(String, String)>,
 ) -> Result<Response, Refused> {
     let (older, newer) = (selector(&backup)?, selector(&other)?);
-    let body = pump::body(&app, move |app, out| {
+    let body = pump::body(&app, &caller, move |app, caller| {
         let (older, _) = open(app, &caller.view, &older)?;
         let (newer, _) = open(app, &caller.view, &newer)?;
-        let diff = ManifestDiff::of(&older, &newer).map_err(|error| match error {
+        Ok(DiffSource { older, newer, text: DiffText::default() })
+    });
+    Ok(([(header::CONTENT_TYPE, "application/json")], body.await?).into_response())
+}
+
+/// The text of a comparison, as far as it has come.
+struct DiffSource {
+    older: ManifestReader,
+    newer: ManifestReader,
+    text: DiffText,
+}
+
+impl Source for DiffSource {
+    fn next(&mut self) -> Result<Option<Bytes>, Refused> {
+        let diff = ManifestDiff::of(&self.older, &self.newer).map_err(|error| match error {
             ManifestError::Incomparable { .. } => {
                 Refused::new(Refusal::Conflict, "the two have segments of different sizes")
             }
             error => error.into(),
         })?;
-        write_diff(&diff, out).map_err(|error| gone(&error))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/json")], body.await?).into_response())
+        let piece = self.text.next(&diff, PIECE).map_err(|error| Refused::internal(Refusal::Io, &error))?;
+        Ok((!piece.is_empty()).then(|| piece.into()))
+    }
 }
 
 /// The formats of manifests.
@@ -100,10 +116,13 @@ pub(super) async fn export(
     Query(ExportQuery { format, from }): Query<ExportQuery>,
 ) -> Result<Response, Refused> {
     let asked = selector(&backup)?;
-    let body = pump::body(&app, move |app, out| {
+    // The repository's own file is read in place; everything else is a temporary file.
+    let is_temporary = caller.view.project().is_some() || format != Format::Ekko;
+    let share = if is_temporary { Some(app.work().exports.take(&caller.who, 1).await?) } else { None };
+    let body = pump::body(&app, &caller, move |app, caller| {
         let mut file = file(app, &caller.view, &asked, format)?;
         file.seek(SeekFrom::Start(from)).map_err(|error| Refused::internal(Refusal::Invalid, &error))?;
-        io::copy(&mut file, out).map(|_| ()).map_err(|error| gone(&error))
+        Ok(FileSource::new(file, share))
     });
     let extension = match format {
         Format::Ekko => "ekko",
@@ -169,8 +188,4 @@ fn cannot_say() -> Refused {
         Refusal::Conflict,
         "the format cannot say what this backup is: its disk is no multiple of 512 bytes",
     )
-}
-
-fn gone(error: &io::Error) -> Refused {
-    Refused::internal(Refusal::Timeout, error)
 }

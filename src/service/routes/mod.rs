@@ -12,8 +12,6 @@ mod segments;
 mod sessions;
 mod versions;
 
-pub(super) use data::READ_AT_ONCE;
-
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;

@@ -14,7 +14,7 @@ use crate::service::{App, Caller, Refused};
     (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn own(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<Own>, Refused> {
-    let count = move |app: &Arc<App>| {
+    let count = move |app: &Arc<App>, caller: &Caller| {
         let project = caller.view.project();
         let used = project.map(|project| app.quotas().used(app.repository(), project)).transpose()?;
         Ok(Json(Own {
@@ -25,5 +25,5 @@ pub(super) async fn own(State(app): State<Arc<App>>, caller: Caller) -> Result<J
             quota_bytes: project.and_then(|project| app.quotas().limit(project)),
         }))
     };
-    app.blocking(count).await
+    app.blocking(&caller, count).await
 }

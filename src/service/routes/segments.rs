@@ -6,16 +6,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
 
 use crate::api::Problem;
 use crate::api::frames::SegmentHead;
 use crate::manifest::ManifestReader;
 use crate::segment::{Fingerprint, SegmentIndex, SegmentKey};
 use crate::service::extract::{Path, Query};
+use crate::service::limits::Held;
+use crate::service::pump::Source;
 use crate::service::routes::backups::selector;
 use crate::service::routes::sessions::Places;
-use crate::service::{App, Caller, Refused, Role};
+use crate::service::work::units;
+use crate::service::{App, Caller, Refused, Role, pump};
 use crate::store::{Catalog, SegmentStore};
 
 /// Returns the segments of a backup that lie in a range of places and are not zero, as they are stored: a head of 68 bytes
@@ -36,25 +38,21 @@ pub(super) async fn segments(
 ) -> Result<Response, Refused> {
     caller.must_be(Role::Restore)?;
     let asked = selector(&backup)?;
-    let sending = app
-        .blocking(move |app| {
-            let repository = app.repository();
-            let seen = caller.view.sets(repository)?.0;
-            let (set, backup) = caller.view.find(repository, &seen, &asked)?;
-            let manifest = repository.manifest(set, backup)?;
-            let catalog = repository.catalog()?;
-            let behind = places.behind().min(manifest.info().geometry.segments());
-            Ok(Sending { app: Arc::clone(app), manifest, catalog, next: places.first(), behind })
-        })
-        .await?;
-    // No thread waits for the client: the next segment is read when the one before has gone.
-    let frames = stream::try_unfold(sending, |sending| async move {
-        let app = Arc::clone(&sending.app);
-        let next = app.blocking(move |_| sending.next()).await;
-        // The answer has begun: all that can be done is to cut it.
-        next.map_err(|refused| std::io::Error::other(refused.for_the_log().to_owned()))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(frames)).into_response())
+    // One segment is sent, and the next one may be read meanwhile.
+    let segment = app.repository().settings().segment_size.bytes() as usize;
+    let memory = app.work().reading.take(&caller.who, units(2 * segment)).await?;
+    let open = move |app: &Arc<App>, caller: &Caller| {
+        let repository = app.repository();
+        let seen = caller.view.sets(repository)?.0;
+        let (set, backup) = caller.view.find(repository, &seen, &asked)?;
+        let manifest = repository.manifest(set, backup)?;
+        let catalog = repository.catalog()?;
+        let behind = places.behind().min(manifest.info().geometry.segments());
+        Ok(Sending { app: Arc::clone(app), manifest, catalog, next: places.first(), behind })
+    };
+    let body = pump::body(&app, &caller, open).await?;
+    let body = Body::new(Held::new(body, memory));
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
 /// Segments that are being sent.
@@ -66,16 +64,15 @@ struct Sending {
     behind: u32,
 }
 
-impl Sending {
-    /// Reads the next segment; nothing if there is none.
-    fn next(mut self) -> Result<Option<(Bytes, Self)>, Refused> {
+impl Source for Sending {
+    fn next(&mut self) -> Result<Option<Bytes>, Refused> {
         let mut cursor = self.manifest.cursor(SegmentIndex(self.next));
         let found =
             (self.next..self.behind).map(SegmentIndex).find_map(|index| Some((index, cursor.at(index)?.key)));
         let Some((index, key)) = found else { return Ok(None) };
         self.next = index.0 + 1;
         let frame = self.app.writer().with(|writer| Ok(frame(writer.store(), &self.catalog, index, key)))?;
-        Ok(Some((frame.into(), self)))
+        Ok(Some(frame.into()))
     }
 }
 

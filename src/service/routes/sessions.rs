@@ -3,26 +3,22 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use http_body_util::BodyExt;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::api::frames::{Entry, Question, SegmentHead, encode_answer};
+use crate::api::frames::{Entry, Question, encode_answer};
 use crate::api::{Committed, NewSession, Problem, Refusal, SessionState};
-use crate::segment::SegmentSize;
-use crate::service::extract::{Frames, Json as JsonBody, Path, Query, body_failed};
-use crate::service::sessions::receive::{Received, check_head};
+use crate::service::extract::{Frames, Json as JsonBody, Path, Query};
 use crate::service::sessions::session::{MOST_PARENT_SEGMENTS, Session};
+use crate::service::upload::Upload;
 use crate::service::{App, Caller, Refused, Role, sessions};
 
 /// The most questions, or entries, of one request.
 const MOST_AT_ONCE: usize = 1 << 14;
-/// How many bytes of segments are stored together, at least one segment.
-const TOGETHER: usize = 4 << 20;
 
 fn find(app: &Arc<App>, caller: &Caller, id: &str) -> Result<Arc<Session>, Refused> {
     caller.must_be(Role::Backup)?;
@@ -49,8 +45,8 @@ pub(super) async fn begin(
     JsonBody(new): JsonBody<NewSession>,
 ) -> Result<(StatusCode, Json<SessionState>), Refused> {
     caller.must_be(Role::Backup)?;
-    app.blocking(move |app| {
-        let state = sessions::begin(app, &caller, &new)?;
+    app.blocking(&caller, move |app, caller| {
+        let state = sessions::begin(app, caller, &new)?;
         let (session, image) = (&state.session, caller.view.full(&state.name)?);
         tracing::info!(session, who = caller.who, %image, number = state.incremental, "a backup has begun");
         Ok((StatusCode::CREATED, Json(state)))
@@ -100,7 +96,7 @@ pub(super) async fn give_up(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refused> {
     let session = find(&app, &caller, &id)?;
-    app.blocking(move |app| {
+    app.blocking(&caller, move |app, _| {
         sessions::give_up(app, &session);
         session.log("a backup was given up by its client");
         Ok(StatusCode::NO_CONTENT)
@@ -153,7 +149,8 @@ pub(super) async fn parent(
             format!("at most {MOST_PARENT_SEGMENTS} places are told at once"),
         ));
     }
-    let frames = app.blocking(move |app| sessions::parent(app, &session, (first, behind))).await?;
+    let frames =
+        app.blocking(&caller, move |app, _| sessions::parent(app, &session, (first, behind))).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], frames))
 }
 
@@ -180,7 +177,7 @@ pub(super) async fn lacking(
         return Err(cut());
     }
     let questions = Question::decode_all(&body).map_err(|_| cut())?;
-    let lacking = app.blocking(move |app| sessions::lacking(app, &session, &questions)).await?;
+    let lacking = app.blocking(&caller, move |app, _| sessions::lacking(app, &session, &questions)).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], encode_answer(&lacking)))
 }
 
@@ -204,66 +201,18 @@ pub(super) async fn segments(
     body: Body,
 ) -> Result<StatusCode, Refused> {
     let session = find(&app, &caller, &id)?;
-    let size = app.repository().settings().segment_size;
-    let _room = app.sessions().room(size).await?;
-    let mut body = Reader { body, piece: Bytes::new() };
-    while let Some(batch) = body.batch(size).await? {
+    let mut upload = Upload::new(&app, &caller, body);
+    while let Some(batch) = upload.batch().await? {
         session.heard();
+        let decoder = app.work().decoding.take(&caller.who, 1).await?;
         let session = Arc::clone(&session);
-        app.blocking(move |app| sessions::receive(app, &session, &batch)).await?;
+        let store = move |app: &Arc<App>, _: &Caller| {
+            let _decoder = decoder;
+            sessions::receive(app, &session, &batch.segments)
+        };
+        app.blocking(&caller, store).await?;
     }
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// A body that segments are read from.
-struct Reader {
-    body: Body,
-    piece: Bytes,
-}
-
-impl Reader {
-    /// Makes sure that there is a piece. Says whether the body goes on.
-    async fn more(&mut self) -> Result<bool, Refused> {
-        while self.piece.is_empty() {
-            match self.body.frame().await {
-                None => return Ok(false),
-                Some(Ok(frame)) => self.piece = frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Err(body_failed(&error)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Appends the next `length` bytes.
-    async fn read(&mut self, length: usize, bytes: &mut Vec<u8>) -> Result<(), Refused> {
-        let mut left = length;
-        while left > 0 {
-            if !self.more().await? {
-                return Err(cut());
-            }
-            let taken = self.piece.split_to(left.min(self.piece.len()));
-            bytes.extend_from_slice(&taken);
-            left -= taken.len();
-        }
-        Ok(())
-    }
-
-    /// Reads the next segments, as many as are stored together.
-    async fn batch(&mut self, size: SegmentSize) -> Result<Option<Vec<Received>>, Refused> {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while bytes < TOGETHER && self.more().await? {
-            let mut frame = Vec::with_capacity(SegmentHead::LENGTH);
-            self.read(SegmentHead::LENGTH, &mut frame).await?;
-            let head = SegmentHead::decode(&frame).map_err(|_| cut())?;
-            // What it says of its length is held to a bound before there is room made for it.
-            check_head(&head, size)?;
-            let mut stored = Vec::with_capacity(head.stored_length as usize);
-            self.read(head.stored_length as usize, &mut stored).await?;
-            bytes += head.plain_length as usize;
-            batch.push(Received { head, stored });
-        }
-        Ok((!batch.is_empty()).then_some(batch))
-    }
 }
 
 /// Which part of a manifest it is.
@@ -300,7 +249,7 @@ pub(super) async fn entries(
         return Err(cut());
     }
     let entries = Entry::decode_all(&body).map_err(|_| cut())?;
-    app.blocking(move |app| sessions::extend(app, &session, part, &entries)).await?;
+    app.blocking(&caller, move |app, _| sessions::extend(app, &session, part, &entries)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -333,8 +282,8 @@ pub(super) async fn commit(
     Query(Parts { parts }): Query<Parts>,
 ) -> Result<Json<Committed>, Refused> {
     let session = find(&app, &caller, &id)?;
-    app.blocking(move |app| {
-        let committed = sessions::commit(app, &caller, &session, parts)?;
+    app.blocking(&caller, move |app, caller| {
+        let committed = sessions::commit(app, caller, &session, parts)?;
         session.log("a backup is committed");
         Ok(Json(committed))
     })

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header;
-use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::{Refusal, version};
-use crate::service::guard::Origin;
 use crate::service::pulse::unready;
 use crate::service::{App, Caller, Refused, Role};
 
@@ -78,29 +76,20 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, R
 
 /// Tells what is counted, for Prometheus.
 ///
-/// For an admin; without a token where the settings say so, on this machine, and on the socket in the repository. What has
-/// come through a proxy does not count as from this machine.
+/// For an admin, and for the owner through the socket in the repository; for everybody if the settings say `metrics_for_all`.
 #[utoipa::path(get, path = "/metrics", tag = "service", responses(
     (status = 200, description = "The numbers", body = String, content_type = "application/openmetrics-text"),
 ))]
 pub(super) async fn metrics(State(app): State<Arc<App>>, request: Request) -> Result<Response, Refused> {
     let (mut parts, _) = request.into_parts();
-    if !is_open(&app, &parts) {
-        Caller::from_request_parts(&mut parts, &()).await?.must_be(Role::Admin)?;
-    }
-    let text = app.blocking(|app| app.metrics().text(app)).await?;
+    let caller = Caller::from_request_parts(&mut parts, &()).await;
+    let who = match caller.and_then(|caller| caller.must_be(Role::Admin).map(|()| caller.who)) {
+        Ok(who) => who,
+        // All of them together have one share.
+        Err(_) if app.settings().metrics_for_all => "anybody".to_owned(),
+        Err(refused) => return Err(refused),
+    };
+    let text = app.counting(&who, |app| app.metrics().text(app)).await?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-fn is_open(app: &App, parts: &Parts) -> bool {
-    let is_proxied = ["forwarded", "x-forwarded-for", "x-real-ip", "via"]
-        .iter()
-        .any(|name| parts.headers.contains_key(*name));
-    app.settings().metrics_for_all
-        || match parts.extensions.get::<Origin>() {
-            Some(Origin::Owner) => true,
-            Some(Origin::Network(peer, _)) => peer.ip().is_loopback() && !is_proxied,
-            None => false,
-        }
 }

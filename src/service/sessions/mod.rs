@@ -19,8 +19,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
 use crate::api::frames::{Entry, Question};
 use crate::api::{Committed, NewSession, Refusal, SessionState};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
@@ -28,7 +26,6 @@ use crate::codec::CompressionSetting;
 use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
 use crate::progress::Silent;
 use crate::repository::{GrowthLimits, RepositoryError, RepositoryWriter};
-use crate::segment::SegmentSize;
 use crate::service::sessions::known::Known;
 use crate::service::sessions::owned::OwnedSets;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
@@ -43,10 +40,6 @@ const LONGEST_WORD: usize = 64;
 const TIDIED: Duration = Duration::from_hours(1);
 /// How many sessions are remembered that are over, to answer a commit that is asked for again.
 const REMEMBERED: usize = 4096;
-/// How much memory segments take that are being taken in, in bytes: stored, decoded, and on their way to the disk.
-const MEMORY: u32 = 160 << 20;
-/// The least that is counted for a request that brings segments, in bytes.
-const LEAST: u32 = 4 << 20;
 
 /// The sessions that are open.
 #[derive(Debug)]
@@ -57,15 +50,12 @@ pub(super) struct Sessions {
     tidied: Mutex<Option<Instant>>,
     owned: OwnedSets,
     decoders: Decoders,
-    /// In KiB.
-    memory: Arc<Semaphore>,
 }
 
 impl Sessions {
     pub(super) fn new(storage: Arc<dyn Storage>, folder: PathBuf) -> Self {
-        let memory = Arc::new(Semaphore::new(MEMORY as usize >> 10));
         let (owned, decoders) = (OwnedSets::default(), Decoders::default());
-        Self { open: Mutex::default(), storage, folder, tidied: Mutex::default(), owned, decoders, memory }
+        Self { open: Mutex::default(), storage, folder, tidied: Mutex::default(), owned, decoders }
     }
 
     /// Removes the files of sessions that nobody will go on from any longer, if it is time to.
@@ -122,13 +112,6 @@ impl Sessions {
         let session = found.ok_or_else(|| Refused::new(Refusal::NotFound, "there is no such session"))?;
         session.heard();
         Ok(session)
-    }
-
-    /// Waits for room for the segments of a request. Gives it back when what it returns is dropped.
-    pub(super) async fn room(&self, size: SegmentSize) -> Result<tokio::sync::OwnedSemaphorePermit, Refused> {
-        let bytes = size.bytes().max(LEAST).saturating_mul(3).min(MEMORY);
-        let room = Arc::clone(&self.memory).acquire_many_owned(bytes >> 10).await;
-        room.map_err(|_| Refused::new(Refusal::Unavailable, "the service is stopping"))
     }
 }
 

@@ -8,5 +8,5 @@ mod known;
 mod secret;
 
 pub use file::{NewToken, Token, TokenFile};
-pub(super) use known::{KnownTokens, WrongToken};
+pub(super) use known::{KnownTokens, TokenTable, WrongToken};
 pub use secret::{InvalidTokenId, TokenId, TokenText};

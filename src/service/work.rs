@@ -1,0 +1,178 @@
+//! Threads for requests, and the memory that requests share.
+//!
+//! No thread waits for a client. Memory does, for the parts of a body that were read from the disk or have arrived, and each caller
+//! has a share of it:
+//!
+//! | what | shared out | held |
+//! |---|---|---|
+//! | threads that may block | `blocking_threads` | while a job runs, never while a client reads or sends |
+//! | memory for segments that arrive | [`ARRIVING`], or six segments | from a segment's head until the segment is stored |
+//! | decoders | [`DECODING`], at two segments each | while segments are verified and stored |
+//! | memory for segments that are read | [`READING`], or twelve segments | until the answer has been taken |
+//! | exported manifests | [`EXPORTS`] | until the answer has been taken |
+//!
+//! Every request takes memory first, then a decoder, then a thread, and never waits for more memory while it holds some. So no two
+//! requests wait for each other.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::task::JoinHandle;
+
+use crate::api::Refusal;
+use crate::segment::SegmentSize;
+use crate::service::limits::Shares;
+use crate::service::{App, Caller, Limits, Refused};
+
+/// Memory for segments that arrive, in bytes.
+const ARRIVING: usize = 128 << 20;
+/// Memory for segments that are decoded and stored, in bytes.
+const DECODING: usize = 128 << 20;
+/// Memory for segments that are read, in bytes.
+const READING: usize = 192 << 20;
+/// Manifests that are exported at a time: each may have a temporary file.
+const EXPORTS: usize = 32;
+/// Threads that the owner finds free, whatever callers do.
+const KEPT_THREADS: usize = 4;
+/// Threads that no request waits for: they look tokens up, count, run jobs, and look after sessions and certificates.
+const ASIDE: usize = 16;
+/// Memory is shared out in units of this many bytes.
+const UNIT: usize = 1 << 10;
+
+/// What requests share.
+#[derive(Debug)]
+pub(super) struct Work {
+    threads: Arc<Shares>,
+    /// For numbers: whoever watches the service gets them under load too.
+    numbers: Arc<Shares>,
+    /// In units of [`UNIT`] bytes.
+    pub(super) arriving: Arc<Shares>,
+    pub(super) decoding: Arc<Shares>,
+    /// In units of [`UNIT`] bytes.
+    pub(super) reading: Arc<Shares>,
+    pub(super) exports: Arc<Shares>,
+}
+
+/// Returns how many threads that may block the service has.
+pub(super) fn threads(limits: &Limits) -> usize {
+    limits.blocking_threads + KEPT_THREADS + ASIDE
+}
+
+/// Returns the units that so many bytes of memory are.
+pub(super) const fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
+}
+
+impl Work {
+    pub(super) fn new(limits: &Limits, size: SegmentSize) -> Self {
+        let segment = size.bytes() as usize;
+        let shares = |what, all, kept| Arc::new(Shares::new(what, all, kept, limits.wait()));
+        let arriving = ARRIVING.max(6 * segment);
+        let reading = READING.max(12 * segment);
+        let decoders = (DECODING / (2 * segment)).clamp(2, limits.blocking_threads.max(2));
+        Self {
+            threads: shares("its threads", limits.blocking_threads, KEPT_THREADS),
+            numbers: shares("the threads that count", 2, 1),
+            arriving: shares("its memory for uploads", units(arriving), units(2 * segment)),
+            decoding: shares("its decoders", decoders, 1),
+            reading: shares("its memory for reading", units(reading), units(3 * segment + (16 << 20))),
+            exports: shares("its files for manifests", EXPORTS, 2),
+        }
+    }
+}
+
+/// A job that runs, or waits for its thread. It goes on whether or not anybody looks at it, so that a client that reads nothing
+/// holds no thread; dropped before it has a thread, it does not begin.
+#[derive(Debug)]
+pub(super) struct Running<T>(JoinHandle<Result<T, Refused>>);
+
+impl<T> Future for Running<T> {
+    type Output = Result<T, Refused>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|result| result.unwrap_or_else(|_| Err(ended_by_a_fault())))
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn ended_by_a_fault() -> Refused {
+    // The panic itself is on stderr.
+    Refused::new(Refusal::Io, "the request was ended by a fault of the server")
+}
+
+impl App {
+    /// Starts a caller's job that touches a disk, on a thread that may block. The job must not wait for a client.
+    pub(super) fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        job: impl FnOnce(&Arc<Self>, &Caller) -> Result<T, Refused> + Send + 'static,
+    ) -> Running<T> {
+        let who = caller.clone();
+        self.on_a_thread(&self.work().threads, &caller.who, move |app| job(app, &who))
+    }
+
+    /// Starts a job that counts something, on a thread that requests for backups do not use.
+    pub(super) fn counting<T: Send + 'static>(
+        self: &Arc<Self>,
+        who: &str,
+        job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
+    ) -> Running<T> {
+        self.on_a_thread(&self.work().numbers, who, job)
+    }
+
+    fn on_a_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        threads: &Arc<Shares>,
+        who: &str,
+        job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
+    ) -> Running<T> {
+        let (app, threads, who) = (Arc::clone(self), Arc::clone(threads), who.to_owned());
+        Running(tokio::spawn(async move {
+            let waits = Counted::of(&app.metrics().threads_wanted);
+            let thread = threads.take(&who, 1).await?;
+            drop(waits);
+            let run = move || {
+                let _thread = thread;
+                let _works = Counted::of(&app.metrics().threads_busy);
+                job(&app)
+            };
+            tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(ended_by_a_fault()))
+        }))
+    }
+
+    /// Runs a job that is no request's, on a thread that requests do not use.
+    pub(super) async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        job: impl FnOnce(&Arc<Self>) -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let app = Arc::clone(self);
+        let run = move || {
+            let _works = Counted::of(&app.metrics().threads_busy);
+            job(&app)
+        };
+        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(ended_by_a_fault()))
+    }
+}
+
+/// Something that a gauge counts while it is there.
+struct Counted(Gauge);
+
+impl Counted {
+    fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
