@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Starts a real Keystone on loopback (sqlite, Fernet tokens, TLS), makes projects, users and roles in it, and asks "ekko serve" with
-# the tokens that it gives: who sees what, and who is refused.
+# the tokens that it gives: who sees what, and who is refused. Then the same with an Apache httpd in front of Keystone, which refuses
+# long headers.
 #
 # usage: EKKO=target/release/ekko tests/keystone.sh [FOLDER]
-#        needs python3 with venv, openssl, curl, and pip's index; VENV=PATH uses a virtual environment that has keystone already. No root.
+#        needs python3 with venv, openssl, curl, apache2 (Debian's, with its modules ssl, proxy and proxy_http), and pip's index;
+#        VENV=PATH uses a virtual environment that has keystone already. No root.
 set -euo pipefail
 
 EKKO=$(realpath "${EKKO:-target/release/ekko}")
@@ -116,7 +118,7 @@ ca=ca.pem
 settings() {
     cat >service.toml <<END
 [limits]
-failures_per_minute = 1000
+failures_per_minute = ${failures:-1000}
 [keystone]
 url = "$url"
 ca = "$ca"
@@ -212,6 +214,77 @@ stolen=$(ask -D - -o /dev/null -H 'Content-Type: application/json' "$url/auth/to
     tr -d '\r' | awk 'tolower($1) == "x-subject-token:" { print $2 }')
 try "a project of the same name in another domain is another one" "$stolen" /v1/images 403
 stop_ekko
+
+# Behind Apache's httpd. By itself it takes headers up to 8190 bytes, more than any token that Ekko asks about. With a limit of 1000
+# it refuses tokens that Ekko takes for possible.
+modules=${APACHE_MODULES:-/usr/lib/apache2/modules}
+front=$(free_port)
+direct=$url
+{
+    for module in mpm_event authz_core socache_shmcb ssl proxy proxy_http; do
+        echo "LoadModule ${module}_module $modules/mod_$module.so"
+    done
+    cat <<END
+ServerRoot $folder
+ServerName 127.0.0.1
+Listen 127.0.0.1:$front
+PidFile $folder/httpd.pid
+ErrorLog $folder/httpd.log
+CustomLog $folder/access.log "%>s %r"
+LimitRequestFieldSize 1000
+SSLEngine on
+SSLCertificateFile $folder/cert.pem
+SSLCertificateKeyFile $folder/key.pem
+SSLProxyEngine on
+SSLProxyCACertificateFile $folder/ca.pem
+SSLProxyCheckPeerName off
+ProxyPass / https://127.0.0.1:$port/
+END
+    [ "$(id -u)" != 0 ] || printf 'User nobody\nGroup nogroup\n'
+} >httpd.conf
+PATH=$PATH:/usr/sbin apache2 -f "$folder/httpd.conf" -DFOREGROUND >>httpd.log 2>&1 &
+pids+=($!)
+url=https://127.0.0.1:$front/v3
+for _ in $(seq 100); do ask "$url" >/dev/null && break; sleep 0.1; done
+# A token that is longer than Apache takes, or than Ekko asks about.
+too_long() { printf '%s' "$1"; head -c "$2" /dev/zero | tr '\0' a; }
+status_of() { curl -s -o /dev/null -w '%{http_code}\n' -H "X-Auth-Token: $1" "$address/v1/images"; }
+settings id 'user = "ekko"
+password = "pass-ekko"
+user_project = "services"'
+start_ekko
+try "behind Apache a user sees the project's images" "$host" /v1/images 200 '"web"'
+try "a token longer than Ekko asks about is refused" "$(too_long 0 8191)" /v1/images 401
+if grep -q '^400 ' access.log; then echo "WRONG Apache was asked about it"; failed=1; fi
+try "one that Apache refuses is refused" "$(too_long 0 1500)" /v1/images 401
+grep -q '^400 ' access.log || { echo "WRONG Apache has not refused it"; failed=1; }
+kept_out=0
+for round in $(seq 10); do
+    for one in 1 2 3; do status_of "$(too_long "$round-$one" 1500)" >/dev/null; done
+    fresh=$(url=$direct token keeper pass-keeper blue)
+    [ "$(status_of "$fresh")" = 200 ] || kept_out=$((kept_out + 1))
+done
+if [ "$kept_out" = 0 ]; then
+    echo "ok    10 users whose tokens were not cached are let in beside 30 such tokens"
+else
+    echo "WRONG $kept_out of 10 users were kept out by such tokens"; failed=1
+fi
+stop_ekko
+failures=20
+settings id 'user = "ekko"
+password = "pass-ekko"
+user_project = "services"'
+failures=
+start_ekko
+counts=$(for number in $(seq 25); do status_of "$(too_long "$number" 1500)"; done | sort | uniq -c | tr -s ' \n' ' ')
+if grep -qE '^ 2[0-2] 401 [3-5] 429 $' <<<"$counts"; then
+    echo "ok    such tokens count as failures: after 20 in a minute they are answered 429"
+else
+    echo "WRONG 25 such tokens were answered:$counts"; failed=1
+fi
+stop_ekko
+
+url=$direct
 ca=other.pem
 settings id 'user = "ekko"
 password = "pass-ekko"

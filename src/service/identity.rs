@@ -122,7 +122,6 @@ fn failure(app: &App, address: Address, refused: Refused) -> Refused {
         Ok(()) => refused,
         Err(seconds) => too_many_failures(seconds),
     }
-    Ok(caller)
 }
 
 fn too_fast(seconds: u32) -> Refused {
