@@ -17,12 +17,15 @@ use crate::harness::{Served, disk, ekko_done};
 const PIECE: usize = 8 << 20;
 const SEGMENT: usize = 64 << 10;
 
+/// What happens to the bytes of a disk while it is read.
+type Change = Box<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+
 /// A disk in memory that notes what is read of it, and does something once when it is read from a place on.
 struct Noted {
     bytes: Mutex<Vec<u8>>,
     reads: Mutex<Vec<(u64, usize)>>,
     from: u64,
-    then: Box<dyn Fn(&mut Vec<u8>) + Send + Sync>,
+    then: Change,
     is_done: AtomicBool,
 }
 

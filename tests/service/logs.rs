@@ -45,7 +45,7 @@ impl Logged {
         until("it listens", || logged.log().contains("listening on unix:"));
         let log = logged.log();
         let (_, rest) = log.split_once("listening on http://").unwrap();
-        logged.address = rest.split(['\n', '"']).next().unwrap().to_owned();
+        rest.split(['\n', '"']).next().unwrap().clone_into(&mut logged.address);
         logged
     }
 
@@ -224,7 +224,8 @@ fn neither_the_log_nor_an_answer_holds_what_a_terminal_obeys() {
             [format!("Authorization: Bearer {blue}"), "Content-Type: application/json".to_owned()];
         // Bytes that a path and a header can hold.
         let path: String = ('\u{7f}'..='\u{9f}').chain(['\u{202e}', '\u{2028}']).collect();
-        let escaped: String = (0..0x20_u8).chain([0x7f]).map(|byte| format!("%{byte:02x}")).collect();
+        let escaped: Vec<_> = (0..0x20_u8).chain([0x7f]).map(|byte| format!("%{byte:02x}")).collect();
+        let escaped = escaped.concat();
         let session = json!({ "name": evil("name"), "size_of_disk": 0, "format": evil("format"), "recognised": false,
             "tags": [evil("tag")], "in_use": evil("user"), evil("field"): 1 });
         let named = json!({ "name": "new", "size_of_disk": 0, "format": "raw", "recognised": false,
