@@ -73,13 +73,14 @@ fn a_server_that_ekko_started_ends_with_it_however_it_ends() {
         return;
     }
     world.init_small();
-    world.write("raw", &noise(1, 8 << 20));
+    // Larger than what is read before the limit makes it wait.
+    world.write("raw", &noise(1, 64 << 20));
     fs::create_dir(world.path("temporary")).unwrap();
     for format in ["vdi", "vmdk"] {
         let image = format!("disk.{format}");
         assert!(qemu(&world, "qemu-img", &["convert", "-f", "raw", "-O", format, "raw", &image]));
         let source = format!("web={image}");
-        let backup = ["backup", "--format", format, "--limit-rate", "1MiB", &source];
+        let backup = ["backup", "--format", format, "--limit-rate", "4MiB", &source];
         let path = world.path(&image).display().to_string();
         // While the server starts, and in the middle of the backup.
         for (signal, wait) in [("TERM", 0), ("KILL", 0), ("TERM", 300), ("KILL", 300)] {
