@@ -118,7 +118,7 @@ fn the_log_says_which_token_was_refused_and_why() {
     for shown in all {
         assert_eq!(served.status("GET /v1/images", shown), "401");
     }
-    assert_eq!(served.status("POST /v1/jobs", &good), "403");
+    assert_eq!(served.status("DELETE /v1/backups/web@0", &good), "403");
     until("all is in the log", || served.events("a token was refused").len() == all.len());
     let events = served.events("a token was refused");
     let reasons = [
