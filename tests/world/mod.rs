@@ -554,8 +554,9 @@ impl World {
         let (sets, problems) = repository.backupsets().unwrap();
         assert!(problems.is_empty());
         // What the process that writes has in memory is what the files say.
-        let writer = self.writer.as_ref().unwrap();
-        assert_eq!(writer.repository().backupsets_named("").unwrap().0, sets);
+        if let Some(writer) = &self.writer {
+            assert_eq!(writer.repository().backupsets_named("").unwrap().0, sets);
+        }
         let options = CheckOptions { read_data: ReadData::All, jobs: 2 };
         let checked = ekko::check::check(&repository, &options, &self.told).unwrap();
         assert!(checked.is_clean(), "{:?} {:?}", checked.problems, checked.damaged);
