@@ -30,9 +30,11 @@
 //! That is a fault of sled's own, as a panic in a thread of its pool before the buffer is written. Such a call holds the
 //! process-wide lock, so no index, a new one neither, can be used by this process again: an index that is built anew here
 //! would wait, too. When a call has been under way for [`LIMIT`] seconds in which the index's file has not changed,
-//! the index is *stuck*: further calls are refused, whoever waits for the store's thread gets [`IndexError::Stuck`], and the
+//! the watcher syncs that file and writes one of its own beside it. If the disk hangs (a path of iSCSI or multipath that fails
+//! over, a frozen filesystem), the watcher waits with the call. If the disk answers and the call still does not return within
+//! [`GRACE`] seconds, the index is *stuck*: further calls are refused, whoever waits for the store's thread gets [`IndexError::Stuck`], and the
 //! program is told ([`when_index_is_stuck`]), which ends the process. The next process believes the index or builds a new one.
-//! Linux calls a thread hung that waits for a disk as long. Seconds are counted by the watcher, so a process that was
+//! Seconds are counted by the watcher, so a process that was
 //! stopped for an hour has not waited for an hour.
 //!
 //! # States
@@ -42,6 +44,8 @@
 //! it looks whether calls are refused, and the watcher looks for callers after calls are refused: so one of the two sees the other,
 //! and no call begins that nobody watches.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -57,9 +61,11 @@ use crate::store::index_error::IndexError;
 const LOOK: Duration = Duration::from_millis(100);
 /// How many looks make a second.
 const LOOKS: u32 = 10;
-/// After how many seconds without a change of its file an index is stuck that does not return from a call. Linux, too,
+/// After how many seconds without a change of its file an index may be stuck that does not return from a call. Linux, too,
 /// reports a thread that waits for a disk for so long (`hung_task_timeout_secs`).
 pub(super) const LIMIT: u64 = 120;
+/// How many seconds a call has to return after the disk has answered.
+const GRACE: u64 = 10;
 /// Calls are counted by the second in which they began, in a ring of so many.
 const SECONDS: usize = 256;
 
@@ -190,26 +196,57 @@ fn look(path: &Path) -> Option<Look> {
     std::fs::metadata(path.join("db")).ok().map(|it| (it.len(), it.mtime(), it.mtime_nsec()))
 }
 
+/// Waits until the disk of an index answers. What it answers does not matter.
+fn wait_for_disk(path: &Path) {
+    let synced = File::open(path.join("db")).and_then(|db| db.sync_data());
+    let written = tempfile::tempfile_in(path).and_then(|mut file| {
+        file.write_all(&[0; 4096])?;
+        file.sync_data()
+    });
+    if let Err(error) = synced.and(written) {
+        tracing::debug!(path = %path.display(), %error, "the disk of the index answers with an error");
+    }
+}
+
 /// Tells a call that does not return from one that takes long.
 #[derive(Debug, Default)]
 struct Clock {
     /// For how many seconds calls have been under way and the file has not changed.
     still: u64,
+    /// Whether the disk has answered since the file last changed.
+    answered: bool,
     last: Option<Look>,
 }
 
 impl Clock {
-    /// Counts a second. Says whether the index is stuck.
-    fn second(&mut self, calls: &Calls, look: impl FnOnce() -> Option<Look>) -> bool {
+    /// Counts a second. Says whether the index is stuck. Waits by `wait_for_disk` before it says so.
+    fn second(
+        &mut self,
+        calls: &Calls,
+        look: impl FnOnce() -> Option<Look>,
+        wait_for_disk: impl FnOnce(),
+    ) -> bool {
         calls.second.fetch_add(1, Ordering::Relaxed);
         let Some(oldest) = calls.oldest() else {
             *self = Self::default();
             return false;
         };
         let now = look();
-        self.still = if now == self.last { self.still + 1 } else { 0 };
-        self.last = now;
-        oldest >= LIMIT && self.still >= LIMIT
+        if now == self.last {
+            self.still += 1;
+        } else {
+            *self = Self { last: now, ..Self::default() };
+        }
+        if oldest < LIMIT || self.still < LIMIT {
+            return false;
+        }
+        if !self.answered {
+            wait_for_disk();
+            self.answered = true;
+            self.still = LIMIT - GRACE;
+            return false;
+        }
+        true
     }
 }
 
@@ -261,7 +298,7 @@ fn watch<W: Watched>(calls: &Calls, watched: &Weak<W>, stop: &Receiver<()>) {
         looks += 1;
         if looks == LOOKS {
             looks = 0;
-            if clock.second(calls, || look(&calls.path)) {
+            if clock.second(calls, || look(&calls.path), || wait_for_disk(&calls.path)) {
                 calls.set_stuck();
                 break;
             }

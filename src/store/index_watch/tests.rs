@@ -65,9 +65,10 @@ fn a_write_that_fails_ends_the_calls_that_wait_for_it() {
 }
 
 #[test]
-fn a_call_is_stuck_when_neither_it_nor_the_file_has_moved_for_two_minutes() {
+fn a_call_is_stuck_when_neither_it_nor_the_file_moves_though_the_disk_answers() {
+    let asked = std::cell::Cell::new(0);
     let seconds = |clock: &mut Clock, calls: &Calls, count: u64, look: &dyn Fn(u64) -> Option<Look>| {
-        (0..count).any(|second| clock.second(calls, || look(second)))
+        (0..count).any(|second| clock.second(calls, || look(second), || asked.set(asked.get() + 1)))
     };
     let still = |_| Some((1, 1, 1));
     let calls = Calls::new(Path::new("index"));
@@ -85,12 +86,23 @@ fn a_call_is_stuck_when_neither_it_nor_the_file_has_moved_for_two_minutes() {
         drop(call);
         assert!(!seconds(&mut clock, &calls, 1, &still));
     }
-    // One of two does not end.
+    assert_eq!(asked.get(), 0);
+    // A disk that hung for a long time answers, and the file changes then.
+    let hung = calls.begin().unwrap();
+    assert!(!seconds(&mut clock, &calls, LIMIT + 1, &still));
+    assert_eq!(asked.get(), 1);
+    assert!(!seconds(&mut clock, &calls, LIMIT, &|second| Some((2 + second / 60, 1, 1))));
+    drop(hung);
+    assert!(!seconds(&mut clock, &calls, 1, &still));
+    asked.set(0);
+    // One of two does not end, though the disk answers.
     let stuck = calls.begin().unwrap();
     assert!(!seconds(&mut clock, &calls, LIMIT / 2, &still));
     let other = calls.begin().unwrap();
     drop(other);
-    assert!(seconds(&mut clock, &calls, LIMIT / 2 + 1, &still));
+    assert!(!seconds(&mut clock, &calls, LIMIT / 2 + 1, &still));
+    assert_eq!(asked.get(), 1);
+    assert!(seconds(&mut clock, &calls, GRACE + 1, &still));
     drop(stuck);
 }
 
