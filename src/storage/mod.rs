@@ -58,7 +58,7 @@ impl StorageError {
     pub fn kind(&self) -> ErrorKind {
         match self.source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
-            io::ErrorKind::AlreadyExists => ErrorKind::Invalid,
+            io::ErrorKind::AlreadyExists | io::ErrorKind::TooManyLinks => ErrorKind::Invalid,
             // What is there is not what Ekko puts there.
             io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => ErrorKind::Corrupt,
             _ => ErrorKind::Io,

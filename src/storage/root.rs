@@ -83,19 +83,35 @@ impl RootStorage {
             Access::Create => (OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR),
             Access::OpenOrCreate => (OFlags::RDWR | OFlags::CREATE, Mode::RUSR | Mode::WUSR),
         };
-        let file = File::from(self.open_at(path, flags | common, mode)?);
+        let file = match self.open_at(path, flags | common, mode) {
+            // Another host holds a lease on it, through a server on this machine, and gives it up while it is waited for.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.is_regular(path) => {
+                self.open_at(path, flags | OFlags::NOCTTY, mode)?
+            }
+            opened => opened?,
+        };
+        let file = File::from(file);
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(refused(format!("it is {}", name_of(metadata.file_type()))));
         }
         if access != Access::Read && metadata.nlink() > 1 {
             let links = metadata.nlink();
-            return Err(refused(format!(
-                "it has {links} names (hard links), and what is written to it would change under the others; copy it"
-            )));
+            // Nothing is damaged: somebody made a copy of hard links, as `cp -al` does.
+            let what = format!(
+                "it has {links} names (hard links), and a write would change all of them; remove the others, or replace it \
+                 by a copy: cp FILE FILE.copy && mv FILE.copy FILE"
+            );
+            return Err(io::Error::new(io::ErrorKind::TooManyLinks, what));
         }
         fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
         Ok(file)
+    }
+
+    /// Says whether opening a path waits for nothing but a lease.
+    fn is_regular(&self, path: &Path) -> bool {
+        let held = self.open_at(path, OFlags::PATH, Mode::empty()).map(File::from);
+        held.and_then(|file| file.metadata()).is_ok_and(|it| it.is_file())
     }
 
     fn folder(&self, path: &Path) -> io::Result<File> {
