@@ -7,8 +7,8 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use crate::api::{
-    CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument, JobDocument, JobRequest,
-    JobResult, ProtectionDocument, ProtectionRequest, StatusDocument,
+    BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument, JobDocument,
+    JobRequest, JobResult, ProtectionDocument, ProtectionRequest, Refusal, StatusDocument,
 };
 use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs};
 use crate::cli::context::Context;
@@ -17,7 +17,7 @@ use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, check, delete, forget, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
-use crate::remote::{RemoteRepository, part};
+use crate::remote::{RemoteError, RemoteRepository, part};
 use crate::repository::{BackupSelector, Protection};
 
 /// How often it is asked how far a job is.
@@ -25,7 +25,15 @@ const ASKS: Duration = Duration::from_millis(300);
 
 /// Has a job done, and waits for it.
 fn job(remote: &RemoteRepository, request: &JobRequest, context: &Context) -> Result<JobResult, CliError> {
-    let mut job: JobDocument = remote.send("POST", "/v1/jobs", Some(request))?;
+    // Two collections are not to wait one behind the other because an answer was lost.
+    let mut job: JobDocument = remote.send_once("/v1/jobs", request).map_err(|error| {
+        let hint = if error.may_be_done() {
+            "; the service may do the job all the same: \"GET /v1/jobs\" shows its jobs"
+        } else {
+            ""
+        };
+        CliError::new(error.kind(), format!("{error}{hint}"))
+    })?;
     // The first answer comes soon: most jobs are short.
     let mut pause = Duration::from_millis(10);
     let mut shown = None;
@@ -153,30 +161,50 @@ impl<T> Deleted<T> {
     }
 }
 
+fn is_same(one: &BackupRef, other: &BackupRef) -> bool {
+    (&one.backupset, one.incremental) == (&other.backupset, other.incremental)
+}
+
+fn delete_one(remote: &RemoteRepository, backup: &str, dry_run: bool) -> Result<DeleteDocument, RemoteError> {
+    remote.send("DELETE", &format!("/v1/backups/{}?dry_run={dry_run}", part(backup)), None::<&()>)
+}
+
+/// Deletes backups that were looked up before, and no others: what their names mean may have changed since. Returns how many
+/// bytes that frees, if it is known.
+fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option<u64>, RemoteError> {
+    let mut freed_bytes = Some(0);
+    for BackupRef { backupset, incremental, .. } in backups {
+        let freed = match delete_one(remote, &format!("{backupset}@{incremental}"), false) {
+            Ok(one) => one.freed_bytes,
+            // It was there a moment ago: most likely it went with a request whose answer was lost.
+            Err(RemoteError::Refused { problem, .. }) if problem.kind == Refusal::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        freed_bytes = freed_bytes.zip(freed).map(|(sum, freed)| sum + freed);
+    }
+    Ok(freed_bytes)
+}
+
 pub(super) fn delete(
     args: &DeleteArgs,
     backups: &[BackupSelector],
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
-    let pass = |dry_run: bool| -> Result<DeleteDocument, CliError> {
-        let mut all = DeleteDocument { dry_run, deleted: Vec::new(), freed_bytes: Some(0), gc: None };
-        for backup in backups {
-            let path = format!("/v1/backups/{}?dry_run={dry_run}", part(&backup.to_string()));
-            let one: DeleteDocument = remote.send("DELETE", &path, None::<&()>)?;
-            all.freed_bytes = all.freed_bytes.zip(one.freed_bytes).map(|(sum, freed)| sum + freed);
-            all.deleted.extend(one.deleted);
-        }
-        Ok(all)
-    };
     // First everything is only asked for: nothing goes if one of them may not.
-    let mut all = pass(true)?;
-    if backups.len() > 1 {
-        // What two of them free together is known once the first has gone.
-        all.freed_bytes = None;
+    let mut all = DeleteDocument { dry_run: args.dry_run, deleted: Vec::new(), freed_bytes: None, gc: None };
+    for backup in backups {
+        let one = delete_one(remote, &backup.to_string(), true)?;
+        all.freed_bytes = one.freed_bytes;
+        let new = |row: &BackupRef| !all.deleted.iter().any(|other| is_same(other, row));
+        let new: Vec<_> = one.deleted.into_iter().filter(new).collect();
+        all.deleted.extend(new);
     }
     if !args.dry_run {
-        all = pass(false)?;
+        all.freed_bytes = delete_all(remote, &all.deleted)?;
+    } else if all.deleted.len() > 1 {
+        // What two of them free together is known once the first has gone.
+        all.freed_bytes = None;
     }
     let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
     let deleted = Deleted { document: all, collected };

@@ -61,8 +61,10 @@ impl RemoteRepository {
         let mut tries = Tries::new(&link);
         let mut in_vain = 0;
         loop {
+            // Waiting for a free place is no failure either.
+            let asked = Instant::now();
             let session = Session::begin(&link, &new)?;
-            let (before, session_begun) = (memory.places(), Instant::now());
+            let before = memory.places();
             match session.run(&counted, compression, options, progress, &mut memory) {
                 Ok((committed, stats)) => {
                     let backup = self.committed(name, &committed)?;
@@ -75,7 +77,7 @@ impl RemoteRepository {
                     session.give_up();
                     drop(session);
                     in_vain = if memory.places() > before { 0 } else { in_vain + 1 };
-                    if in_vain == 0 || session_begun.elapsed() > link.timing().budget {
+                    if in_vain == 0 || asked.elapsed() > link.timing().budget {
                         tries.progressed();
                     }
                     if in_vain >= MOST_IN_VAIN {
@@ -389,7 +391,8 @@ impl<'a> Order<'a> {
         for entry in self.part.drain(..) {
             entry.encode(&mut frames);
         }
-        self.session.send(&format!("/entries?part={}", self.parts), &frames)?;
+        let path = format!("/entries?part={}", self.parts);
+        self.session.send(&path, &frames).map_err(RemoteError::or_forgotten)?;
         self.parts += 1;
         Ok(())
     }

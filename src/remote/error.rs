@@ -165,6 +165,40 @@ impl RemoteError {
         }
     }
 
+    /// Says whether the service answers well, and has no room for this now: it says when to ask again.
+    pub(super) fn is_queued(&self) -> bool {
+        match self {
+            Self::Refused { problem, retry_after, .. } => {
+                problem.kind == Refusal::TooMany && retry_after.is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// Says whether the service may have done what was asked for all the same: the answer is what was lost.
+    pub fn may_be_done(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => match source {
+                ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => false,
+                ureq::Error::Io(error) => error.kind() != std::io::ErrorKind::ConnectionRefused,
+                _ => true,
+            },
+            Self::Gateway { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Takes the refusal of what was named for the end of the session: the service has forgotten in the meantime what it
+    /// knew when it was asked about it, and a new session asks again.
+    pub(super) fn or_forgotten(mut self) -> Self {
+        if let Self::Refused { problem, .. } = &mut self
+            && problem.kind == Refusal::Conflict
+        {
+            problem.kind = Refusal::Gone;
+        }
+        self
+    }
+
     /// Says whether what the request was about is not there, or not any longer.
     pub(super) fn is_gone(&self) -> bool {
         match self {

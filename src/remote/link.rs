@@ -102,7 +102,7 @@ impl Link {
             .max_idle_age(Duration::from_secs(5))
             .timeout_connect(Some(timing.connect))
             .timeout_per_write(Some(timing.silence));
-        let watch = Watch::new(address.to_string(), progress, timing.tell_after);
+        let watch = Watch::new(address.to_string(), progress, &timing);
         let watching = Watching(Arc::clone(&watch));
         let agent = match &address {
             Address::Network { url } => {
@@ -276,6 +276,29 @@ impl Link {
         let body = body.map(serde_json::to_vec).transpose().map_err(|error| self.misunderstood(&error))?;
         let sent = body.as_deref().map_or(Sent::Nothing, Sent::Json);
         let bytes = self.bytes(Ask { method, path, sent, headers: &[], takes_work: true }, MOST_BYTES)?;
+        serde_json::from_slice(&bytes).map_err(|error| self.misunderstood(&error))
+    }
+
+    /// Asks for something that is not to be done twice: it is repeated only while the service itself refuses it.
+    pub(super) fn document_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, RemoteError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.misunderstood(&error))?;
+        let ask = Ask { method: "POST", takes_work: true, sent: Sent::Json(&body), ..Ask::get(path) };
+        let mut tries = Tries::new(self);
+        let mut response = loop {
+            match self.ask_once(ask, None) {
+                Ok(response) => break response,
+                Err(error @ RemoteError::Refused { .. }) => tries.failed(error)?,
+                Err(error) => return Err(error),
+            }
+        };
+        tries.progressed();
+        let mut bytes = Vec::new();
+        let body = self.incoming(response.body_mut().as_reader());
+        body.take(MOST_BYTES).read_to_end(&mut bytes).map_err(|error| self.broken(error))?;
         serde_json::from_slice(&bytes).map_err(|error| self.misunderstood(&error))
     }
 

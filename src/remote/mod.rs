@@ -66,7 +66,7 @@ impl RemoteRepository {
         credentials: &Credentials,
         progress: Arc<dyn Progress>,
     ) -> Result<Self, RemoteError> {
-        let timing = Timing { budget: Duration::ZERO, ..Timing::default() };
+        let timing = Timing { budget: Duration::ZERO, queue: Duration::ZERO, ..Timing::default() };
         Ok(Self { link: Link::new(address, credentials, timing, progress)? })
     }
 
@@ -96,6 +96,20 @@ impl RemoteRepository {
         body: Option<&impl Serialize>,
     ) -> Result<T, RemoteError> {
         self.link.document(method, path, body)
+    }
+
+    /// Asks with POST for something that is not to be done twice. It is not repeated when the answer is lost: then
+    /// [`RemoteError::may_be_done`] says so of the failure.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::get`].
+    pub fn send_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, RemoteError> {
+        self.link.document_once(path, body)
     }
 }
 

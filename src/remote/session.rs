@@ -22,8 +22,10 @@ const WINDOWS: usize = 4;
 const QUESTIONS: usize = 4096;
 /// How long the answer to a sign of life is waited for.
 const ALIVE: Duration = Duration::from_secs(10);
-/// How much later a session may yield than it was said to, before its client counts as alive, in seconds.
-const ROUNDING: u64 = 1;
+/// How much later a session may yield than it was said to, before its client counts as alive: a second, for it is told in
+/// whole ones, and a fifth of what was said, for an answer may come late.
+const ROUNDING: Duration = Duration::from_secs(1);
+const LATE: u32 = 5;
 /// How long an image is waited for whose other session says nothing of itself.
 const OTHER: Duration = Duration::from_mins(2);
 
@@ -46,7 +48,7 @@ impl<'a> Session<'a> {
     /// backup ends.
     pub(super) fn begin(link: &'a Link, new: &NewSession) -> Result<Self, RemoteError> {
         let mut tries = Tries::new(link);
-        let (mut promised, begun) = (None::<Instant>, Instant::now());
+        let (mut promised, mut silent_since) = (None::<Instant>, None::<Instant>);
         let state: SessionState = loop {
             let error = match link.document("POST", "/v1/sessions", Some(new)) {
                 Ok(state) => break state,
@@ -60,10 +62,10 @@ impl<'a> Session<'a> {
             let is_alive = match retry_after {
                 // The other session was heard since: it yields later than was said at first.
                 Some(yields) => {
-                    let end = *promised.get_or_insert(now + *yields);
-                    now + *yields > end + Duration::from_secs(ROUNDING)
+                    let end = *promised.get_or_insert(now + *yields + ROUNDING + *yields / LATE);
+                    now + *yields > end
                 }
-                None => now.duration_since(begun) > OTHER,
+                None => now.duration_since(*silent_since.get_or_insert(now)) > OTHER,
             };
             if is_alive {
                 return Err(error);

@@ -1,6 +1,7 @@
 //! A client and services that fail, or lie.
 
 mod disk;
+mod forgotten;
 mod lies;
 mod scripted;
 mod waits;
@@ -38,10 +39,12 @@ impl Progress for Told {
 fn quick() -> Timing {
     Timing {
         budget: Duration::from_secs(1),
+        queue: Duration::from_mins(10),
         first_pause: Duration::from_millis(1),
         pause: Duration::from_millis(5),
         longest_pause: Duration::from_millis(100),
         tell_after: Duration::from_millis(100),
+        tell_again: Duration::from_mins(10),
         silence: Duration::from_millis(500),
         connect: Duration::from_millis(500),
         work: Duration::from_secs(2),

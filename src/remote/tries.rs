@@ -3,6 +3,9 @@
 //! A request that fails for a reason that may pass is repeated after a pause that grows. It ends when [`Timing::budget`] has
 //! gone by without progress: of this request, or of any request on the link. So one budget serves a whole call, however many
 //! disks it has, and a service that answers others but never this request does not keep it for ever.
+//!
+//! A service that answers that it is full and when to ask again has not failed: that is a queue, and it is waited in for
+//! [`Timing::queue`]. In a night, hundreds of disks wait for a free place.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Timing {
     /// How long nothing may succeed.
     pub(super) budget: Duration,
+    /// How long a service may say that it is full.
+    pub(super) queue: Duration,
     /// The pause after a first failure: a link that was cut is there again at once.
     pub(super) first_pause: Duration,
     /// The pause after the next one; each further one is twice as long.
@@ -24,6 +29,8 @@ pub(super) struct Timing {
     pub(super) longest_pause: Duration,
     /// After how long a wait is told.
     pub(super) tell_after: Duration,
+    /// How often it is told again.
+    pub(super) tell_again: Duration,
     /// How long a connection may stand still in the middle of a request or an answer.
     pub(super) silence: Duration,
     /// How long a connection may take to come about.
@@ -38,10 +45,12 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             budget: Duration::from_mins(10),
+            queue: Duration::from_hours(24),
             first_pause: Duration::from_millis(100),
             pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
             tell_after: Duration::from_secs(5),
+            tell_again: Duration::from_mins(5),
             silence: Duration::from_mins(2),
             connect: Duration::from_secs(20),
             work: Duration::from_mins(15),
@@ -66,18 +75,20 @@ pub(super) struct Tries<'a> {
     number: u64,
     /// Since when it has failed.
     since: Option<Instant>,
+    /// Since when it waits for a free place.
+    queued: Option<Instant>,
     failures: u32,
 }
 
 impl<'a> Tries<'a> {
     pub(super) fn new(link: &'a Link) -> Self {
-        Self { link, number: link.watch().number(), since: None, failures: 0 }
+        Self { link, number: link.watch().number(), since: None, queued: None, failures: 0 }
     }
 
     /// A part of what is asked for has come: what went before does not count.
     pub(super) fn progressed(&mut self) {
         self.link.watch().succeeded();
-        if self.since.take().is_some() {
+        if self.since.take().is_some() | self.queued.take().is_some() {
             self.link.watch().forget(self.number);
         }
         self.failures = 0;
@@ -98,7 +109,13 @@ impl<'a> Tries<'a> {
             return Err(error);
         }
         tracing::debug!(%error, "asking again");
-        self.wait(&error.to_string(), error.retry_after()).map_err(|ended| match ended {
+        let waited = match &error {
+            RemoteError::Refused { problem, .. } if error.is_queued() => {
+                self.queue(&problem.detail, error.retry_after())
+            }
+            _ => self.wait(&error.to_string(), error.retry_after()),
+        };
+        waited.map_err(|ended| match ended {
             Ended::Exhausted => error,
             Ended::Stopped => RemoteError::Stopped { address: self.link.address().to_string() },
         })
@@ -110,7 +127,21 @@ impl<'a> Tries<'a> {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         let away = self.link.watch().failing(self.number, since, reason.to_owned());
-        let end = since.min(away) + timing.budget;
+        self.pause_until(since.min(away) + timing.budget, at_least)
+    }
+
+    /// Waits for a free place: the service answers, so nothing has failed.
+    fn queue(&mut self, reason: &str, at_least: Option<Duration>) -> Result<(), Ended> {
+        let now = Instant::now();
+        let since = *self.queued.get_or_insert(now);
+        // What has failed before is over.
+        self.since = None;
+        self.link.watch().queued(self.number, since, format!("a free place at the service: {reason}"));
+        self.pause_until(since + self.link.timing().queue, at_least)
+    }
+
+    fn pause_until(&mut self, end: Instant, at_least: Option<Duration>) -> Result<(), Ended> {
+        let (timing, now) = (self.link.timing(), Instant::now());
         if now >= end {
             return Err(Ended::Exhausted);
         }

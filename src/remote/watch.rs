@@ -1,7 +1,7 @@
 //! What is told of waiting: a watch over all links to a service.
 //!
 //! A thread looks whether requests stand still: nothing has moved on any link for some time, or a request fails again and
-//! again. The user is told the reason once, and once that the job goes on.
+//! again, or waits for a free place. The user is told the reason, again every few minutes, and once that the job goes on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use crate::progress::{Notice, Progress};
+use crate::remote::tries::Timing;
 
 /// What is known of the links.
 pub(super) struct Watch {
@@ -17,6 +18,8 @@ pub(super) struct Watch {
     progress: Arc<dyn Progress>,
     /// After how long a wait is told.
     tell_after: Duration,
+    /// How often it is told again.
+    tell_again: Duration,
     address: String,
 }
 
@@ -39,8 +42,8 @@ struct State {
     /// Requests that failed and are repeated: their numbers, since when, and why.
     failing: Vec<(u64, Instant, String)>,
     next: u64,
-    /// Since when there is a wait that was told.
-    told: Option<Instant>,
+    /// Since when there is a wait that was told, and when it was told last.
+    told: Option<(Instant, Instant)>,
 }
 
 /// Looks at a watch until it is dropped.
@@ -48,7 +51,8 @@ struct State {
 pub(super) struct Ticker(#[expect(dead_code, reason = "dropped to end the thread")] Sender<()>);
 
 impl Watch {
-    pub(super) fn new(address: String, progress: Arc<dyn Progress>, tell_after: Duration) -> Arc<Self> {
+    pub(super) fn new(address: String, progress: Arc<dyn Progress>, timing: &Timing) -> Arc<Self> {
+        let Timing { tell_after, tell_again, .. } = *timing;
         let now = Instant::now();
         let state = State {
             busy: 0,
@@ -59,7 +63,7 @@ impl Watch {
             next: 0,
             told: None,
         };
-        Arc::new(Self { state: Mutex::new(state), progress, tell_after, address })
+        Arc::new(Self { state: Mutex::new(state), progress, tell_after, tell_again, address })
     }
 
     /// Begins to look. Without a thread, nothing is told.
@@ -100,11 +104,15 @@ impl Watch {
             };
             match (state.told, reason) {
                 (None, Some((since, reason))) => {
-                    state.told = Some(since);
+                    state.told = Some((since, now));
+                    Some(Notice::Waiting { reason })
+                }
+                (Some((since, last)), Some((_, reason))) if now.duration_since(last) >= self.tell_again => {
+                    state.told = Some((since, now));
                     Some(Notice::Waiting { reason })
                 }
                 // A request that was given up is no success: it has a message of its own.
-                (Some(since), None) if state.succeeded > since => {
+                (Some((since, _)), None) if state.succeeded > since => {
                     state.told = None;
                     let seconds = now.duration_since(since).as_secs();
                     Some(Notice::GoesOn { what: format!("the service answers again after {seconds} s") })
@@ -153,6 +161,14 @@ impl Watch {
         state.failing.retain(|(other, ..)| *other != number);
         state.failing.push((number, since, reason));
         *state.away.get_or_insert(since)
+    }
+
+    /// A request waits for a free place since some time: the service answers, so no request of the link stands still.
+    pub(super) fn queued(&self, number: u64, since: Instant, reason: String) {
+        let mut state = self.state();
+        state.failing.retain(|(other, ..)| *other != number);
+        state.failing.push((number, since, reason));
+        state.away = None;
     }
 
     /// A request is not repeated any longer.

@@ -6,6 +6,7 @@ mod attacks;
 mod changes;
 mod daemon;
 mod data;
+mod deleting;
 mod document;
 mod fair;
 mod going_on;

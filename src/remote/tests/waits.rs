@@ -124,6 +124,50 @@ fn a_wait_is_told_with_its_reason_and_so_is_its_end() {
 }
 
 #[test]
+fn a_service_that_is_full_is_waited_for_beyond_the_budget() {
+    let told = Arc::<Told>::default();
+    let service = Scripted::new(|path, number| match (path, number) {
+        ("/x", 15) => answer(503, &[], b""),
+        ("/x", ..15) | ("/always", _) => {
+            answer(429, &["Retry-After: 0"], problem(429, "too_many").as_bytes())
+        }
+        _ => answer(200, &[], b"hello"),
+    });
+    let (budget, tell_again) = (Duration::from_millis(200), Duration::from_millis(200));
+    let timing = Timing { budget, tell_again, ..quick() };
+    let begun = Instant::now();
+    assert_eq!(link(&service.address, timing, &told).bytes(Ask::get("/x"), 5).unwrap(), b"hello");
+    // A failure after it has the whole budget.
+    assert!(begun.elapsed() > 2 * budget && service.asked().len() == 17);
+    let texts = told.texts();
+    let waits = texts.iter().filter(|text| text.starts_with("waiting: a free place at the service: d"));
+    assert!(waits.count() > 1, "{texts:?}");
+    // That has a bound too.
+    let timing = Timing { queue: Duration::from_millis(200), ..quick() };
+    let refused = link(&service.address, timing, &told).bytes(Ask::get("/always"), 5);
+    assert!(matches!(refused, Err(RemoteError::Refused { .. })), "{refused:?}");
+}
+
+#[test]
+fn what_is_not_to_be_done_twice_is_asked_again_only_if_the_service_refused_it() {
+    let service = Scripted::new(|_, number| match number {
+        0 => answer(429, &["Retry-After: 0"], problem(429, "too_many").as_bytes()),
+        1 => answer(503, &[], problem(503, "unavailable").as_bytes()),
+        2 => answer(200, &[], b"7"),
+        3 => raw(""),
+        _ => answer(504, &[], b""),
+    });
+    let link = link(&service.address, quick(), &Arc::default());
+    assert_eq!(link.document_once::<u32>("/x", &()).unwrap(), 7);
+    for asked in [4, 5] {
+        let lost = link.document_once::<u32>("/x", &()).unwrap_err();
+        assert!(lost.may_be_done() && service.asked().len() == asked, "{lost}");
+    }
+    let nobody = super::link("http://127.0.0.1:1", quick(), &Arc::default());
+    assert!(!nobody.document_once::<u32>("/x", &()).unwrap_err().may_be_done());
+}
+
+#[test]
 fn a_stop_ends_a_wait() {
     let service = Scripted::new(|_, _| answer(503, &["Retry-After: 1000"], b""));
     let timing = Timing { budget: Duration::from_mins(10), longest_pause: Duration::from_mins(5), ..quick() };

@@ -11,23 +11,54 @@ use crate::service::sessions::journal::{Journal, MOST_RECORDS};
 use crate::service::sessions::owned::Owned;
 use crate::storage::Storage;
 
-/// How many segments that were sent are known at least; at most twice as many.
+/// How many segments are known at least that were sent or asked about last; at most four times as many. Two generations hold
+/// a whole file.
 const GENERATION: usize = MOST_RECORDS / 2;
 
-#[derive(Debug, Default)]
+/// What was sent, in two generations: the old one is dropped when the young one is full.
+///
+/// Whoever asks about a segment names it a while later. So what is asked about becomes young: it is known until
+/// [`GENERATION`] others have been sent after it. No generation has more than two times as many segments.
+#[derive(Debug)]
 struct Sent {
+    generation: usize,
     young: HashSet<SegmentKey>,
     old: HashSet<SegmentKey>,
 }
 
 impl Sent {
+    fn new(generation: usize) -> Self {
+        Self { generation, young: HashSet::new(), old: HashSet::new() }
+    }
+
     /// Takes a segment down. Says whether it is new among the youngest.
     fn insert(&mut self, key: SegmentKey) -> bool {
-        let is_new = self.young.insert(key);
-        if self.young.len() >= GENERATION {
+        if self.young.contains(&key) {
+            return false;
+        }
+        self.old.remove(&key);
+        self.make_room(self.generation);
+        self.young.insert(key)
+    }
+
+    /// Says whether a segment is known. If so, it is young from now on.
+    fn find(&mut self, key: &SegmentKey) -> bool {
+        if self.young.contains(key) {
+            return true;
+        }
+        let was_old = self.old.remove(key);
+        if was_old {
+            // One after the other, all of the old ones may be asked about: none of those goes because of it.
+            self.make_room(2 * self.generation);
+            self.young.insert(*key);
+        }
+        was_old
+    }
+
+    fn make_room(&mut self, most: usize) {
+        if self.young.len() >= most {
             self.old = std::mem::take(&mut self.young);
         }
-        is_new
     }
 }
 
@@ -48,7 +79,7 @@ impl Known {
         folder: &Path,
     ) -> Self {
         let journal = Journal::of(storage, folder, name);
-        let mut sent = Sent::default();
+        let mut sent = Sent::new(GENERATION);
         for key in journal.read() {
             sent.insert(key);
         }
@@ -60,8 +91,7 @@ impl Known {
         if self.owned.holds(key) {
             return true;
         }
-        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.young.contains(key) || sent.old.contains(key)
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).find(key)
     }
 
     /// Takes down that segments were sent.
@@ -130,6 +160,40 @@ mod tests {
         keys.chunks(1000).for_each(|keys| known.sent(keys));
         assert!(keys[keys.len() - GENERATION..].iter().all(|key| known.may_name(key)));
         let sent = known.sent.lock().unwrap();
-        assert!(sent.young.len() + sent.old.len() <= 2 * GENERATION);
+        assert!(sent.young.len() + sent.old.len() <= 4 * GENERATION);
+    }
+
+    #[test]
+    fn what_was_asked_about_stays_known_while_a_generation_is_sent_after_it() {
+        for generation in [4, 16] {
+            let number = u32::try_from(generation).unwrap();
+            let mut sent = Sent::new(generation);
+            (0..number).for_each(|it| assert!(sent.insert(key(it))));
+            // One more makes those the old ones; the first of them is asked about.
+            assert!(sent.insert(key(number)) && sent.find(&key(0)));
+            (number + 1..2 * number).for_each(|it| assert!(sent.insert(key(it))));
+            assert!(sent.find(&key(0)), "what a client was told it need not send");
+            // However it is sent and asked for, memory has a bound.
+            for it in 0..20 * number {
+                sent.insert(key(1000 + it));
+                for other in 0..1000 + it {
+                    sent.find(&key(other));
+                }
+                assert!(sent.young.len() <= 2 * generation && sent.old.len() <= 2 * generation);
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_goes_on_from_all_of_a_full_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Arc::new(RootStorage::at(folder.path())) as Arc<dyn Storage>;
+        let (sessions, web) = (folder.path().join("sessions"), ImageName::new("web").unwrap());
+        let keys: Vec<_> = (0..u32::try_from(MOST_RECORDS).unwrap()).map(key).collect();
+        let journal = Journal::of(&storage, &sessions, &web);
+        keys.chunks(1000).for_each(|keys| journal.append(keys.iter()));
+        let known = Known::new(Arc::default(), &web, &storage, &sessions);
+        assert!(keys.iter().all(|key| known.may_name(key)));
+        assert!(keys.iter().all(|key| known.may_name(key)), "asked about once more");
     }
 }

@@ -143,8 +143,11 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     let limits = &app.settings().limits;
     make_way(app, caller, &name, new)?;
     if sessions.count(None) >= limits.sessions || sessions.count(Some(caller)) >= limits.sessions_each {
-        let refused = Refused::new(Refusal::TooMany, "as many backups are being sent as are taken at once");
-        return Err(refused.retry_after(30));
+        let detail = format!(
+            "it takes {} backups at once, {} of one caller, and as many are being sent",
+            limits.sessions, limits.sessions_each
+        );
+        return Err(Refused::new(Refusal::TooMany, detail).retry_after(30));
     }
     let options = BackupOptions {
         format: SourceFormat { format, recognised: new.recognised, looks_like },
