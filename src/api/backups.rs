@@ -1,6 +1,7 @@
 //! Documents about images and backups.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -82,7 +83,7 @@ fn marker(set: &Backupset, backup: &BackupRecord) -> String {
 /// Returns where a marker stands: the place of its backupset, and the number of its backup, which may be gone by now.
 fn place(
     repository: &Repository,
-    seen: &[Backupset],
+    seen: &[Arc<Backupset>],
     marker: &str,
 ) -> Result<(usize, Incremental), RepositoryError> {
     let find = || {
@@ -115,7 +116,7 @@ pub fn list(
         .flat_map(|(at, set)| set.backups.iter().map(move |backup| (at, set, backup)))
         .filter(|(at, _, backup)| behind.is_none_or(|behind| (*at, backup.incremental) > behind))
         .filter(|(_, _, backup)| filter.tag.as_ref().is_none_or(|tag| backup.tags.contains(tag)))
-        .map(|(_, set, backup)| (set, backup));
+        .map(|(_, set, backup)| (&**set, backup));
     let limit = filter.limit.map_or(usize::MAX, |limit| limit.clamp(1, MOST_LISTED) as usize);
     let page: Vec<_> = rows.by_ref().take(limit).collect();
     let more = rows.next().is_some();

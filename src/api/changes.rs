@@ -1,6 +1,8 @@
 //! Documents about what changes a repository: backups that go, protection, garbage that is collected.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,7 +32,7 @@ pub struct BackupRef {
 
 impl BackupRef {
     /// Names a backup as it is seen in a view.
-    pub fn of(view: &View, seen: &[Backupset], set: &Backupset, backup: &BackupRecord) -> Self {
+    pub fn of<B: Borrow<Backupset>>(view: &View, seen: &[B], set: &Backupset, backup: &BackupRecord) -> Self {
         Self {
             backup: view.backup_id(seen, set, backup),
             backupset: set.id.to_string(),
@@ -242,11 +244,16 @@ impl ForgetPlan {
         Ok(plan)
     }
 
-    fn divide(view: &View, seen: &[Backupset], policy: &RetentionPolicy, name: Option<&ImageName>) -> Self {
+    fn divide(
+        view: &View,
+        seen: &[Arc<Backupset>],
+        policy: &RetentionPolicy,
+        name: Option<&ImageName>,
+    ) -> Self {
         let now = jiff::Timestamp::now();
         let mut names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
         for set in seen.iter().filter(|set| name.is_none_or(|name| set.name == *name)) {
-            let backups = set.backups.iter().map(|backup| (set, backup));
+            let backups = set.backups.iter().map(|backup| (&**set, backup));
             names.entry(&set.name).or_default().extend(backups);
         }
         let mut plan = Self::default();

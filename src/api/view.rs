@@ -3,8 +3,10 @@
 //! The project of an image is what stands before the first `:` in its name. An image without one belongs to the
 //! repository's owner, who sees everything under its full name; a project sees its images by what stands behind its own.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -123,14 +125,14 @@ impl View {
     pub fn sets(
         &self,
         repository: &Repository,
-    ) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
+    ) -> Result<(Vec<Arc<Backupset>>, Vec<RepositoryError>), RepositoryError> {
         let (sets, problems) = repository.backupsets_named(&self.prefix())?;
         Ok((self.seen(sets), problems))
     }
 
     /// Leaves out the backupsets that are not seen.
-    pub fn seen(&self, sets: Vec<Backupset>) -> Vec<Backupset> {
-        sets.into_iter().filter(|set| self.shown(&set.name).is_some()).collect()
+    pub fn seen<B: Borrow<Backupset>>(&self, sets: Vec<B>) -> Vec<B> {
+        sets.into_iter().filter(|set| self.shown(&set.borrow().name).is_some()).collect()
     }
 
     /// Finds a backup that was asked for by the name that its image has in this view, or by its backupset.
@@ -138,10 +140,10 @@ impl View {
     /// # Errors
     ///
     /// The same if there is none and if it is not seen.
-    pub fn find<'a>(
+    pub fn find<'a, B: Borrow<Backupset>>(
         &self,
         repository: &Repository,
-        seen: &'a [Backupset],
+        seen: &'a [B],
         asked: &BackupSelector,
     ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
         let by_name = self.full(&asked.name).ok().and_then(|name| {
@@ -163,7 +165,12 @@ impl View {
     }
 
     /// Returns how a backup is called in this view.
-    pub fn backup_id(&self, seen: &[Backupset], set: &Backupset, backup: &BackupRecord) -> String {
+    pub fn backup_id<B: Borrow<Backupset>>(
+        &self,
+        seen: &[B],
+        set: &Backupset,
+        backup: &BackupRecord,
+    ) -> String {
         let BackupId { name, incremental } = Repository::backup_id(seen, set, backup.incremental);
         let shown = ImageName::new(name.as_str()).ok();
         let shown = shown.as_ref().and_then(|name| self.shown(name)).unwrap_or(&name);

@@ -191,12 +191,21 @@ impl Repository {
 
     /// Reads all backupsets, with those that a commit has begun and that have no backup yet.
     pub(super) fn all_backupsets(&self) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
+        self.read_sets(&mut |_| true)
+    }
+
+    /// Reads all backupsets, with those that have no backup yet, and returns those that are to be kept. No others stay in
+    /// memory while the rest is read.
+    pub(super) fn read_sets(
+        &self,
+        keep: &mut dyn FnMut(&Backupset) -> bool,
+    ) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
         self.count_read();
         let (mut sets, mut problems) = (Vec::new(), Vec::new());
         for name in self.storage.list(&self.layout.sets())? {
             let Some(id) = canonical::<BackupsetId>(&name) else { continue };
             match Backupset::read(self.storage.as_ref(), &self.layout, id) {
-                Ok(set) => sets.push(set),
+                Ok(set) => sets.extend(Some(set).filter(|set| keep(set))),
                 // Its folder is made before its settings, and a crash may come between.
                 Err(RepositoryError::Storage(error)) if error.is_not_found() && self.is_unborn(id) => {}
                 Err(error) => problems.push(error),
@@ -206,11 +215,14 @@ impl Repository {
         match Together::read(self.storage.as_ref(), &self.layout) {
             Ok(None) => {}
             Ok(Some(together)) => {
+                let kept = sets.len();
                 // A set of a first backup may have got its settings since.
                 for id in together.missing(&sets) {
                     sets.extend(Backupset::read(self.storage.as_ref(), &self.layout, id).ok());
                 }
                 together.apply(&mut sets, &self.layout, &mut problems);
+                let others = sets.split_off(kept);
+                sets.extend(others.into_iter().filter(|set| keep(set)));
             }
             Err(error) => problems.push(error),
         }

@@ -23,7 +23,7 @@
 //! backupsets that are there. Nobody sees such a backupset, and recovery removes it, unless it is known to be damaged what
 //! the file says.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{
@@ -151,7 +151,7 @@ impl RepositoryWriter {
     fn check_limits(
         &self,
         name: &ImageName,
-        sets: &[Backupset],
+        sets: &[Arc<Backupset>],
         newborn: bool,
         limits: &GrowthLimits,
     ) -> Result<(), RepositoryError> {

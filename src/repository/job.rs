@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use crate::repository::home::{Home, check_id};
 use crate::repository::open::LockedRepository;
 use crate::repository::{Repository, RepositoryError, RepositoryWriter};
+use crate::store::StoreError;
 
 /// For how long whoever reopens waits for the jobs on the old store to end.
 const JOBS_END: Duration = Duration::from_secs(5);
@@ -76,7 +77,7 @@ struct Why {
 
 impl From<Why> for RepositoryError {
     fn from(Why { path, reason, full }: Why) -> Self {
-        if full { Self::Full { path, reason } } else { Self::Poisoned { reason } }
+        if full { Self::Full { path, reason, found: true } } else { Self::Poisoned { reason } }
     }
 }
 
@@ -242,7 +243,8 @@ impl SharedWriter {
             writer.release_reserve();
             Ok(())
         });
-        RepositoryError::Full { path, reason: cause.to_string() }
+        let found = !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
+        RepositoryError::Full { path, reason: cause.to_string(), found }
     }
 
     /// Runs a job once. Says also how often the store had been replaced when it began.

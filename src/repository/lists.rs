@@ -9,7 +9,7 @@
 //! - before the first backup begins, which reads all lists under the lock of commits;
 //! - if a list cannot be read: then each question reads the files, and says so;
 //! - after a write has failed, of which nobody knows how far it came;
-//! - once there are more than [`MOST_RECORDS`] backups;
+//! - once they would take more than [`MOST_BYTES`], until the writer is gone;
 //! - when the writer is gone: who then opens the repository may be another process.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::manifest::{BackupsetId, ImageName};
-use crate::repository::{Backupset, Repository, RepositoryError};
+use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 
-/// How many backups are kept in memory at most: some 300 MB.
-const MOST_RECORDS: usize = 1 << 20;
+/// How many bytes of lists are kept in memory at most: a million backups without tags.
+const MOST_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 /// The order of all lists: name, beginning, id.
 type Place = (ImageName, jiff::Timestamp, BackupsetId);
@@ -37,33 +37,35 @@ pub(super) struct Lists {
 struct State {
     /// Whether a writer takes down what it writes.
     kept: bool,
+    /// Whether there is more than is kept: then it is not read in vain with every backup that begins.
+    too_many: bool,
     known: Option<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    sets: BTreeMap<Place, Backupset>,
+    /// Whoever asks gets these, never a copy: tags and notes make a list long.
+    sets: BTreeMap<Place, Arc<Backupset>>,
     places: HashMap<BackupsetId, Place>,
-    records: usize,
+    bytes: usize,
 }
 
 impl Known {
     fn put(&mut self, set: Backupset) {
-        let records = |set: &Backupset| set.backups.len() + set.deleted.len();
         if let Some(before) = self.places.remove(&set.id).and_then(|place| self.sets.remove(&place)) {
-            self.records -= records(&before);
+            self.bytes = self.bytes.saturating_sub(bytes(&before));
         }
         if !set.is_unborn() {
-            self.records += records(&set);
+            self.bytes = self.bytes.saturating_add(bytes(&set));
             let place = (set.name.clone(), set.created, set.id);
             self.places.insert(set.id, place.clone());
-            self.sets.insert(place, set);
+            self.sets.insert(place, Arc::new(set));
         }
     }
 
     /// Returns the backupsets whose names begin with `prefix`.
-    fn named<'a>(&'a self, prefix: &'a str) -> Box<dyn Iterator<Item = &'a Backupset> + 'a> {
-        let begins = move |set: &&Backupset| set.name.as_str().starts_with(prefix);
+    fn named<'a>(&'a self, prefix: &'a str) -> Box<dyn Iterator<Item = &'a Arc<Backupset>> + 'a> {
+        let begins = move |set: &&Arc<Backupset>| set.name.as_str().starts_with(prefix);
         match ImageName::new(prefix) {
             Ok(first) => {
                 let from = (first, jiff::Timestamp::MIN, BackupsetId::from_bytes([0; 16]));
@@ -91,8 +93,9 @@ impl Lists {
         for set in sets {
             known.put(set);
         }
-        if known.records > MOST_RECORDS {
+        if known.bytes > MOST_BYTES {
             state.known = None;
+            state.too_many = true;
         }
     }
 
@@ -102,6 +105,19 @@ impl Lists {
     }
 }
 
+/// Returns how much memory a list takes, about.
+fn bytes(set: &Backupset) -> usize {
+    let of_record = |record: &BackupRecord| {
+        let tags = record.tags.iter().map(|tag| size_of::<String>() + tag.len()).sum::<usize>();
+        let texts = [&record.note, &record.suspect].into_iter().flatten().map(String::len).sum::<usize>();
+        size_of::<BackupRecord>() + tags + texts
+    };
+    let records = set.backups.iter().chain(&set.deleted).map(of_record).sum::<usize>();
+    // Its name is in its place, too, and there are two of those.
+    let names = 3 * set.name.as_str().len() + 2 * size_of::<Place>();
+    size_of::<Backupset>() + names + set.bases.len() * size_of::<BackupsetId>() + records
+}
+
 /// Says that a writer takes down what it writes, as long as there is one.
 #[derive(Debug)]
 pub(super) struct ListsKept(Arc<Lists>);
@@ -109,7 +125,7 @@ pub(super) struct ListsKept(Arc<Lists>);
 impl ListsKept {
     pub(super) fn new(repository: &Repository) -> Self {
         let lists = Arc::clone(&repository.lists);
-        *lists.write() = State { kept: true, known: None };
+        *lists.write() = State { kept: true, ..State::default() };
         Self(lists)
     }
 }
@@ -126,20 +142,29 @@ impl Repository {
     /// # Errors
     /// A list cannot be read.
     pub(super) fn keep_lists(&self) -> Result<(), RepositoryError> {
-        if self.lists.read().known.is_some() {
-            return Ok(());
+        {
+            let state = self.lists.read();
+            if state.known.is_some() || state.too_many {
+                return Ok(());
+            }
         }
-        let (sets, problems) = self.backupsets()?;
+        let mut all = 0_usize;
+        let (sets, problems) = self.read_sets(&mut |set| {
+            all = all.saturating_add(bytes(set));
+            all <= MOST_BYTES
+        })?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
         let mut state = self.lists.write();
-        if state.kept {
+        if state.kept && all > MOST_BYTES {
+            state.too_many = true;
+        } else if state.kept {
             let mut known = Known::default();
             for set in sets {
                 known.put(set);
             }
-            state.known = Some(known).filter(|known| known.records <= MOST_RECORDS);
+            state.known = Some(known);
         }
         Ok(())
     }
@@ -149,18 +174,18 @@ impl Repository {
     pub fn backupsets_named(
         &self,
         prefix: &str,
-    ) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
+    ) -> Result<(Vec<Arc<Backupset>>, Vec<RepositoryError>), RepositoryError> {
         if let Some(known) = &self.lists.read().known {
             return Ok((known.named(prefix).cloned().collect(), Vec::new()));
         }
-        let (mut sets, problems) = self.backupsets()?;
-        sets.retain(|set| set.name.as_str().starts_with(prefix));
-        Ok((sets, problems))
+        let (sets, problems) =
+            self.read_sets(&mut |set| !set.is_unborn() && set.name.as_str().starts_with(prefix))?;
+        Ok((sets.into_iter().map(Arc::new).collect(), problems))
     }
 
     /// Counts the names that begin with `prefix`.
     pub(super) fn count_names(&self, prefix: &str) -> Result<usize, RepositoryError> {
-        let count = |sets: &mut dyn Iterator<Item = &Backupset>| {
+        let count = |sets: &mut dyn Iterator<Item = &Arc<Backupset>>| {
             sets.map(|set| &set.name).collect::<HashSet<_>>().len()
         };
         if let Some(known) = &self.lists.read().known {
@@ -184,5 +209,104 @@ impl Repository {
     /// Returns how often all lists were read from their files.
     pub fn list_reads(&self) -> u64 {
         self.lists.reads.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Incremental;
+    use crate::progress::Silent;
+    use crate::repository::{InitOptions, OpenOptions, Protection, RepositoryWriter};
+    use crate::segment::Fingerprint;
+
+    /// Writes a list of one backup beside those that there are.
+    fn list(repository: &Repository, name: &str, note: usize) {
+        let now = jiff::Timestamp::now();
+        let record = BackupRecord {
+            incremental: Incremental(0),
+            manifest: Fingerprint::of(b""),
+            timestamp: now,
+            size_of_disk: 0,
+            segments: 0,
+            tags: Vec::new(),
+            protection: Protection::None,
+            note: Some("x".repeat(note)),
+            suspect: None,
+        };
+        let new = Backupset::new(BackupsetId::random(), ImageName::new(name).unwrap(), now);
+        let set = Backupset { next_incremental: 1, backups: vec![record], ..new };
+        set.create(repository.storage.as_ref(), &repository.layout).unwrap();
+    }
+
+    fn with_lists(lists: usize, note: usize, test: impl FnOnce(&RepositoryWriter)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        Repository::init(&path, &InitOptions::default()).unwrap();
+        let repository = Repository::open(&path).unwrap();
+        for number in 0..lists {
+            list(&repository, &format!("blue:{number}"), note);
+        }
+        list(&repository, "red:web", 1);
+        let writer = RepositoryWriter::open(&path, &OpenOptions::default(), &Silent).unwrap();
+        test(&writer);
+    }
+
+    #[test]
+    fn whoever_asks_shares_the_lists_with_all_others_who_ask() {
+        with_lists(3, 10, |writer| {
+            let repository = writer.repository();
+            repository.keep_lists().unwrap();
+            let (one, two) =
+                (repository.backupsets_named("blue:").unwrap().0, repository.backupsets_named("").unwrap().0);
+            assert_eq!((one.len(), two.len()), (3, 4));
+            assert!(one.iter().zip(&two).all(|(one, two)| Arc::ptr_eq(one, two)));
+        });
+    }
+
+    #[test]
+    fn lists_that_take_too_much_memory_are_not_kept_and_not_read_again_to_find_that_out() {
+        // A record more, or a longer note: what counts is the memory.
+        with_lists(4, MOST_BYTES / 4, |writer| {
+            let repository = writer.repository();
+            repository.keep_lists().unwrap();
+            assert!(repository.lists.read().known.is_none());
+            let reads = repository.list_reads();
+            repository.keep_lists().unwrap();
+            assert_eq!(repository.list_reads(), reads);
+            let (red, problems) = repository.backupsets_named("red:").unwrap();
+            assert_eq!((red.len(), problems.len()), (1, 0), "it comes from the files");
+            assert_eq!(repository.list_reads(), reads + 1);
+        });
+        with_lists(3, MOST_BYTES / 4, |writer| {
+            let repository = writer.repository();
+            repository.keep_lists().unwrap();
+            assert!(repository.lists.read().known.is_some());
+            let red = repository.backupsets_named("red:").unwrap().0.remove(0);
+            let mut more = Backupset::clone(&red);
+            more.backups[0].note = Some("x".repeat(MOST_BYTES / 3));
+            repository.lists.put([more]);
+            assert!(repository.lists.read().known.is_none(), "a list that grew");
+            let reads = repository.list_reads();
+            repository.keep_lists().unwrap();
+            assert_eq!(repository.list_reads(), reads);
+        });
+    }
+
+    #[test]
+    fn a_list_that_is_replaced_gives_its_memory_back() {
+        with_lists(1, 10, |writer| {
+            let repository = writer.repository();
+            repository.keep_lists().unwrap();
+            let of = |lists: &Lists| lists.read().known.as_ref().unwrap().bytes;
+            let before = of(&repository.lists);
+            let red = repository.backupsets_named("red:").unwrap().0.remove(0);
+            for length in [10_000, 1] {
+                let mut set = Backupset::clone(&red);
+                set.backups[0].note = Some("x".repeat(length));
+                repository.lists.put([set]);
+                assert_eq!(of(&repository.lists), before - 1 + length);
+            }
+        });
     }
 }

@@ -31,6 +31,7 @@ mod state;
 mod statistics;
 mod together;
 
+use std::borrow::Borrow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -179,6 +180,8 @@ pub enum RepositoryError {
         path: PathBuf,
         /// Which operation found it full.
         reason: String,
+        /// Whether this job found it full: if not, another one did, which stopped this one.
+        found: bool,
     },
     /// A backup that was made elsewhere does not fit into the repository.
     #[error("cannot import {backupset}@{incremental} as {name}: {what}")]
@@ -479,8 +482,8 @@ impl Repository {
     }
 
     /// Returns the backupset that the next backup of `name` belongs to, if there is one.
-    pub fn current_set<'a>(sets: &'a [Backupset], name: &ImageName) -> Option<&'a Backupset> {
-        let named = || sets.iter().filter(|set| set.name == *name);
+    pub fn current_set<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Option<&'a Backupset> {
+        let named = || sets.iter().map(Borrow::borrow).filter(|set: &&Backupset| set.name == *name);
         named()
             .filter(|set| !named().any(|other| other.bases.contains(&set.id)))
             .max_by_key(|set| (set.created, set.id))

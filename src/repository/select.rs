@@ -1,5 +1,6 @@
 //! How a person names a backup: `NAME@N`, `NAME@latest` or `NAME`.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -77,7 +78,11 @@ impl fmt::Display for BackupSelector {
 
 impl Repository {
     /// Returns how a backup is named.
-    pub fn backup_id(sets: &[Backupset], set: &Backupset, incremental: Incremental) -> BackupId {
+    pub fn backup_id<B: Borrow<Backupset>>(
+        sets: &[B],
+        set: &Backupset,
+        incremental: Incremental,
+    ) -> BackupId {
         let current = Self::addressed_set(sets, &set.name).is_some_and(|current| current.id == set.id);
         let name = if current { set.name.as_str().to_owned() } else { set.id.to_string() };
         BackupId { name, incremental }
@@ -85,24 +90,25 @@ impl Repository {
 
     /// Returns the backupset that a name means when a backup is asked for: the current one, or, while that is
     /// still empty, the newest that is not.
-    fn addressed_set<'a>(sets: &'a [Backupset], name: &ImageName) -> Option<&'a Backupset> {
+    fn addressed_set<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Option<&'a Backupset> {
         Self::current_set(sets, name).filter(|set| !set.backups.is_empty()).or_else(|| {
-            let named = sets.iter().filter(|set| set.name == *name && !set.backups.is_empty());
+            let sets = sets.iter().map(Borrow::borrow);
+            let named = sets.filter(|set: &&Backupset| set.name == *name && !set.backups.is_empty());
             named.max_by_key(|set| (set.created, set.id))
         })
     }
 
     /// Finds the backup that a person asked for.
-    pub fn find<'a>(
+    pub fn find<'a, B: Borrow<Backupset>>(
         &self,
-        sets: &'a [Backupset],
+        sets: &'a [B],
         selector: &BackupSelector,
     ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
         let by_name =
             ImageName::new(selector.name.as_str()).ok().and_then(|name| Self::addressed_set(sets, &name));
         let by_id = || {
             let id: BackupsetId = selector.name.parse().ok()?;
-            sets.iter().find(|set| set.id == id)
+            sets.iter().map(Borrow::borrow).find(|set: &&Backupset| set.id == id)
         };
         let set = by_name.or_else(by_id);
         set.and_then(|set| {

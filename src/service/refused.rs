@@ -8,6 +8,7 @@ use crate::error::ErrorKind;
 use crate::manifest::{InvalidName, ManifestError};
 use crate::repository::RepositoryError;
 use crate::service::pulse::MOVED;
+use crate::store::StoreError;
 
 /// Why a request is refused.
 #[derive(Clone, Debug)]
@@ -20,6 +21,12 @@ pub struct Refused {
     /// Seconds after which it may work.
     retry_after: Option<u32>,
 }
+
+/// What is told while the repository has stopped writing.
+const STOPPED: &str =
+    "the repository stopped writing after a failure, and is being opened again; ask again later";
+/// When to ask again then, in seconds.
+const AGAIN: u32 = 5;
 
 /// What is told of a failure whose details are the operator's.
 const INTERNAL: &str = "the server's log has more of it, under the request's id";
@@ -117,7 +124,14 @@ impl From<RepositoryError> for Refused {
             }
             RepositoryError::Moved { .. } => Self {
                 internal: Some(error.to_string()),
-                ..Self::new(Refusal::Unavailable, MOVED).retry_after(5)
+                ..Self::new(Refusal::Unavailable, MOVED).retry_after(AGAIN)
+            },
+            // Another request's failure, or one that is answered by opening the repository again.
+            RepositoryError::Poisoned { .. }
+            | RepositoryError::Store(StoreError::Poisoned { .. })
+            | RepositoryError::Full { found: false, .. } => Self {
+                internal: Some(error.to_string()),
+                ..Self::new(Refusal::Unavailable, STOPPED).retry_after(AGAIN)
             },
             RepositoryError::ListFull { .. } | RepositoryError::TooManyBackups { .. } => {
                 let why = "cannot add a backup of this image: it has as many as it may have; remove old ones (forget), and \
@@ -125,7 +139,10 @@ impl From<RepositoryError> for Refused {
                 Self::new(Refusal::QuotaExceeded, why)
             }
             RepositoryError::TooManyNames { names, most, .. } => {
-                let why = format!("cannot add an image: the project has {names}, and {most} is the most");
+                let why = format!(
+                    "cannot add an image: the project has {names}, and {most} is the most; back up an image that it has, \
+                     or have the service's operator raise names_per_project"
+                );
                 Self::new(Refusal::QuotaExceeded, why)
             }
             RepositoryError::Full { .. } => Self {
@@ -134,7 +151,7 @@ impl From<RepositoryError> for Refused {
             },
             // Everything else names paths, or is for the operator to mend.
             _ => match kind {
-                ErrorKind::Busy => Self::internal(Refusal::Busy, &error).retry_after(5),
+                ErrorKind::Busy => Self::internal(Refusal::Busy, &error).retry_after(AGAIN),
                 _ => Self::internal(Refusal::from(kind), &error),
             },
         }
@@ -150,5 +167,45 @@ impl From<ManifestError> for Refused {
 impl From<InvalidName> for Refused {
     fn from(error: InvalidName) -> Self {
         Self::new(Refusal::Invalid, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::ImageName;
+
+    fn refused(error: RepositoryError) -> (u16, bool, String) {
+        let refused = Refused::from(error);
+        let answer = refused.answer("id");
+        (answer.status().as_u16(), answer.headers().contains_key("retry-after"), refused.detail)
+    }
+
+    #[test]
+    fn who_meets_a_store_that_stopped_is_to_ask_again_and_who_filled_the_disk_is_not() {
+        let reason = || "write /srv/store/packs/1 failed".to_owned();
+        let full = |found| RepositoryError::Full { path: "/srv/store".into(), reason: reason(), found };
+        for full in [false, true] {
+            let store = StoreError::Poisoned { reason: reason(), full, index: false };
+            let (status, again, detail) = refused(store.into());
+            assert_eq!((status, again), (503, true));
+            assert!(!detail.contains("/srv"), "{detail}");
+        }
+        for error in [RepositoryError::Poisoned { reason: reason() }, full(false)] {
+            let (status, again, detail) = refused(error);
+            assert_eq!((status, again), (503, true));
+            assert!(!detail.contains("/srv"), "{detail}");
+        }
+        let (status, again, detail) = refused(full(true));
+        assert_eq!((status, again), (507, false));
+        assert!(detail.contains("disk is full") && !detail.contains("/srv"), "{detail}");
+    }
+
+    #[test]
+    fn who_has_too_many_names_is_told_what_to_do() {
+        let name = ImageName::new("blue:web").unwrap();
+        let (status, _, detail) = refused(RepositoryError::TooManyNames { name, names: 5, most: 5 });
+        assert_eq!(status, 507);
+        assert!(detail.contains("names_per_project") && detail.contains("the project has 5"), "{detail}");
     }
 }

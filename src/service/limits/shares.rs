@@ -5,9 +5,12 @@
 //! share their packet memory by this rule: Choudhury and Hahne, "Dynamic queue length thresholds", 1998.) A caller who holds
 //! nothing may take the last free units.
 //!
+//! Some units are kept for the repository's owner. So the owner's requests do not stand in the line of the others: they are looked at
+//! first, and one that has to wait keeps nobody waiting.
+//!
 //! | state of a request | becomes |
 //! |---|---|
-//! | asks | holds, if nobody waits and the rule allows it; else waits |
+//! | asks | holds, if nobody waits in its line and the rule allows it; else waits |
 //! | waits | holds, when units become free and no waiting caller holds less; refused with 503 when the time is over |
 //! | holds | ended, when its [`Share`] is dropped |
 //!
@@ -87,11 +90,12 @@ impl Shares {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes units if they are free at this moment and nobody waits for any.
+    /// Takes units if they are free at this moment and nobody waits for any in the same line.
     pub(in crate::service) fn try_take(self: &Arc<Self>, who: &str, units: usize) -> Option<Share> {
         let mut now = self.now();
         now.waiting.retain(|waiting| !waiting.granted.is_closed());
-        (now.waiting.is_empty() && self.allows(&now, who, units)).then(|| self.grant(&mut now, who, units))
+        let is_first = now.waiting.iter().all(|waiting| is_owner(&waiting.who) != is_owner(who));
+        (is_first && self.allows(&now, who, units)).then(|| self.grant(&mut now, who, units))
     }
 
     /// Takes units; waits for them if need be.
@@ -121,7 +125,7 @@ impl Shares {
 
     /// Says whether a caller may take so many units now.
     fn allows(&self, now: &Now, who: &str, units: usize) -> bool {
-        let all = if who == Caller::OWNER { self.all + self.kept } else { self.all };
+        let all = if is_owner(who) { self.all + self.kept } else { self.all };
         let held = now.held(who);
         let free = all.checked_sub(now.taken).and_then(|free| free.checked_sub(units));
         free.is_some_and(|free| held == 0 || held + units <= free.saturating_mul(TIMES_FREE))
@@ -145,11 +149,17 @@ impl Shares {
 
     /// Returns the place in the queue of the request whose turn it is, if there is one that may have what it wants.
     fn next(&self, now: &Now) -> Option<usize> {
-        let mut order: Vec<_> = now.waiting.iter().enumerate().collect();
+        let may = |waiting: &Waiting| self.allows(now, &waiting.who, waiting.units);
+        let of_owner = now.waiting.iter().position(|waiting| is_owner(&waiting.who) && may(waiting));
+        if of_owner.is_some() {
+            return of_owner;
+        }
+        let others = now.waiting.iter().enumerate().filter(|(_, waiting)| !is_owner(&waiting.who));
+        let mut order: Vec<_> = others.collect();
         // The sort is stable: of callers who hold the same, the first to come is the first.
         order.sort_by_key(|(_, waiting)| now.held(&waiting.who));
         for (place, waiting) in order {
-            if self.allows(now, &waiting.who, waiting.units) {
+            if may(waiting) {
                 return Some(place);
             }
             if now.held(&waiting.who) == 0 {
@@ -158,6 +168,10 @@ impl Shares {
         }
         None
     }
+}
+
+fn is_owner(who: &str) -> bool {
+    who == Caller::OWNER
 }
 
 impl Now {
@@ -320,5 +334,29 @@ mod tests {
         assert_eq!(others.len(), 4);
         assert!(shares.try_take("e", 1).is_none());
         assert!(shares.try_take(Caller::OWNER, 1).is_some());
+    }
+
+    #[test]
+    fn the_owner_gets_in_when_others_wait_and_keeps_none_of_them_waiting() {
+        in_runtime(|| {
+            let shares = Arc::new(Shares::new("units", 4, 2, LONG));
+            let mut others: Vec<_> =
+                ["a", "b", "c", "d"].into_iter().filter_map(|who| shares.try_take(who, 1)).collect();
+            assert_eq!(others.len(), 4);
+            let mut waiter = wait(&shares, "e", 1);
+            assert!(now(&mut waiter).is_none());
+            let mut owner = wait(&shares, Caller::OWNER, 1);
+            let held = now(&mut owner).expect("what is kept for the owner");
+            drop(held);
+            assert!(shares.try_take(Caller::OWNER, 1).is_some());
+            // More than there will be.
+            let mut owner = wait(&shares, Caller::OWNER, 6);
+            assert!(now(&mut owner).is_none());
+            others.pop();
+            assert!(now(&mut waiter).is_some());
+            assert!(shares.try_take("f", 1).is_some());
+            drop(others);
+            assert!(now(&mut owner).is_some());
+        });
     }
 }

@@ -250,7 +250,8 @@ pub(super) fn lacking(app: &App, session: &Session, questions: &[Question]) -> R
 
 /// Takes segments in.
 pub(super) fn receive(app: &App, session: &Session, segments: &[Received]) -> Result<(), Refused> {
-    let stored = on_repository(app, |writer| session.receive(writer, &app.sessions().decoders, segments))?;
+    let job = |writer: &RepositoryWriter| session.receive(writer, &app.sessions().decoders, segments);
+    let stored = app.writer().run_job(&Silent, |_| false, job).map_err(RepositoryOrRefused::of_sender)?;
     let received = segments.len() as u64;
     app.metrics().segments_received.inc_by(received);
     app.metrics().segments_stored.inc_by(stored);
@@ -281,5 +282,5 @@ pub(super) fn commit(
         },
         |writer| session.commit(writer, parts),
     );
-    Ok(committed.map(|(committed, _)| committed)?)
+    Ok(committed.map(|(committed, _)| committed).map_err(RepositoryOrRefused::of_sender)?)
 }

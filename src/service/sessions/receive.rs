@@ -80,6 +80,19 @@ pub(super) enum RepositoryOrRefused {
     Refused(Refused),
 }
 
+impl RepositoryOrRefused {
+    /// Returns what a request is told that sends data, or commits what was sent. It is written behind the request's back, so
+    /// this may be the request that filled the disk: asked again and again, it would fill it again and again.
+    pub(super) fn of_sender(self) -> Self {
+        match self {
+            Self::Repository(RepositoryError::Full { path, reason, .. }) => {
+                Self::Repository(RepositoryError::Full { path, reason, found: true })
+            }
+            other => other,
+        }
+    }
+}
+
 impl std::fmt::Display for RepositoryOrRefused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -103,6 +103,34 @@ fn sessions_share_what_their_project_has_and_a_commit_frees_it() {
 }
 
 #[test]
+fn a_project_has_two_sets_at_most_however_often_it_commits_and_begins() {
+    let world = World::new();
+    let blue = caller("blue");
+    let alive = || world.app().sessions().owned.alive();
+    let named = |session: &Session, number| extend(world.app(), session, 0, &[entry(0, &segment(number))]);
+    let begin = |name: &str| world.begin(&blue, name, 1);
+    world.send(&blue, "web", &[segment(1)]);
+    let first = begin("a");
+    world.send(&blue, "web", &[segment(2)]);
+    let second = begin("b");
+    world.send(&blue, "web", &[segment(3)]);
+    let third = begin("c");
+    assert_eq!(alive(), 2);
+    named(&third, 2).unwrap();
+    assert_eq!(named(&second, 3).unwrap_err().refusal(), Refusal::Conflict);
+    // As soon as one is free, the next session has what the project has now.
+    give_up(world.app(), &first);
+    assert_eq!(alive(), 1);
+    let fourth = begin("d");
+    named(&fourth, 3).unwrap();
+    assert_eq!(alive(), 2);
+    for session in [&second, &third, &fourth] {
+        give_up(world.app(), session);
+    }
+    assert_eq!(alive(), 0);
+}
+
+#[test]
 fn all_sets_together_have_a_bound_and_a_session_without_one_sends_everything() {
     let world = World::new();
     let blue = caller("blue");
@@ -206,7 +234,7 @@ fn a_begin_and_a_list_read_no_lists_of_others_and_say_what_the_files_say() {
     assert_eq!(names(&world, &blue.view), ["blue:web"]);
     assert_eq!(repository.list_reads(), reads);
     for view in [View::everything(), blue.view.clone(), red.view.clone()] {
-        let files = view.seen(repository.backupsets().unwrap().0);
+        let files = view.seen(repository.backupsets().unwrap().0.into_iter().map(Arc::new).collect());
         assert_eq!(view.sets(repository).unwrap().0, files);
     }
     // A reader beside the service reads the files.
