@@ -290,12 +290,21 @@ impl SharedWriter {
         }
         // One tries, and the others that come meanwhile wait for what comes of it.
         let mut tries = service.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.try_with(RepositoryWriter::check).is_ok()
+        if !matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error))
             || tries.last.is_some_and(|last| last.elapsed() < tries.wait.max(least))
         {
             return;
         }
-        let Some(mut open) = self.write_when_jobs_end() else { return };
+        let Some(mut open) = self.write_when_jobs_end() else {
+            // Whoever comes next does not wait for the same jobs again.
+            tries.last = Some(Instant::now());
+            tries.wait = LEAST_WAIT;
+            return;
+        };
+        // A thread that replaced the index may have been first: a store that writes is left alone.
+        if open.held.writer().is_ok_and(|writer| writer.check().is_ok()) {
+            return;
+        }
         let begun = Instant::now();
         let result = open.again(None, progress);
         drop(open);
