@@ -17,7 +17,7 @@ use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use ekko::progress::Silent;
 use ekko::repository::{GcOptions, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 use ekko::segment::{SegmentHash, SegmentKey, Twin};
-use ekko::storage::{FaultPlan, FaultStorage, Storage};
+use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
 #[test]
 fn an_index_that_fails_one_job_ends_the_others_and_all_are_tried_once_more() {
@@ -155,6 +155,70 @@ fn after_a_write_that_failed_the_next_job_works_without_a_new_process() {
         assert_eq!(again.all(), [], "operation {at}");
     }
     assert!(failed > 10, "{failed} of {}", until - from);
+}
+
+#[test]
+fn reading_goes_on_while_nothing_can_be_written() {
+    let told = Told::default();
+    let disk = Noise::new(6).bytes(3 * SEGMENT);
+    let (_folder, root, writer) = fresh(&small_segments(), &told);
+    let (writer, _) = backup(writer, "web", &disk, &told);
+    writer.close().unwrap();
+    let opening = {
+        let (faults, shared) = faulty(&root, FaultPlan::Count, &told);
+        let operations = faults.operations();
+        shared.close().unwrap();
+        operations
+    };
+    let plan = FaultPlan::PowerLoss { at: opening + 3, keep: Keep::Nothing };
+    let (_, shared) = faulty(&root, plan, &told);
+    back(&shared, "web", &Noise::new(7).bytes(3 * SEGMENT), &told).unwrap_err();
+    shared.look_after(&told).unwrap();
+    shared.readiness().unwrap_err();
+    shared.with(|writer| Ok(writer.store().lost_segments()?)).unwrap();
+    let (sets, _) = shared.repository().backupsets().unwrap();
+    assert!(restore(shared.repository(), &sets[0], &sets[0].backups[0]).0 == disk);
+    back(&shared, "web", &disk, &told).unwrap_err();
+}
+
+#[test]
+fn an_index_that_cannot_be_finished_leaves_nothing() {
+    let rebuild = OpenOptions { rebuild: true, ..OpenOptions::default() };
+    let told = Told::default();
+    let prepare = || {
+        let (folder, root, writer) = fresh(&small_segments(), &told);
+        let (writer, _) = backup(writer, "web", &Noise::new(8).bytes(3 * SEGMENT), &told);
+        writer.close().unwrap();
+        (folder, root)
+    };
+    let open_with = |root: &Path, plan| {
+        let faults = FaultStorage::new(root.parent().unwrap(), plan).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(faults.clone());
+        (faults, RepositoryWriter::open_with(&storage, root, &rebuild, &told))
+    };
+    let last = {
+        let (_folder, root) = prepare();
+        let (faults, opened) = open_with(&root, FaultPlan::Count);
+        opened.unwrap().close().unwrap();
+        let is_last = |line: &String| line.contains("sync folder") && line.ends_with("/index");
+        faults.log().iter().position(is_last).unwrap() as u64
+    };
+    let (_folder, root) = prepare();
+    let names = || {
+        let entries = std::fs::read_dir(root.join("index")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    let before = names();
+    let plan = FaultPlan::Fail { at: last, error: std::io::ErrorKind::Other };
+    open_with(&root, plan).1.unwrap_err();
+    assert_eq!(names(), before);
+    let still_open: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.starts_with(root.join("index")))
+        .collect();
+    assert_eq!(still_open, Vec::<std::path::PathBuf>::new());
+    open(&root, &told).close().unwrap();
 }
 
 #[test]

@@ -49,11 +49,17 @@ impl Home {
 /// Says whether the repository with this id lies at the path. Reads its settings.
 ///
 /// # Errors
-/// [`RepositoryError::Moved`].
+/// [`RepositoryError::Moved`], if there is another one or none; else why it cannot be told.
 pub(super) fn check_id(repository: &Repository) -> Result<(), RepositoryError> {
     let path = repository.layout.root();
     match Repository::open(path) {
         Ok(found) if found.settings.repository == repository.settings.repository => Ok(()),
-        _ => Err(RepositoryError::Moved { path: path.to_owned() }),
+        Ok(_)
+        | Err(
+            RepositoryError::NotFound { .. }
+            | RepositoryError::EmptyFolder { .. }
+            | RepositoryError::Occupied { .. },
+        ) => Err(RepositoryError::Moved { path: path.to_owned() }),
+        Err(error) => Err(error),
     }
 }

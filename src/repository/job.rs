@@ -7,7 +7,8 @@
 //! by [`SharedWriter::reopen`], which waits until no job holds `open`: so no job ever sees two stores. A backup that was
 //! begun with the store before is told from others by [`crate::store::SegmentStore::began`], and has ended.
 //!
-//! Whoever reopens tries to take `open` for writing and never queues for it: jobs that only read go on meanwhile.
+//! Whoever reopens tries to take `open` for writing and never queues for it: jobs that only read go on meanwhile. Nor does it
+//! let a store that has stopped go before it knows that the repository can be written to: what only reads needs no more.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
@@ -22,9 +23,14 @@ use crate::store::StoreError;
 /// For how long whoever reopens waits for the jobs on the old store to end.
 const JOBS_END: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between two tries to reopen lies at least this, and ten times what the last one took.
+/// Between two tries to reopen lies at least this, ten times what the last one took, and, unless the repository stayed open
+/// for long, twice what lay before that.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 const MOST_WAIT: Duration = Duration::from_mins(1);
+/// The same after an opening that failed: it may have read everything to make an index.
+const MOST_WAIT_UNOPENED: Duration = Duration::from_mins(10);
+/// How long a repository is open before it counts as healthy.
+const HEALTHY: Duration = Duration::from_mins(1);
 
 impl JobError for RepositoryError {
     fn repository(&self) -> Option<&RepositoryError> {
@@ -56,6 +62,8 @@ struct Open {
     held: Held,
     /// How often the store was replaced.
     replaced: u64,
+    /// Why the index is to be made anew, while that has not succeeded.
+    rebuild: Option<String>,
 }
 
 #[derive(Debug)]
@@ -65,6 +73,15 @@ enum Held {
     Closed(LockedRepository, Why),
     /// Only while it is being changed, or after a panic in that.
     Nothing,
+}
+
+/// What came of a try to reopen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Open,
+    /// It cannot be written to, or jobs go on: it was left as it is.
+    Left,
+    Unopened,
 }
 
 /// Why a repository is not open.
@@ -109,11 +126,34 @@ struct Tries {
     wait: Duration,
 }
 
+impl Tries {
+    /// Says whether the next one is due.
+    fn is_due(&mut self, now: Instant, least: Duration) -> bool {
+        let Some(last) = self.last else { return true };
+        let since = now.saturating_duration_since(last);
+        if since > self.wait + HEALTHY {
+            self.wait = Duration::ZERO;
+        }
+        since >= self.wait.max(least)
+    }
+
+    /// Notes what came of one.
+    fn note(&mut self, now: Instant, took: Duration, outcome: Outcome) {
+        let (factor, most) = match outcome {
+            Outcome::Open => (2, MOST_WAIT),
+            Outcome::Left => (1, MOST_WAIT),
+            Outcome::Unopened => (2, MOST_WAIT_UNOPENED),
+        };
+        self.wait = (self.wait * factor).max(took * 10).clamp(LEAST_WAIT, most);
+        self.last = Some(now);
+    }
+}
+
 impl SharedWriter {
     /// Shares a repository.
     pub fn new(writer: RepositoryWriter) -> Self {
         let repository = writer.repository().clone();
-        let open = Open { held: Held::Open(Box::new(writer)), replaced: 0 };
+        let open = Open { held: Held::Open(Box::new(writer)), replaced: 0, rebuild: None };
         Self { open: RwLock::new(open), repository, service: None }
     }
 
@@ -239,10 +279,13 @@ impl SharedWriter {
     /// Gives the reserve up: what comes next, if only the next opening, needs room.
     fn full(&self, cause: &RepositoryError) -> RepositoryError {
         let path = self.repository.layout.root().to_owned();
-        let _ = self.with(|writer| {
-            writer.release_reserve();
-            Ok(())
-        });
+        if self.home().is_ok() {
+            match &self.open.read().unwrap_or_else(PoisonError::into_inner).held {
+                Held::Open(writer) => writer.release_reserve(),
+                Held::Closed(locked, _) => locked.release_reserve(),
+                Held::Nothing => {}
+            }
+        }
         let found = !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
         RepositoryError::Full { path, reason: cause.to_string(), found }
     }
@@ -254,7 +297,10 @@ impl SharedWriter {
     ) -> (u64, Result<T, E>) {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let result = match open.held.writer() {
-            Ok(writer) => job(writer),
+            Ok(writer) => match &open.rebuild {
+                None => job(writer),
+                Some(reason) => Err(RepositoryError::Poisoned { reason: reason.clone() }.into()),
+            },
             Err(error) => Err(error.into()),
         };
         (open.replaced, result)
@@ -281,43 +327,46 @@ impl SharedWriter {
         if open.replaced == replaced { open.again(Some(reason), progress) } else { Ok(()) }
     }
 
-    /// Opens the repository again if it has stopped writing, unless it was tried so shortly ago. Whoever uses it next is
-    /// told if it could not be opened.
+    /// Says whether the repository has stopped writing, and nobody is changing that.
+    fn has_stopped(&self) -> bool {
+        matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error))
+    }
+
+    /// Opens the repository again if it has stopped writing, unless it was tried so shortly ago, or somebody else is about
+    /// to. Whoever uses it next is told if it could not be opened.
     fn reopen(&self, least: Duration, progress: &dyn Progress) {
         let Some(service) = &self.service else { return };
-        if !matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error)) {
+        if !self.has_stopped() {
             return;
         }
-        // One tries, and the others that come meanwhile wait for what comes of it.
-        let mut tries = service.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error))
-            || tries.last.is_some_and(|last| last.elapsed() < tries.wait.max(least))
-        {
+        let mut tries = match service.tries.try_lock() {
+            Ok(tries) => tries,
+            Err(TryLockError::Poisoned(tries)) => tries.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !self.has_stopped() || !tries.is_due(Instant::now(), least) {
             return;
         }
         let Some(mut open) = self.write_when_jobs_end() else {
-            // Whoever comes next does not wait for the same jobs again.
-            tries.last = Some(Instant::now());
-            tries.wait = LEAST_WAIT;
+            tries.note(Instant::now(), Duration::ZERO, Outcome::Left);
             return;
         };
-        // A thread that replaced the index may have been first: a store that writes is left alone.
+        // Somebody may have replaced the index while this waited.
         if open.held.writer().is_ok_and(|writer| writer.check().is_ok()) {
             return;
         }
         let begun = Instant::now();
         let result = open.again(None, progress);
+        let outcome = match (&result, &open.held) {
+            (Ok(()), _) => Outcome::Open,
+            (Err(_), Held::Open(_)) => Outcome::Left,
+            (Err(_), _) => Outcome::Unopened,
+        };
         drop(open);
-        tries.last = Some(Instant::now());
+        tries.note(Instant::now(), begun.elapsed(), outcome);
         match result {
-            Ok(()) => {
-                tries.wait = Duration::ZERO;
-                tracing::info!("the repository writes again");
-            }
-            Err(error) => {
-                tries.wait = (begun.elapsed() * 10).clamp(LEAST_WAIT, MOST_WAIT);
-                tracing::warn!(%error, "the repository could not be opened again");
-            }
+            Ok(()) => tracing::info!("the repository writes again"),
+            Err(error) => tracing::warn!(%error, "the repository could not be opened again"),
         }
     }
 
@@ -332,6 +381,16 @@ impl SharedWriter {
                 Err(TryLockError::WouldBlock) => return None,
             }
         }
+    }
+
+    /// Says whether nothing can be done with the repository any longer: opening it again panicked, and its lock is gone.
+    pub fn is_lost(&self) -> bool {
+        let open = match self.open.try_read() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(open)) => open.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        matches!(open.held, Held::Nothing)
     }
 
     /// Looks after a repository that is to stay open: opens it again if it has stopped writing. Blocks.
@@ -356,28 +415,105 @@ impl Open {
         match std::mem::replace(&mut self.held, Held::Nothing) {
             Held::Open(writer) => Ok(writer.stop()),
             Held::Closed(locked, _) => Ok(locked),
-            Held::Nothing => {
-                Err(RepositoryError::Poisoned { reason: "it could not be opened again".to_owned() })
-            }
+            Held::Nothing => Err(lost()),
         }
     }
 
-    /// Opens the repository again, with a new index if there is a reason to make one.
+    /// Opens the repository again, with a new index if there is a reason to make one. A store that is there stays, for what
+    /// only reads, while the repository cannot be written to.
     fn again(&mut self, rebuild: Option<&str>, progress: &dyn Progress) -> Result<(), RepositoryError> {
+        if let Some(reason) = rebuild {
+            self.rebuild = Some(reason.to_owned());
+        }
+        if let Held::Open(writer) = &self.held
+            && let Err(error) = writer.probe()
+        {
+            if writer.check().is_ok() {
+                writer.store.poison(&error.to_string(), error.is_full(), false);
+            }
+            return Err(error);
+        }
         let locked = self.stop()?;
         self.replaced += 1;
-        match locked.open(rebuild, progress) {
+        match locked.open(self.rebuild.as_deref(), progress) {
             Ok(writer) => {
                 self.held = Held::Open(Box::new(writer));
+                self.rebuild = None;
                 Ok(())
             }
             Err(failed) => {
                 let (locked, error) = *failed;
+                if error.is_full() {
+                    locked.release_reserve();
+                }
                 let path = locked.path().to_owned();
                 let why = Why { path, reason: error.to_string(), full: error.is_full() };
                 self.held = Held::Closed(locked, why);
                 Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+    use crate::repository::{InitOptions, OpenOptions};
+
+    #[test]
+    fn who_waited_to_reopen_leaves_a_store_alone_that_another_has_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("repository");
+        Repository::init(&root, &InitOptions::default()).unwrap();
+        let writer = RepositoryWriter::open(&root, &OpenOptions::default(), &Silent).unwrap();
+        let shared = SharedWriter::new(writer).staying().unwrap();
+        std::thread::scope(|scope| {
+            let job = shared.open.read().unwrap();
+            job.held.writer().unwrap().store.poison("a test", false, true);
+            // Whoever finds `tries` taken, as here below, gives up.
+            scope.spawn(|| {
+                while shared.readiness().is_err() {
+                    shared.look_after(&Silent).unwrap();
+                }
+            });
+            while shared.service.as_ref().unwrap().tries.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| shared.replace_index(0, "a test", &Silent).unwrap());
+            // It waits for the job.
+            while shared.open.try_read().is_ok() {
+                std::thread::yield_now();
+            }
+            drop(job);
+        });
+        shared.readiness().unwrap();
+        assert_eq!(shared.open.read().unwrap().replaced, 1);
+        shared.close().unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_fails_again_and_again_is_tried_ever_less_often() {
+        let begun = Instant::now();
+        let mut tries = Tries::default();
+        let mut at = Duration::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            assert!(tries.is_due(begun + at, LEAST_WAIT));
+            tries.note(begun + at, Duration::from_millis(1), Outcome::Open);
+            waits.push(tries.wait.as_secs());
+            at += tries.wait;
+            assert!(!tries.is_due(begun + at - Duration::from_millis(1), LEAST_WAIT));
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        // It was healthy for long.
+        at += HEALTHY + Duration::from_secs(1);
+        assert!(tries.is_due(begun + at, LEAST_WAIT));
+        tries.note(begun + at, Duration::from_mins(2), Outcome::Unopened);
+        assert_eq!(tries.wait, MOST_WAIT_UNOPENED);
+        // Jobs that do not end, or a disk that stays full, do not make it slower.
+        let mut tries = Tries::default();
+        (0..9).for_each(|_| tries.note(begun, Duration::ZERO, Outcome::Left));
+        assert_eq!(tries.wait, LEAST_WAIT);
     }
 }

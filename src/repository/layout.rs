@@ -28,7 +28,7 @@ pub(super) fn is_temporary_pack(name: &str) -> bool {
 
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
 pub(super) fn is_temporary_of_sets(name: &str) -> bool {
-    finished(name) == Some(TOGETHER)
+    finished(name) == Some(TOGETHER) || name == PROBE
 }
 
 /// Says whether Ekko gives this name to a temporary file in the folder of a backupset.
@@ -47,6 +47,9 @@ fn is_draft(name: &str) -> bool {
 }
 
 const TOGETHER: &str = "together.toml";
+
+/// The name of what shows that the repository can be written to.
+const PROBE: &str = "probe.tmp";
 
 /// The paths of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +111,11 @@ impl Layout {
     /// Returns the file that is given up when the disk is full.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
+    }
+
+    /// Returns the file by which it is found out whether the repository can be written to. Only there meanwhile.
+    pub fn probe(&self) -> PathBuf {
+        self.sets().join(PROBE)
     }
 
     /// Returns the folder of the packs.
@@ -188,6 +196,7 @@ mod tests {
         }
         assert!(is_temporary_pack("0000000000000012.pack.tmp"));
         assert!(is_temporary_of_sets("together.toml.tmp"));
+        assert!(is_temporary_of_sets("probe.tmp"));
         let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());
         for name in ["0.tmp", &draft, "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {
             assert!(is_temporary_of_set(name), "{name}");

@@ -204,7 +204,7 @@ pub enum RepositoryError {
     /// The folder that was opened does not lie at its path any longer.
     #[error(
         "cannot use the repository {}: its folder was moved or unmounted; mount it, or move it back: it is then used \
-         again",
+         again; if it lies there, restart the service",
         path.display()
     )]
     Moved {

@@ -18,7 +18,7 @@ use crate::repository::recovery::{self, OpenedIndex};
 use crate::repository::settings::refill_reserve;
 use crate::repository::state::{State, StateFile};
 use crate::repository::{Repository, RepositoryError};
-use crate::storage::{RootStorage, Storage};
+use crate::storage::{RootStorage, Storage, StorageError};
 use crate::store::{SegmentStore, StoreFolders};
 
 /// How a repository is opened for writing.
@@ -112,10 +112,17 @@ impl RepositoryWriter {
 
     /// Gives the reserve up after the disk was found full, so that what comes next has room to clean up.
     pub fn release_reserve(&self) {
-        let path = self.repository.layout.reserve();
-        match self.repository.storage.unlink(&path) {
-            Err(error) if !error.is_not_found() => tracing::warn!(%error, "the reserve stays"),
-            _ => {}
+        release_reserve(&self.repository);
+    }
+
+    /// Finds out whether the repository can be written to; gives the reserve up if the disk is full. For when no job runs.
+    pub(super) fn probe(&self) -> Result<(), RepositoryError> {
+        match try_to_write(&self.repository) {
+            Err(error) if error.is_full() => {
+                self.release_reserve();
+                Ok(try_to_write(&self.repository)?)
+            }
+            result => Ok(result?),
         }
     }
 
@@ -206,6 +213,43 @@ impl LockedRepository {
     pub(super) fn path(&self) -> &Path {
         self.repository.layout.root()
     }
+
+    /// Does as [`RepositoryWriter::release_reserve`] does.
+    pub(super) fn release_reserve(&self) {
+        release_reserve(&self.repository);
+    }
+}
+
+fn release_reserve(repository: &Repository) {
+    match repository.storage.unlink(&repository.layout.reserve()) {
+        Err(error) if !error.is_not_found() => tracing::warn!(%error, "the reserve stays"),
+        _ => {}
+    }
+}
+
+/// What is written to find out whether a repository can be written to: more than what opening it writes before it makes an
+/// index.
+const PROBE: usize = 1 << 20;
+
+/// Opens `state` for writing, and makes, fills, syncs and removes a file.
+fn try_to_write(repository: &Repository) -> Result<(), StorageError> {
+    let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
+    match storage.open(&layout.state()) {
+        // It would be made anew.
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    let path = layout.probe();
+    let remove = || match storage.unlink(&path) {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    };
+    remove()?;
+    let written = storage.create(&path).and_then(|file| {
+        file.write_at(&vec![0; PROBE], 0)?;
+        file.sync()
+    });
+    written.and(remove())
 }
 
 /// Brings the repository into a state that can be written to, and starts the store over it.
@@ -239,12 +283,12 @@ fn start_store(
     let state = file.state();
     let generation = index.generation();
     if state.index != number || state.generation < generation {
-        file.write(State {
-            generation: state.generation.max(generation),
-            index: number,
-            clean: None,
-            ..state
-        })?;
+        let generation = state.generation.max(generation);
+        if let Err(error) = file.write(State { generation, index: number, clean: None, ..state }) {
+            // It stays: what was written of the state may name it.
+            recovery::let_go(index);
+            return Err(error.into());
+        }
     }
     recovery::drop_other_indexes(repository, number);
     let folders =

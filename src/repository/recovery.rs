@@ -163,14 +163,26 @@ fn believe(
     if index.generation() < state.generation {
         return Err(distrust("it is older than the repository"));
     }
-    if !clean {
-        index.verify_sum().map_err(StoreError::from)?;
+    let mut check = || -> Result<(), RepositoryError> {
+        if !clean {
+            index.verify_sum().map_err(StoreError::from)?;
+        }
+        reconcile(repository, &mut index, &[], progress)?;
+        if !clean {
+            index.flush().map_err(StoreError::from)?;
+        }
+        Ok(())
+    };
+    match check() {
+        Ok(()) => Ok(index),
+        Err(error) => {
+            // Nothing is wrong with it if it is something else that failed: this process is to open it again.
+            if !error.distrusts_index() {
+                let_go(index);
+            }
+            Err(error)
+        }
     }
-    reconcile(repository, &mut index, &[], progress)?;
-    if !clean {
-        index.flush().map_err(StoreError::from)?;
-    }
-    Ok(index)
 }
 
 /// Builds a new index beside the old ones.
@@ -196,16 +208,51 @@ fn build(
         let what = "no number is left for another one: remove the folders in it".to_owned();
         return Err(StoreError::from(IndexError::Damaged { path: layout.indexes(), what }).into());
     };
+    // What others left half made takes room that this one may need.
+    drop_other_indexes(repository, state.index);
+    let path = layout.index(number);
     // Its folder is for the owner alone, and in no link's way: sled would make it as the umask says.
-    repository.storage.create_folder(&layout.index(number))?;
-    let mut index = IndexWriter::create(&layout.index(number)).map_err(StoreError::from)?;
+    repository.storage.create_folder(&path)?;
+    let built =
+        IndexWriter::create(&path).map_err(|error| StoreError::from(error).into()).and_then(|mut index| {
+            match make(repository, state, &mut index, reason, progress) {
+                Ok(()) => Ok(OpenedIndex { number, index }),
+                Err(error) => {
+                    let_go(index);
+                    Err(error)
+                }
+            }
+        });
+    if built.is_err()
+        && let Err(error) = repository.storage.remove_folder(&path)
+    {
+        tracing::warn!(%error, "an index that could not be made stays");
+    }
+    built
+}
+
+/// Closes an index that is not used further, so that neither memory nor a lock stays with this process.
+pub(super) fn let_go(index: IndexWriter) {
+    if let Err(error) = index.release() {
+        tracing::debug!(%error, "an index that is not used was not closed in order");
+    }
+}
+
+/// Makes an empty index one that is in step with packs and manifests, and durable.
+fn make(
+    repository: &Repository,
+    state: &State,
+    index: &mut IndexWriter,
+    reason: &str,
+    progress: &dyn Progress,
+) -> Result<(), RepositoryError> {
     let generation = state.generation.saturating_add(1);
     index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
     // A pack may be gone; what manifests name of it is then known to be lost, and everything else goes on.
-    let (packs, lost) = fill(repository, &mut index)?;
+    let (packs, lost) = fill(repository, index)?;
     tell_packs(&packs, &[], progress);
     // Nothing is left to be done, but to tell which manifests could not be read.
-    reconcile(repository, &mut index, &packs.problems, progress)?;
+    reconcile(repository, index, &packs.problems, progress)?;
     if lost > 0 {
         let what = format!(
             "{lost} segments that backups name are in no pack; a restore names what it lacks, and the next backup \
@@ -214,12 +261,12 @@ fn build(
         progress.notice(Notice::Problem { kind: ErrorKind::Corrupt, what });
     }
     index.flush().map_err(StoreError::from)?;
-    repository.storage.sync_folder(&layout.indexes())?;
+    repository.storage.sync_folder(&repository.layout.indexes())?;
     // A new repository has no index yet; that is nothing to tell.
     if state.index != 0 || index.segments() > 0 {
         progress.notice(Notice::IndexRebuilt { reason: reason.to_owned(), segments: index.segments() });
     }
-    Ok(OpenedIndex { number, index })
+    Ok(())
 }
 
 /// Fills an empty index from packs and manifests. Returns also how many segments are lost.

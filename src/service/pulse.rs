@@ -33,11 +33,13 @@ struct Beat {
     alive: Instant,
     /// Since when no answer has come.
     silent: Option<Instant>,
+    /// Whether the repository is lost to this process.
+    lost: bool,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { beat: Mutex::new(Beat { alive: Instant::now(), silent: None }) }
+        Self { beat: Mutex::new(Beat { alive: Instant::now(), silent: None, lost: false }) }
     }
 }
 
@@ -54,13 +56,19 @@ impl Pulse {
         (silence > READY).then_some(silence)
     }
 
-    /// Says whether the process is of use: nothing has hung for long.
+    /// Says whether the process is of use: nothing has hung for long, and it has a repository.
     pub(super) fn is_alive(&self) -> bool {
-        self.beat().alive.elapsed() < ALIVE
+        let beat = self.beat();
+        !beat.lost && beat.alive.elapsed() < ALIVE
+    }
+
+    /// Notes that only another process can use the repository again.
+    fn lost(&self) {
+        self.beat().lost = true;
     }
 
     fn answered(&self) {
-        *self.beat() = Beat { alive: Instant::now(), silent: None };
+        *self.beat() = Beat { alive: Instant::now(), silent: None, lost: false };
     }
 
     fn did_not_answer(&self, asked: Instant) {
@@ -69,6 +77,9 @@ impl Pulse {
 
     /// Asks once. A repository that takes no changes has no thread that could hang.
     fn ask(&self, app: &App) {
+        if app.writer().is_lost() {
+            return self.lost();
+        }
         let asked = Instant::now();
         match app.writer().try_with(|writer| Ok(writer.store().answers(ANSWER))) {
             Ok(false) => self.did_not_answer(asked),

@@ -237,8 +237,14 @@ impl IndexWriter {
     pub fn create(path: &Path) -> Result<Self, IndexError> {
         let mut writer = Self::with(path, open_sled(path)?, Meta::default())?;
         writer.index.shared.filter.complete();
-        writer.apply(&[])?;
-        Ok(writer)
+        match writer.apply(&[]) {
+            Ok(()) => Ok(writer),
+            Err(error) => {
+                // Nobody refers to it: it must not stay open.
+                let _ = writer.release();
+                Err(error)
+            }
+        }
     }
 
     /// Opens an index that exists.
