@@ -14,7 +14,7 @@ use ekko::image::{ChangeList, Extent, Image, ImageError};
 use ekko::manifest::{BaseIndex, SegmentRef};
 use ekko::progress::Silent;
 use ekko::repository::{
-    CommittedBackup, DamagedCopy, GcOptions, RepositoryError, RepositoryWriter, SharedWriter,
+    CommittedBackup, DamagedCopy, Deletion, GcOptions, RepositoryError, RepositoryWriter, SharedWriter,
 };
 use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey};
 use ekko::store::pack::RecordPlace;
@@ -178,4 +178,22 @@ fn a_list_of_changes_is_not_wrong_about_a_segment_that_was_lost_meanwhile() {
     assert_eq!((summary.stats.new_segments, summary.stats.unchanged_segments), (1, 3));
     assert_eq!(writer.with(|writer| Ok(writer.store().lost_segments()?)).unwrap(), 0);
     is_clean(writer.into_inner().unwrap());
+}
+
+#[test]
+fn a_damaged_copy_that_was_collected_since_is_passed_over() {
+    let told = Told::default();
+    let (_folder, _, writer) = fresh(&small_segments(), &told);
+    let bytes = Noise::new(31).bytes(SEGMENT);
+    let committed = back_up_one(&writer, "web", &bytes, |_| {}).unwrap();
+    let copy = copy_of(&writer, &bytes);
+    let (sets, _) = writer.repository().backupsets().unwrap();
+    let incremental = committed.incremental;
+    writer.delete(Deletion { backupset: sets[0].id, incremental }).unwrap();
+    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    assert_eq!(writer.gc(&options, &told).unwrap().freed_segments, 1);
+
+    assert_eq!(writer.quarantine(&[copy]).unwrap(), []);
+    assert!(!writer.repository().layout().quarantine().exists());
+    is_clean(writer);
 }

@@ -14,7 +14,7 @@ use common::{
 };
 use ekko::backup::{BackupError, BackupSummary, back_up};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
-use ekko::progress::Silent;
+use ekko::progress::{Progress, Silent};
 use ekko::repository::{GcOptions, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 use ekko::segment::{SegmentHash, SegmentKey, Twin};
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
@@ -179,6 +179,43 @@ fn reading_goes_on_while_nothing_can_be_written() {
     let (sets, _) = shared.repository().backupsets().unwrap();
     assert!(restore(shared.repository(), &sets[0], &sets[0].backups[0]).0 == disk);
     back(&shared, "web", &disk, &told).unwrap_err();
+}
+
+/// Lets the disk be full once while a check reads data, and has the repository looked after.
+struct FullMeanwhile<'a> {
+    shared: &'a SharedWriter,
+    told: &'a Told,
+    done: AtomicBool,
+}
+
+impl Progress for FullMeanwhile<'_> {
+    fn advance(&self, _: u64) {
+        if self.done.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let fill = |writer: &RepositoryWriter| {
+            writer.store().poison("No space left on device", true, false);
+            Ok::<_, RepositoryError>(writer.store().check()?)
+        };
+        self.shared.run_job(self.told, |()| false, fill).unwrap_err();
+        self.shared.look_after(self.told).unwrap();
+        self.shared.readiness().unwrap();
+        back(self.shared, "small", &[7; 99], self.told).unwrap();
+    }
+}
+
+#[test]
+fn a_check_that_reads_data_keeps_no_repository_from_being_opened_again() {
+    let told = Told::default();
+    let (_folder, _, writer) = fresh(&small_segments(), &told);
+    let (writer, _) = backup(writer, "web", &Noise::new(9).bytes(3 * SEGMENT), &told);
+    let shared = SharedWriter::new(writer).staying().unwrap();
+    let full = FullMeanwhile { shared: &shared, told: &told, done: AtomicBool::new(false) };
+    let options = CheckOptions { read_data: ReadData::All, jobs: 1 };
+    let summary = check_with_index(&shared, &options, false, &full).unwrap();
+    assert!(full.done.into_inner(), "no data was read");
+    assert!(summary.is_clean() && summary.index == CheckIndex::Agrees, "{:?}", summary.problems);
+    shared.close().unwrap();
 }
 
 #[test]

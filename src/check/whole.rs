@@ -10,7 +10,7 @@ use crate::check::recount::{compare_index, other_whole};
 use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
 use crate::manifest::{Incremental, ManifestReader};
-use crate::progress::{Notice, Progress};
+use crate::progress::Progress;
 use crate::repository::{
     BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter, SharedWriter,
 };
@@ -99,7 +99,8 @@ pub fn check(
 /// damaged copies of segments are put into quarantine, so that the next backup stores them anew, and an index that
 /// says what is not so is made anew.
 ///
-/// Backups and garbage collection wait while the index is compared, not while data is read.
+/// Backups and garbage collection wait while the index is compared, not while data is read. Reading data is no job: it needs
+/// no index, so a repository that has to be opened again meanwhile does not wait for it.
 ///
 /// # Errors
 /// The repository cannot be read at all, or a repair failed.
@@ -109,21 +110,29 @@ pub fn check_with_index(
     repair: bool,
     progress: &dyn Progress,
 ) -> Result<CheckSummary, CheckError> {
-    let replace = |summary: &CheckSummary| summary.index == CheckIndex::Replaced;
-    writer.run_job(progress, replace, |writer| with_index(writer, options, repair, progress))
+    let replace = |checking: &Checking<'_>| checking.summary.index == CheckIndex::Replaced;
+    let checking = writer.run_job(progress, replace, |open| compare(open, writer.repository(), repair))?;
+    let (mut summary, copies) = checking.finish(options, progress)?;
+    if repair && !summary.cancelled {
+        let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
+        let whole = writer.run_job(progress, |_| false, |open| quarantine(open, &copies, &damaged))?;
+        summary.quarantined_segments = damaged.len() as u64 - whole.len() as u64;
+        summary.problems.extend(whole.iter().map(left_alone));
+    }
+    Ok(summary)
 }
 
-fn with_index(
+/// Lists what there is, and compares the index with it.
+fn compare<'a>(
     writer: &RepositoryWriter,
-    options: &CheckOptions,
+    repository: &'a Repository,
     repair: bool,
-    progress: &dyn Progress,
-) -> Result<CheckSummary, CheckError> {
-    let checking = writer.quiet(|| {
+) -> Result<Checking<'a>, CheckError> {
+    writer.quiet(|| {
         writer.store().flush()?;
-        let mut checking = Checking::begin(writer.repository())?;
+        let mut checking = Checking::begin(repository)?;
         let Checking { sets, copies, .. } = &mut checking;
-        let problems = match compare_index(writer.repository(), writer.store(), sets, copies) {
+        let problems = match compare_index(repository, writer.store(), sets, copies) {
             // A manifest that cannot be read now, most of all: what it counts is not known.
             Err(error) if error.kind() == ErrorKind::Io && !distrusts(&error) => {
                 checking.summary.problems.push(format!("the index is not compared: {error}"));
@@ -137,64 +146,30 @@ fn with_index(
             (false, true) => CheckIndex::Replaced,
         };
         checking.summary.problems.extend(problems);
-        Ok::<_, CheckError>(checking)
-    })?;
-    // It ends when the index has failed another job, which waits for it to make the index anew.
-    let progress = WhileTrusted { progress, writer };
-    let (mut summary, copies) = checking.finish(options, &progress)?;
-    if let Err(error) = writer.store().check()
-        && error.distrusts_index()
-    {
-        return Err(error.into());
-    }
-    if repair && !summary.cancelled {
-        let damaged: Vec<_> = copies.iter().filter(|copy| copy.damaged).collect();
-        let report = |copy: &&Copy| DamagedCopy {
-            place: copy.place,
-            other: other_whole(&copies, copy).map(|other| other.place.place),
-        };
-        let whole = writer.quarantine(&damaged.iter().map(report).collect::<Vec<_>>())?;
-        summary.quarantined_segments = damaged.len() as u64 - whole.len() as u64;
-        let left = |copy: &DamagedCopy| {
-            let SegmentPlace { key, place, .. } = copy.place;
-            format!("segment {key} in {place} could not be read, and can be read now: it was left alone")
-        };
-        summary.problems.extend(whole.iter().map(left));
-    }
-    Ok(summary)
+        Ok(checking)
+    })
+}
+
+/// Puts damaged copies into quarantine. Returns those that can be read now.
+fn quarantine(
+    writer: &RepositoryWriter,
+    copies: &[Copy],
+    damaged: &[&Copy],
+) -> Result<Vec<DamagedCopy>, CheckError> {
+    let report = |copy: &&Copy| DamagedCopy {
+        place: copy.place,
+        other: other_whole(copies, copy).map(|other| other.place.place),
+    };
+    Ok(writer.quarantine(&damaged.iter().map(report).collect::<Vec<_>>())?)
+}
+
+fn left_alone(copy: &DamagedCopy) -> String {
+    let SegmentPlace { key, place, .. } = copy.place;
+    format!("segment {key} in {place} could not be read, and can be read now: it was left alone")
 }
 
 fn distrusts(error: &CheckError) -> bool {
     error.repository().is_some_and(RepositoryError::distrusts_index)
-}
-
-/// A progress that is also cancelled when the index has failed.
-struct WhileTrusted<'a> {
-    progress: &'a dyn Progress,
-    writer: &'a RepositoryWriter,
-}
-
-impl Progress for WhileTrusted<'_> {
-    fn begin(&self, label: &str, bytes: u64) {
-        self.progress.begin(label, bytes);
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.progress.advance(bytes);
-    }
-
-    fn end(&self) {
-        self.progress.end();
-    }
-
-    fn is_cancelled(&self) -> bool {
-        let failed = self.writer.store().check();
-        self.progress.is_cancelled() || failed.is_err_and(|error| error.distrusts_index())
-    }
-
-    fn notice(&self, notice: Notice) {
-        self.progress.notice(notice);
-    }
 }
 
 /// A check under way.

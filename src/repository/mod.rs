@@ -23,6 +23,7 @@ mod open;
 mod proof;
 mod quarantine;
 mod recovery;
+mod reopen;
 pub mod retention;
 mod select;
 mod set_file;

@@ -4,6 +4,7 @@
 //! in the index becomes a lost one, which keeps its refcount; then a dead record names it and its place is given
 //! back, in the order of garbage collection. So nothing is deleted that a person might still save something from.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use crate::codec::Decoder;
@@ -26,7 +27,7 @@ impl RepositoryWriter {
     /// Puts damaged copies into quarantine. When this returns, that is durable.
     ///
     /// Each is read once more before anything is done to it: a disk may not have given for a while what it has. Returns
-    /// those that are whole; they are left alone.
+    /// those that are whole; they are left alone. What a collection has taken since is passed over.
     pub fn quarantine(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
         if damaged.is_empty() {
             return Ok(Vec::new());
@@ -35,7 +36,7 @@ impl RepositoryWriter {
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         self.store.seal()?;
-        let (whole, damaged) = self.whole_after_all(damaged)?;
+        let (whole, damaged) = self.whole_after_all(&self.still_there(damaged)?)?;
         if damaged.is_empty() {
             return Ok(whole);
         }
@@ -65,6 +66,20 @@ impl RepositoryWriter {
             tracing::warn!(%problem, "quarantine");
         }
         Ok(whole)
+    }
+
+    /// Returns the copies that no collection has taken.
+    fn still_there(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
+        let at = |copy: &DamagedCopy| (copy.place.place, copy.place.key);
+        let named: HashSet<_> = damaged.iter().map(at).collect();
+        let mut there = HashSet::new();
+        self.repository.catalog()?.for_each_segment(|pack, entry| {
+            let place = (RecordPlace { pack, offset: entry.offset }, entry.key);
+            if named.contains(&place) {
+                there.insert(place);
+            }
+        })?;
+        Ok(damaged.iter().filter(|copy| there.contains(&at(copy))).copied().collect())
     }
 
     /// Reads copies once more, and divides them into those that are whole and those that are not.

@@ -158,3 +158,16 @@ pub(super) fn unready(app: &App) -> Option<String> {
 /// What clients are told while the repository is not where it was.
 pub(super) const MOVED: &str =
     "the repository's folder was moved or unmounted on the server: try again when it is back";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_whose_repository_is_lost_is_of_no_use() {
+        let pulse = Pulse::default();
+        assert!(pulse.is_alive());
+        pulse.lost();
+        assert!(!pulse.is_alive());
+    }
+}
