@@ -43,7 +43,10 @@ fn write(path: &Path, segments: &[Option<SegmentRef>]) -> ManifestInfo {
         }
     }
     let present = segments.iter().flatten().count();
+    let at_most = writer.size_at_most();
     assert_eq!(writer.finish().unwrap().present as usize, present);
+    let size = fs::metadata(path).unwrap().len();
+    assert!((size..size + 1024).contains(&at_most), "{size} bytes, {at_most} at most");
     info
 }
 

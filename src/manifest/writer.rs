@@ -13,7 +13,7 @@ use rkyv::util::with_arena;
 
 use crate::manifest::archive::{Attribute, Body, Column, RUN_LENGTH, Run};
 use crate::manifest::header::{Header, LENGTH};
-use crate::manifest::{ATTRIBUTES_LIMIT, MOST_BASES, ManifestError, ManifestInfo, SegmentRef};
+use crate::manifest::{ATTRIBUTES_LIMIT, BackupsetId, MOST_BASES, ManifestError, ManifestInfo, SegmentRef};
 use crate::segment::{Fingerprint, SegmentHash, SegmentIndex};
 use crate::storage::{Storage, StorageError, StorageFile};
 
@@ -104,6 +104,17 @@ impl ManifestWriter {
         self.append(segment.key.hash.as_bytes())?;
         self.hashes += 1;
         Ok(())
+    }
+
+    /// Returns how long the file will be at most, in bytes, if nothing is appended any more.
+    pub fn size_at_most(&self) -> u64 {
+        let ManifestInfo { name, bases, attributes, .. } = &self.info;
+        let texts: usize = attributes.iter().map(|(key, value)| 64 + key.len() + value.len()).sum();
+        // The root with its alignment, the last run and the sentinel.
+        let rest =
+            256 + name.as_str().len() + bases.len() * size_of::<BackupsetId>() + texts + 2 * RUN_LENGTH;
+        let runs = u64::from(self.runs) * RUN_LENGTH as u64;
+        LENGTH as u64 + self.written + self.buffer.len() as u64 + runs + rest as u64
     }
 
     /// Writes the rest and makes the file durable; its name is durable once its folder is.

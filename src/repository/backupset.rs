@@ -118,6 +118,11 @@ impl Backupset {
         Self { bases, ..Self::new(self.id, self.name.clone(), self.created) }
     }
 
+    /// Returns how many backups it lists, with those that are deleted.
+    pub(super) fn records(&self) -> usize {
+        self.backups.len() + self.deleted.len()
+    }
+
     /// Says whether a backup with this number is listed, be it as deleted.
     pub(super) fn knows(&self, number: u32) -> bool {
         self.backups.iter().chain(&self.deleted).any(|record| record.incremental.0 == number)
@@ -165,8 +170,8 @@ impl Backupset {
         self.write(storage, layout)
     }
 
-    /// Makes sure that another backup may be added. A quarter of what Ekko reads stays free for deletions and protections,
-    /// which must always be possible.
+    /// Makes sure that another backup may be added: a long list makes every commit slow, and what Ekko reads beyond this stays
+    /// free for deletions and protections, which must always be possible.
     ///
     /// # Errors
     /// The list is too long.

@@ -23,7 +23,7 @@
 //! backupsets that are there. Nobody sees such a backupset, and recovery removes it, unless it is known to be damaged what
 //! the file says.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{
@@ -48,7 +48,7 @@ pub struct GrowthLimits {
     pub backups_per_name: usize,
     /// What the names begin with that are counted together.
     pub prefix: String,
-    /// How many of these names.
+    /// How many of these names may have a backup.
     pub names: usize,
 }
 
@@ -120,10 +120,11 @@ impl RepositoryWriter {
         let current = Repository::current_set(&sets, name).cloned();
         let newborn = current.is_none();
         let set = current.unwrap_or_else(|| Backupset::new(BackupsetId::random(), name.clone(), timestamp));
+        let backups = sets.iter().filter(|set| set.name == *name).map(|set| set.records()).sum();
         if let Some(limits) = limits {
-            self.check_limits(name, &sets, newborn, limits)?;
+            self.check_limits(name, backups, limits)?;
         }
-        running.grow(&set, newborn)?;
+        running.grow(&set, backups == 0)?;
         if !newborn {
             set.has_room(repository.storage.as_ref(), &repository.layout)?;
         }
@@ -147,21 +148,19 @@ impl RepositoryWriter {
         Ok(BackupDraft::new(repository, set, info, parent, folder, running))
     }
 
-    /// Makes sure that there is room for another backup, and for its name.
+    /// Makes sure that there is room for another backup of a name that has `backups`, and for the name.
     fn check_limits(
         &self,
         name: &ImageName,
-        sets: &[Arc<Backupset>],
-        newborn: bool,
+        backups: usize,
         limits: &GrowthLimits,
     ) -> Result<(), RepositoryError> {
-        let own = sets.iter().filter(|set| set.name == *name);
-        let backups = own.map(|set| set.backups.len() + set.deleted.len()).sum();
         if backups >= limits.backups_per_name {
             let (name, most) = (name.clone(), limits.backups_per_name);
             return Err(RepositoryError::TooManyBackups { name, backups, most });
         }
-        if newborn {
+        // A name that has none may be that of an empty backupset.
+        if backups == 0 {
             let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner).count(&limits.prefix);
             let names = self.repository.count_names(&limits.prefix)? + growing;
             if names >= limits.names {

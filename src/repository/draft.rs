@@ -53,7 +53,7 @@ pub struct BackupDraft {
 #[derive(Debug, Default)]
 pub(super) struct Growing {
     sets: HashSet<BackupsetId>,
-    /// Names that no backupset has yet: the first backup that is committed makes one.
+    /// Names that have no backup yet, or none any longer.
     names: HashSet<ImageName>,
 }
 
@@ -87,14 +87,14 @@ impl Running {
     ///
     /// # Errors
     /// Another backup of it is being made.
-    pub(super) fn grow(&mut self, set: &Backupset, newborn: bool) -> Result<(), RepositoryError> {
+    pub(super) fn grow(&mut self, set: &Backupset, is_first: bool) -> Result<(), RepositoryError> {
         let mut growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        if growing.sets.contains(&set.id) || (newborn && growing.names.contains(&set.name)) {
+        if growing.sets.contains(&set.id) || (is_first && growing.names.contains(&set.name)) {
             return Err(RepositoryError::BackupRunning { name: set.name.clone() });
         }
         growing.sets.insert(set.id);
         self.set = Some(set.id);
-        if newborn {
+        if is_first {
             growing.names.insert(set.name.clone());
             self.name = Some(set.name.clone());
         }

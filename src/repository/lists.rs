@@ -183,10 +183,10 @@ impl Repository {
         Ok((sets.into_iter().map(Arc::new).collect(), problems))
     }
 
-    /// Counts the names that begin with `prefix`.
+    /// Counts the names that begin with `prefix` and have a backup, be it a deleted one that is not collected.
     pub(super) fn count_names(&self, prefix: &str) -> Result<usize, RepositoryError> {
         let count = |sets: &mut dyn Iterator<Item = &Arc<Backupset>>| {
-            sets.map(|set| &set.name).collect::<HashSet<_>>().len()
+            sets.filter(|set| set.records() > 0).map(|set| &set.name).collect::<HashSet<_>>().len()
         };
         if let Some(known) = &self.lists.read().known {
             return Ok(count(&mut known.named(prefix)));

@@ -25,9 +25,10 @@ const RESERVE_TRIES: u32 = 100;
 /// No file of settings is larger than this, in bytes.
 pub(super) const SETTINGS_LIMIT: u64 = 64 << 20;
 
-/// A list of backups that is larger than this takes no new ones, in bytes. The rest is for deletions, which write as much as
-/// there was, and for protections, which add up to 60 bytes to each of some 200.
-pub(super) const NEW_BACKUPS_LIMIT: u64 = SETTINGS_LIMIT / 4 * 3;
+/// A list of backups that is larger than this takes no new ones, in bytes. Each commit reads the list and writes it again while
+/// all other commits wait, so it must stay short: 30,000 backups without tags, or 5,000 with the longest tags. The rest up to
+/// [`SETTINGS_LIMIT`] is for deletions, protections and notes, which must always be possible.
+pub(super) const NEW_BACKUPS_LIMIT: u64 = 8 << 20;
 
 /// What a repository is made with.
 #[derive(Clone, Copy, Debug)]

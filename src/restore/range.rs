@@ -83,6 +83,9 @@ impl RangeReader {
         Ok(Self { manifest, catalog, geometry, range, idle: Mutex::default(), _lease: lease })
     }
 
+    /// How much memory the plan of a window of any range takes at most, in bytes, about.
+    pub const MOST_PLAN_BYTES: u64 = WINDOW as u64 * PLANNED;
+
     /// Returns how much memory the plan of a window of a range takes, in bytes, about.
     pub fn plan_bytes(geometry: Geometry, range: &Range<u64>) -> u64 {
         let segments = segments_of(geometry, range);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::Mutex;
 
 use crate::api::Refusal;
+use crate::manifest::ImageName;
 use crate::repository::{Repository, SharedWriter};
 use crate::service::jobs::Jobs;
 use crate::service::keystone::Keystone;
@@ -58,7 +59,8 @@ impl App {
             (f64::from(limits.requests_per_second), f64::from(limits.failures_per_minute));
         let keystone = settings.keystone.as_ref().map(Keystone::new).transpose()?;
         let repository = writer.repository();
-        let sessions = Sessions::new(Arc::clone(repository.storage()), repository.layout().sessions());
+        let sessions =
+            Sessions::new(Arc::clone(repository.storage()), repository.layout().sessions(), limits);
         sessions.tidy()?;
         Ok(Self {
             sessions,
@@ -90,13 +92,13 @@ impl App {
         &self.tokens
     }
 
-    /// Begins to count what a backup of this caller adds to the project. Blocks.
+    /// Begins to count what a backup of an image adds to this caller's project. Blocks.
     ///
     /// # Errors
     ///
     /// If the project has used up its quota.
-    pub(super) fn allowance(&self, caller: &Caller) -> Result<Allowance, Refused> {
-        self.quotas.begin(self.repository(), &caller.view)
+    pub(super) fn allowance(&self, caller: &Caller, name: &ImageName) -> Result<Allowance, Refused> {
+        self.quotas.begin(self.repository(), &caller.view, name)
     }
 
     /// Held while the file of tokens is read again.

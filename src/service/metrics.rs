@@ -152,7 +152,7 @@ impl Metrics {
             let number = i64::try_from(app.jobs().count(state)).unwrap_or(i64::MAX);
             self.jobs.get_or_create(&Standing { state: Word(state) }).set(number);
         }
-        self.sessions_open.set(i64::try_from(app.sessions().count(None)).unwrap_or(i64::MAX));
+        self.sessions_open.set(i64::try_from(app.sessions().count()).unwrap_or(i64::MAX));
         // While the index is made anew there is nothing to say of it.
         // Nor while the store's thread does not answer: who asks for numbers is not to wait for it.
         let work = |writer: &RepositoryWriter| Ok(writer.store().index_work()?);

@@ -133,7 +133,14 @@ impl From<RepositoryError> for Refused {
                 internal: Some(error.to_string()),
                 ..Self::new(Refusal::Unavailable, STOPPED).retry_after(AGAIN)
             },
-            RepositoryError::ListFull { .. } | RepositoryError::TooManyBackups { .. } => {
+            RepositoryError::ListFull { bytes, .. } => {
+                let why = format!(
+                    "cannot add a backup of this image: its list of backups has {bytes} bytes; remove old ones (forget) and \
+                     collect garbage, or back up under a new name"
+                );
+                Self::new(Refusal::QuotaExceeded, why)
+            }
+            RepositoryError::TooManyBackups { .. } => {
                 let why = "cannot add a backup of this image: it has as many as it may have; remove old ones (forget), and \
                            collect garbage";
                 Self::new(Refusal::QuotaExceeded, why)
@@ -199,6 +206,16 @@ mod tests {
         let (status, again, detail) = refused(full(true));
         assert_eq!((status, again), (507, false));
         assert!(detail.contains("disk is full") && !detail.contains("/srv"), "{detail}");
+    }
+
+    #[test]
+    fn who_has_a_long_list_of_backups_is_told_what_to_do() {
+        let name = ImageName::new("blue:web").unwrap();
+        let path = "/srv/store/set.toml".into();
+        let (status, _, detail) = refused(RepositoryError::ListFull { path, name, bytes: 9 << 20 });
+        assert_eq!(status, 507);
+        assert!(detail.contains("9437184 bytes") && detail.contains("under a new name"), "{detail}");
+        assert!(!detail.contains("/srv"), "{detail}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::task::JoinHandle;
 
 use crate::api::Refusal;
+use crate::restore::RangeReader;
 use crate::segment::SegmentSize;
 use crate::service::limits::Shares;
 use crate::service::{App, Caller, Limits, Refused};
@@ -31,7 +32,9 @@ const ARRIVING: usize = 128 << 20;
 /// Memory for segments that are decoded and stored, in bytes.
 const DECODING: usize = 128 << 20;
 /// Memory for segments that are read, in bytes.
-const READING: usize = 192 << 20;
+const READING: usize = 320 << 20;
+/// How many callers read a disk each at one time, whatever one of them does, as far as the memory is enough for that.
+const READERS: usize = 8;
 /// Manifests that are exported at a time: each may have a temporary file.
 const EXPORTS: usize = 32;
 /// Threads that the owner finds free, whatever callers do.
@@ -65,19 +68,30 @@ pub(super) const fn units(bytes: usize) -> usize {
     bytes.div_ceil(UNIT)
 }
 
+/// Returns the memory that reading a disk takes, in bytes, with `jobs` threads at a time and such a plan: a segment is sent, and
+/// each thread has one as it is stored and one as it was.
+pub(super) fn disk_reader(size: SegmentSize, jobs: usize, plan_bytes: u64) -> usize {
+    (1 + 2 * jobs) * size.bytes() as usize + usize::try_from(plan_bytes).unwrap_or(usize::MAX / 2)
+}
+
 impl Work {
     pub(super) fn new(limits: &Limits, size: SegmentSize) -> Self {
         let segment = size.bytes() as usize;
         let shares = |what, all, kept| Arc::new(Shares::new(what, all, kept, limits.wait()));
         let arriving = ARRIVING.max(6 * segment);
         let reading = READING.max(12 * segment);
+        let reader = disk_reader(size, 1, RangeReader::MOST_PLAN_BYTES);
+        let spare = ((READERS - 1) * units(reader)).min(units(reading).saturating_sub(units(reader)));
         let decoders = (DECODING / (2 * segment)).clamp(2, limits.blocking_threads.max(2));
         Self {
             threads: shares("its threads", limits.blocking_threads, KEPT_THREADS),
             numbers: shares("the threads that count", 2, 1),
             arriving: shares("its memory for uploads", units(arriving), units(2 * segment)),
             decoding: shares("its decoders", decoders, 1),
-            reading: shares("its memory for reading", units(reading), units(3 * segment + (16 << 20))),
+            reading: Arc::new(
+                Shares::new("its memory for reading", units(reading), units(reader), limits.wait())
+                    .sparing(spare),
+            ),
             exports: shares("its files for manifests", EXPORTS, 2),
         }
     }
@@ -174,5 +188,29 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::Geometry;
+
+    #[test]
+    fn slow_readers_of_eight_callers_read_large_disks_whatever_one_of_them_does() {
+        let size = SegmentSize::new(4 << 20).unwrap();
+        let work = Work::new(&Limits::default(), size);
+        let geometry = Geometry::new(16 << 40, size).unwrap();
+        let plan = RangeReader::plan_bytes(geometry, &(0..16 << 40));
+        let reader = |jobs: usize| units(disk_reader(size, jobs, plan));
+        let mut held = vec![work.reading.try_take("greedy", reader(2)).unwrap()];
+        held.extend(std::iter::from_fn(|| work.reading.try_take("greedy", reader(1))));
+        assert!(held.len() >= 4, "{}", held.len());
+        for number in 0..7 {
+            let who = format!("caller {number}");
+            let first = work.reading.try_take(&who, reader(1));
+            held.push(first.unwrap_or_else(|| panic!("{who} gets nothing")));
+            held.extend(std::iter::from_fn(|| work.reading.try_take(&who, reader(1))));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Looking segments up for a job, and claiming those that are new.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::store::catalog::Catalog;
@@ -28,6 +29,7 @@ pub struct NewSegment {
     key: SegmentKey,
     identity: Identity,
     state: Option<Arc<StoreState>>,
+    found_full: FoundFull,
 }
 
 impl NewSegment {
@@ -38,6 +40,10 @@ impl NewSegment {
 
     pub(super) fn identity(&self) -> Identity {
         self.identity
+    }
+
+    pub(super) fn found_full(&self) -> &FoundFull {
+        &self.found_full
     }
 
     /// The writer has it.
@@ -65,9 +71,35 @@ pub struct StoreJob {
     number: u64,
     began: Horizon,
     state: Arc<StoreState>,
+    found_full: FoundFull,
+}
+
+/// Whether a job's own segments found the disk full. They are written by the store's thread, behind the job's back, so the
+/// job is told by a failure that all others are told as well. Outlives the job and its store.
+#[derive(Clone, Debug, Default)]
+pub struct FoundFull(Arc<AtomicBool>);
+
+impl FoundFull {
+    /// Says whether they did.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl StoreJob {
+    /// Returns what says whether its segments found the disk full.
+    pub fn found_full(&self) -> FoundFull {
+        self.found_full.clone()
+    }
+
     /// Says whether what the index says of a segment cannot change while this job runs: a backup counts it, or it
     /// was stored since the job began.
     fn is_safe(&self, entry: &SegmentEntry) -> bool {
@@ -111,7 +143,7 @@ impl SegmentStore {
     /// can have found.
     pub fn begin_job(&self) -> StoreJob {
         let (number, began) = self.state.pending.begin_job();
-        StoreJob { number, began, state: Arc::clone(&self.state) }
+        StoreJob { number, began, state: Arc::clone(&self.state), found_full: FoundFull::default() }
     }
 
     /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append. What was found
@@ -161,7 +193,8 @@ impl SegmentStore {
             Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
             Claimed::New(twin) => {
                 let key = SegmentKey { hash, twin };
-                Ok(Claim::New(NewSegment { key, identity, state: Some(Arc::clone(&self.state)) }))
+                let state = Some(Arc::clone(&self.state));
+                Ok(Claim::New(NewSegment { key, identity, state, found_full: job.found_full() }))
             }
             Claimed::Full => {
                 let key = SegmentKey { hash, twin: Twin(u16::MAX) };

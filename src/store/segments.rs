@@ -17,7 +17,7 @@ use crate::store::index_watch::Calls;
 use crate::store::names::Names;
 use crate::store::pack::{DeadSegment, PackFolder, PackNumber, RecordBuffer, SegmentMeta};
 use crate::store::pending::{Horizon, Pending};
-use crate::store::writer::{Closed, Command, Moved, StoreWriter};
+use crate::store::writer::{Closed, Command, Moved, Origin, StoreWriter};
 use crate::store::{NewSegment, StoreError};
 
 /// The room of one buffer, in bytes, and how many small ones share it at most.
@@ -208,7 +208,7 @@ impl SegmentStore {
             plain_length: segment.identity().plain_length,
             codec,
         };
-        self.send(Command::Append { meta, buffer, from: None })?;
+        self.send(Command::Append { meta, buffer, origin: Origin::Job(segment.found_full().clone()) })?;
         segment.stored();
         self.state.check()
     }
@@ -221,7 +221,7 @@ impl SegmentStore {
         buffer: RecordBuffer,
         from: Moved,
     ) -> Result<(), StoreError> {
-        self.send(Command::Append { meta, buffer, from: Some(from) })?;
+        self.send(Command::Append { meta, buffer, origin: Origin::Moved(from) })?;
         self.state.check()
     }
 

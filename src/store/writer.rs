@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use crate::segment::Fingerprint;
 use crate::storage::{Storage, StorageError};
 use crate::store::StoreError;
+use crate::store::claim::FoundFull;
 use crate::store::entry::{Candidate, Change, FreedPlace, SegmentEntry};
 use crate::store::index::{IndexWork, IndexWriter};
 use crate::store::pack::{
@@ -56,7 +57,7 @@ pub(super) enum Command {
     Append {
         meta: SegmentMeta,
         buffer: RecordBuffer,
-        from: Option<Moved>,
+        origin: Origin,
     },
     Flush(Reply<()>),
     Seal(Reply<()>),
@@ -69,6 +70,15 @@ pub(super) enum Command {
     Apply(Vec<Change>, Reply<()>),
     Generation(u64, Reply<()>),
     Close(Reply<Closed>),
+}
+
+/// Why a segment is appended.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// It is new, and of this job.
+    Job(FoundFull),
+    /// It is a copy.
+    Moved(Moved),
 }
 
 /// Where a copy of a segment comes from.
@@ -88,6 +98,8 @@ struct OpenPack {
     unflushed: VecDeque<(Appended, Option<Moved>)>,
     /// Where the last sync, finished or not, ends.
     sync_begun: u64,
+    /// Whose segments were appended since the last flush.
+    jobs: Vec<FoundFull>,
     /// How many of `unflushed`, from the first on, are known to be durable.
     durable: usize,
     /// How many of `unflushed` the sync that is running covers, and where its result comes from.
@@ -97,7 +109,15 @@ struct OpenPack {
 impl OpenPack {
     fn new(writer: PackWriter) -> Self {
         let sync_begun = writer.size();
-        Self { writer, dead: 0, unflushed: VecDeque::new(), durable: 0, sync_begun, syncing: None }
+        Self {
+            writer,
+            dead: 0,
+            unflushed: VecDeque::new(),
+            jobs: Vec::new(),
+            durable: 0,
+            sync_begun,
+            syncing: None,
+        }
     }
 
     /// Says whether `times` the amount was appended at which a sync begins by itself.
@@ -131,6 +151,8 @@ pub(super) struct StoreWriter {
     recycle: Sender<RecordBuffer>,
     pack: Option<OpenPack>,
     next_pack: PackNumber,
+    /// Whose segment is being written.
+    writes_for: Option<FoundFull>,
 }
 
 impl StoreWriter {
@@ -153,16 +175,16 @@ impl StoreWriter {
                 })?),
             };
         state.pending.set_open_pack(next_pack);
-        Ok(Self { storage, folders, index, state, recycle, pack: None, next_pack })
+        Ok(Self { storage, folders, index, state, recycle, pack: None, next_pack, writes_for: None })
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Command>) {
         while let Ok(command) = inbox.recv() {
             self.state.step();
             match command {
-                Command::Append { meta, mut buffer, from } => {
+                Command::Append { meta, mut buffer, origin } => {
                     // The failure is kept and told to the next who asks.
-                    let _ = self.attempt(|writer| writer.append(meta, &mut buffer, from));
+                    let _ = self.attempt(|writer| writer.append(meta, &mut buffer, origin));
                     let _ = self.recycle.send(buffer);
                 }
                 Command::Flush(reply) => {
@@ -246,6 +268,7 @@ impl StoreWriter {
         operation(self).inspect_err(|error| {
             let poison =
                 Poison { reason: error.to_string(), full: error.is_full(), index: error.distrusts_index() };
+            self.blame(error);
             self.state.poison(poison);
             if let Some(pack) = self.pack.take()
                 && let Err(error) = pack.writer.cut_unsynced(now())
@@ -253,6 +276,19 @@ impl StoreWriter {
                 tracing::warn!(%error, "the pack could not be cut at its last mark");
             }
         })
+    }
+
+    /// Takes down whose segments found the disk full: the one that was being written, or, if a sync did, all that it was for.
+    fn blame(&mut self, error: &StoreError) {
+        let one = self.writes_for.take();
+        if !error.is_full() {
+            return;
+        }
+        match (&one, &self.pack) {
+            (Some(job), _) => job.set(),
+            (None, Some(pack)) => pack.jobs.iter().for_each(FoundFull::set),
+            (None, None) => {}
+        }
     }
 
     /// Returns the pack to append to; makes it if there is none.
@@ -273,11 +309,21 @@ impl StoreWriter {
         &mut self,
         meta: SegmentMeta,
         buffer: &mut RecordBuffer,
-        from: Option<Moved>,
+        origin: Origin,
     ) -> Result<(), StoreError> {
+        let (from, job) = match origin {
+            Origin::Job(job) => (None, Some(job)),
+            Origin::Moved(from) => (Some(from), None),
+        };
+        self.writes_for.clone_from(&job);
         let pack = self.pack()?;
         let time = from.map_or_else(now, |from| from.time);
         pack.unflushed.push_back((pack.writer.append(meta, buffer, time)?, from));
+        if let Some(job) = job.filter(|job| !pack.jobs.iter().any(|other| other.is_same(job))) {
+            pack.jobs.push(job);
+        }
+        self.writes_for = None;
+        let Some(pack) = &mut self.pack else { return Ok(()) };
         if pack.writer.is_full() {
             self.flush()?;
             return self.seal();
@@ -335,6 +381,7 @@ impl StoreWriter {
         pack.writer.sync(now())?;
         pack.sync_begun = pack.writer.size();
         pack.durable = pack.unflushed.len();
+        pack.jobs.clear();
         self.enter()
     }
 

@@ -256,6 +256,33 @@ fn a_long_list_takes_no_new_backup_and_everything_that_shortens_it_works() {
 }
 
 #[test]
+fn a_list_of_ten_thousand_backups_is_short_enough_and_one_of_as_many_with_long_tags_is_not() {
+    let world = World::new();
+    world.back_up("web", false).unwrap();
+    let mut set = world.set("web");
+    let first = set.backups[0].clone();
+    let mut has_room = |change: &dyn Fn(&mut BackupRecord)| {
+        set.backups = (0..10_000)
+            .map(|number| {
+                let mut record = BackupRecord { incremental: Incremental(number), ..first.clone() };
+                change(&mut record);
+                record
+            })
+            .collect();
+        set.next_incremental = 10_000;
+        set.write(&OsStorage, world.repository().layout()).unwrap();
+        set.has_room(&OsStorage, world.repository().layout())
+    };
+    has_room(&|record| record.tags = vec!["nightly".to_owned()]).unwrap();
+    let long = |record: &mut BackupRecord| {
+        record.tags = vec!["x".repeat(64); 16];
+        record.note = Some("x".repeat(256));
+    };
+    let error = has_room(&long).unwrap_err();
+    assert!(matches!(error, RepositoryError::ListFull { .. }), "{error}");
+}
+
+#[test]
 fn what_says_that_several_backups_exist_is_not_written_beyond_what_is_read() {
     let world = World::new();
     world.back_up("web", false).unwrap();

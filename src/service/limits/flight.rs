@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::api::Refusal;
 use crate::service::Refused;
 
-/// Requests that are under way.
+/// Requests, or sessions, that are under way.
 #[derive(Debug)]
 pub(in crate::service) struct Flight {
     most: usize,
@@ -21,7 +21,16 @@ struct Now {
     of_each: HashMap<String, usize>,
 }
 
-/// A request under way, until this is dropped.
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::service) enum Full {
+    /// Everybody together has all places.
+    All,
+    /// The caller has as many as one may have now.
+    Own(usize),
+}
+
+/// A place that is taken, until this is dropped.
 #[derive(Debug)]
 pub(in crate::service) struct Pass {
     flight: Arc<Flight>,
@@ -33,25 +42,40 @@ impl Flight {
         Self { most, most_of_one, now: Mutex::default() }
     }
 
-    /// Lets a request begin. A caller may have as many under way as places are free, and `most_of_one` at most: however many callers
-    /// there are, the next one finds a place.
+    /// Lets a request begin.
     ///
     /// # Errors
     ///
     /// If `who` has too many under way (429), or everybody together (503).
     pub(in crate::service) fn begin(self: &Arc<Self>, who: &str) -> Result<Pass, Refused> {
+        self.enter(who).map_err(|full| match full {
+            Full::All => Refused::new(Refusal::Unavailable, "too many requests are under way").retry_after(1),
+            Full::Own(most) => {
+                let why = format!("{most} requests at a time are taken of one caller now");
+                Refused::new(Refusal::TooMany, why).retry_after(1)
+            }
+        })
+    }
+
+    /// Takes a place. A caller may have as many as are free, and `most_of_one` at most: several callers who take all they may
+    /// leave places to the next ones.
+    pub(in crate::service) fn enter(self: &Arc<Self>, who: &str) -> Result<Pass, Full> {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         if now.all >= self.most {
-            return Err(Refused::new(Refusal::Unavailable, "too many requests are under way").retry_after(1));
+            return Err(Full::All);
         }
         let most = self.most_of_one.min((self.most - now.all).max(1));
         if now.of_each.get(who).is_some_and(|under_way| *under_way >= most) {
-            let why = format!("{most} requests at a time are taken of one caller now");
-            return Err(Refused::new(Refusal::TooMany, why).retry_after(1));
+            return Err(Full::Own(most));
         }
         now.all += 1;
         *now.of_each.entry(who.to_owned()).or_default() += 1;
         Ok(Pass { flight: Arc::clone(self), who: who.to_owned() })
+    }
+
+    /// Returns how many places a caller has.
+    pub(in crate::service) fn held(&self, who: &str) -> usize {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).of_each.get(who).copied().unwrap_or_default()
     }
 }
 

@@ -16,7 +16,7 @@ mod steady;
 
 pub(super) use address::Address;
 pub(super) use descriptors::raise_descriptors;
-pub(super) use flight::{Flight, Pass};
+pub(super) use flight::{Flight, Full, Pass};
 pub(super) use held::Held;
 pub(super) use patience::{PatientBody, is_too_slow};
 pub(super) use quota::{Allowance, Quotas};

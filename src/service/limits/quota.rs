@@ -5,24 +5,26 @@
 //! have stored, and what dedup and compression save is the operator's. Two neighbouring manifests are compared once, and the
 //! result is kept, so that what is to be done for a new backup is one comparison.
 //!
-//! A backup that is being taken reserves what it adds. Is it given up, its segments lie in the packs until they are
-//! collected: what it had reserved counts so long.
+//! The length of each manifest counts as well, so a backup of an unchanged disk is not free.
+//!
+//! A backup that is being taken reserves what it adds. If it is given up, its segments lie in the packs until they are
+//! collected, and count until then. The next backup of the image uses them again: what it names of them does not count once
+//! more ([`account`]).
+
+mod account;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::{Project, Refusal, View};
-use crate::manifest::ManifestReader;
+use crate::manifest::{ImageName, ManifestReader};
 use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
-use crate::segment::{Fingerprint, SegmentIndex};
+use crate::segment::SegmentIndex;
+use crate::service::limits::quota::account::{Account, Added, Pair};
 use crate::service::{QuotaSettings, Refused};
-
-/// What was given up within this counts as given up at one time.
-const SAME_TIME: Duration = Duration::from_mins(10);
-
-/// Two neighbours of a backupset: the later one, and the one before it if there is one.
-type Pair = (Option<Fingerprint>, Fingerprint);
 
 /// What projects may keep, and what they do.
 #[derive(Debug)]
@@ -31,36 +33,21 @@ pub(in crate::service) struct Quotas {
     accounts: Mutex<HashMap<Project, Account>>,
 }
 
-/// One project's. There are only those of projects with a quota that have asked.
-#[derive(Debug, Default)]
-struct Account {
-    /// What each backup adds to the one before it.
-    added: HashMap<Pair, u64>,
-    /// The bytes of its backups.
-    used: u64,
-    /// How many backups have been added to `used`.
-    commits: u64,
-    reserved: u64,
-    given_up: Vec<(Instant, u64)>,
-}
-
-impl Account {
-    fn all(&self) -> u64 {
-        let given_up = self
-            .given_up
-            .iter()
-            .map(|(_, bytes)| bytes)
-            .fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-        self.used.saturating_add(self.reserved).saturating_add(given_up)
-    }
-}
-
-/// What a backup under way may still add. Dropped without [`Allowance::commit`], what it took counts until it is collected.
+/// What a backup under way may still add. Dropped without [`Allowance::commit`], what was sent counts until it is collected.
 #[derive(Debug)]
 pub(in crate::service) struct Allowance {
     /// Nothing if there is no limit.
-    bound: Option<(Arc<Quotas>, Project, u64)>,
-    taken: u64,
+    bound: Option<Bound>,
+    added: Added,
+}
+
+#[derive(Debug)]
+struct Bound {
+    quotas: Arc<Quotas>,
+    project: Project,
+    name: ImageName,
+    /// In bytes.
+    limit: u64,
 }
 
 impl Quotas {
@@ -106,83 +93,103 @@ impl Quotas {
         Ok(account.used)
     }
 
-    /// Begins to count a backup of whoever has this view. Blocks.
+    /// Begins to count a backup of an image, of whoever has this view. Blocks.
     ///
     /// # Errors
     ///
-    /// If the project has used up what it may keep, or if that cannot be counted.
+    /// If the project has used up what it may keep without what this image's backup had sent when it was cut off, or if that
+    /// cannot be counted.
     pub(in crate::service) fn begin(
         self: &Arc<Self>,
         repository: &Repository,
         view: &View,
+        name: &ImageName,
     ) -> Result<Allowance, Refused> {
         let limited = view.project().and_then(|project| Some((project.clone(), self.limit(project)?)));
-        let Some((project, limit)) = limited else { return Ok(Allowance { bound: None, taken: 0 }) };
+        let Some((project, limit)) = limited else {
+            return Ok(Allowance { bound: None, added: Added::default() });
+        };
         self.used(repository, &project)?;
-        let mut allowance = Allowance { bound: Some((Arc::clone(self), project, limit)), taken: 0 };
-        allowance.take(0)?;
-        Ok(allowance)
+        let others = self.accounts().entry(project.clone()).or_default().without(name);
+        if others >= limit {
+            return Err(exceeded(others, limit));
+        }
+        let bound = Bound { quotas: Arc::clone(self), project, name: name.clone(), limit };
+        Ok(Allowance { bound: Some(bound), added: Added::default() })
     }
 
     /// To be told when garbage has been collected that was garbage for at least `kept`.
     pub(in crate::service) fn collected(&self, kept: Duration) {
         let now = Instant::now();
         for account in self.accounts().values_mut() {
-            account.given_up.retain(|(when, _)| now.saturating_duration_since(*when) < kept);
-        }
-    }
-
-    fn end(&self, project: &Project, taken: u64, is_committed: bool) {
-        let mut accounts = self.accounts();
-        let account = accounts.entry(project.clone()).or_default();
-        account.reserved = account.reserved.saturating_sub(taken);
-        let now = Instant::now();
-        if is_committed {
-            account.used = account.used.saturating_add(taken);
-            account.commits += 1;
-        } else if taken > 0 {
-            match account.given_up.last_mut() {
-                Some((when, bytes)) if now.saturating_duration_since(*when) < SAME_TIME => {
-                    *bytes = bytes.saturating_add(taken);
-                }
-                _ => account.given_up.push((now, taken)),
-            }
+            account.collected(now, kept);
         }
     }
 }
 
+fn exceeded(all: u64, limit: u64) -> Refused {
+    let why = format!("the project would have {all} bytes, and {limit} is what it may have");
+    Refused::new(Refusal::QuotaExceeded, why)
+}
+
 impl Allowance {
-    /// Takes some of it: the plain bytes of segments that differ from what the backup before has at their places.
+    /// Takes some of it: the plain bytes of segments that were sent.
     ///
     /// # Errors
     ///
     /// If the project would have more than it may (507). Nothing was taken then.
-    pub(in crate::service) fn take(&mut self, bytes: u64) -> Result<(), Refused> {
-        let Some((quotas, project, limit)) = &self.bound else { return Ok(()) };
+    pub(in crate::service) fn sent(&mut self, bytes: u64) -> Result<(), Refused> {
+        self.add(Added { sent: bytes, ..Added::default() })
+    }
+
+    /// Takes some of it: the plain bytes of segments that are named and that the backup before does not have at their places.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sent`].
+    pub(in crate::service) fn named(&mut self, bytes: u64) -> Result<(), Refused> {
+        self.add(Added { named: bytes, ..Added::default() })
+    }
+
+    /// Takes what the complete manifest has in bytes. Told again, it is taken once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sent`].
+    pub(in crate::service) fn manifest(&mut self, bytes: u64) -> Result<(), Refused> {
+        self.add(Added { manifest: bytes.saturating_sub(self.added.manifest), ..Added::default() })
+    }
+
+    fn add(&mut self, more: Added) -> Result<(), Refused> {
+        let Some(Bound { quotas, project, name, limit }) = &self.bound else { return Ok(()) };
         let mut accounts = quotas.accounts();
         let account = accounts.entry(project.clone()).or_default();
-        let all = account.all().saturating_add(bytes);
-        if all > *limit || (bytes == 0 && all >= *limit) {
-            let why = format!("the project would have {all} bytes, and {limit} is what it may have");
-            return Err(Refused::new(Refusal::QuotaExceeded, why));
+        let before = account.all();
+        account.add(name, more);
+        let all = account.all();
+        // What counts already is never refused.
+        if all > before && all > *limit {
+            account.remove(name, more);
+            return Err(exceeded(all, *limit));
         }
-        account.reserved = account.reserved.saturating_add(bytes);
-        self.taken = self.taken.saturating_add(bytes);
+        self.added.sent = self.added.sent.saturating_add(more.sent);
+        self.added.named = self.added.named.saturating_add(more.named);
+        self.added.manifest = self.added.manifest.saturating_add(more.manifest);
         Ok(())
     }
 
     /// Ends it: the backup is there.
     pub(in crate::service) fn commit(mut self) {
-        if let Some((quotas, project, _)) = self.bound.take() {
-            quotas.end(&project, self.taken, true);
+        if let Some(Bound { quotas, project, name, .. }) = self.bound.take() {
+            quotas.accounts().entry(project).or_default().commit(&name, self.added);
         }
     }
 }
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        if let Some((quotas, project, _)) = self.bound.take() {
-            quotas.end(&project, self.taken, false);
+        if let Some(Bound { quotas, project, name, .. }) = self.bound.take() {
+            quotas.accounts().entry(project).or_default().give_up(&name, self.added);
         }
     }
 }
@@ -209,7 +216,8 @@ fn count(
     }
 }
 
-/// Returns the plain bytes of the segments of a backup that the one before it does not have at their places.
+/// Returns the plain bytes of the segments of a backup that the one before it does not have at their places, and the length
+/// of its manifest.
 fn compare(
     repository: &Repository,
     set: &Backupset,
@@ -225,113 +233,11 @@ fn compare(
     let before = before.map(open).transpose()?;
     let geometry = this.info().geometry;
     let mut cursor = before.as_ref().map(|before| before.cursor(SegmentIndex(0)));
-    let mut bytes = 0;
+    let mut bytes = this.file_size();
     for (place, segment) in this.segments() {
         let stays =
             cursor.as_mut().and_then(|cursor| cursor.at(place)).is_some_and(|it| it.key == segment.key);
         bytes += if stays { 0 } else { u64::from(geometry.length(place)) };
     }
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    use crate::backup::{BackupOptions, back_up};
-    use crate::codec::CompressionSetting;
-    use crate::image::RawImage;
-    use crate::manifest::{ImageName, Incremental};
-    use crate::progress::Silent;
-    use crate::repository::{Deletion, InitOptions, OpenOptions, RepositoryWriter, SharedWriter};
-    use crate::segment::SegmentSize;
-
-    fn quotas(limit: u64) -> Arc<Quotas> {
-        let projects = [("blue".parse().unwrap(), limit)].into();
-        Arc::new(Quotas::new(QuotaSettings { default: None, projects }))
-    }
-
-    fn empty() -> (tempfile::TempDir, Repository) {
-        let folder = tempfile::tempdir().unwrap();
-        let repository = Repository::init(&folder.path().join("store"), &InitOptions::default()).unwrap();
-        (folder, repository)
-    }
-
-    fn blue() -> View {
-        View::of("blue".parse().unwrap())
-    }
-
-    #[test]
-    fn two_backups_at_once_share_what_is_left_and_one_that_is_given_up_counts_until_it_is_collected() {
-        let (_folder, repository) = empty();
-        let quotas = quotas(1000);
-        let mut first = quotas.begin(&repository, &blue()).unwrap();
-        let mut second = quotas.begin(&repository, &blue()).unwrap();
-        first.take(600).unwrap();
-        assert_eq!(second.take(401).unwrap_err().refusal(), Refusal::QuotaExceeded);
-        second.take(400).unwrap();
-        assert!(quotas.begin(&repository, &blue()).is_err(), "there is nothing left");
-        drop(second);
-        assert!(first.take(1).is_err(), "what was sent lies there all the same");
-        quotas.collected(Duration::from_mins(1));
-        assert!(first.take(1).is_err(), "it was kept for its next run");
-        quotas.collected(Duration::ZERO);
-        first.take(400).unwrap();
-        first.commit();
-        assert_eq!(quotas.accounts()[&"blue".parse().unwrap()].used, 1000);
-    }
-
-    const SEGMENT: u64 = 64 << 10;
-
-    fn store(writer: &SharedWriter, disk: &Path, name: &str, segments: &[u8]) -> Deletion {
-        let bytes: Vec<u8> = segments.iter().flat_map(|byte| vec![*byte; 64 << 10]).collect();
-        std::fs::write(disk, bytes).unwrap();
-        let (name, options) =
-            (ImageName::new(name).unwrap(), BackupOptions::new(CompressionSetting::default(), 1));
-        let stored =
-            back_up(writer, &name, &RawImage::open(disk).unwrap(), &options, &Silent).unwrap().backup;
-        Deletion { backupset: stored.backupset, incremental: stored.incremental }
-    }
-
-    #[test]
-    fn a_project_uses_what_its_backups_say_whatever_others_have_stored() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, disk) = (folder.path().join("store"), folder.path().join("disk"));
-        let segment_size = SegmentSize::new(SEGMENT).unwrap();
-        Repository::init(&path, &InitOptions { segment_size, ..InitOptions::default() }).unwrap();
-        let writer =
-            SharedWriter::new(RepositoryWriter::open(&path, &OpenOptions::default(), &Silent).unwrap());
-        let quotas = quotas(1 << 40);
-        let used = || quotas.used(writer.repository(), &"blue".parse().unwrap()).unwrap() / SEGMENT;
-        store(&writer, &disk, "red:db", &[1, 2, 3, 4]);
-        store(&writer, &disk, "db", &[5, 6]);
-        assert_eq!(used(), 0, "others' are others'");
-        // Zeros are not stored; one segment at two places is two.
-        store(&writer, &disk, "blue:web", &[1, 2, 0, 2]);
-        assert_eq!(used(), 3);
-        store(&writer, &disk, "blue:web", &[1, 2, 0, 2]);
-        assert_eq!(used(), 3, "what stays counts once");
-        let third = store(&writer, &disk, "blue:web", &[1, 3, 0, 0, 4]);
-        assert_eq!(used(), 5);
-        store(&writer, &disk, "blue:web", &[1, 2, 0, 2]);
-        assert_eq!(used(), 7, "back again is new again");
-        store(&writer, &disk, "blue:other", &[1]);
-        assert_eq!(used(), 8, "another disk is counted for itself");
-        assert_eq!(third.incremental, Incremental(2));
-        let changed = writer.run_job(&Silent, |_| false, |writer| writer.delete(third));
-        changed.map_err(|error: RepositoryError| error).unwrap();
-        assert_eq!(used(), 4, "its neighbours are the same, and have become one stay");
-        writer.close().unwrap();
-    }
-
-    #[test]
-    fn who_has_no_quota_takes_what_they_like() {
-        let (_folder, repository) = empty();
-        let quotas = quotas(10);
-        for view in [View::everything(), View::of("red".parse().unwrap())] {
-            quotas.begin(&repository, &view).unwrap().take(u64::MAX).unwrap();
-        }
-        assert!(quotas.accounts().is_empty());
-    }
 }

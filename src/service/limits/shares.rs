@@ -5,6 +5,9 @@
 //! share their packet memory by this rule: Choudhury and Hahne, "Dynamic queue length thresholds", 1998.) A caller who holds
 //! nothing may take the last free units.
 //!
+//! Where few units are many to one request, some can be spared for callers who hold nothing: a quarter of a quarter is soon too little
+//! for one.
+//!
 //! Some units are kept for the repository's owner. So the owner's requests do not stand in the line of the others: they are looked at
 //! first, and one that has to wait keeps nobody waiting.
 //!
@@ -45,6 +48,8 @@ pub(in crate::service) struct Shares {
     all: usize,
     /// Further units, for the repository's owner alone.
     kept: usize,
+    /// What stays free for callers who hold nothing.
+    spare: usize,
     patience: Duration,
     now: Mutex<Now>,
 }
@@ -78,7 +83,12 @@ type Grants = Vec<(oneshot::Sender<Share>, Share)>;
 impl Shares {
     /// Shares out `all` units, and `kept` more for the owner alone. A request waits for `patience` at most.
     pub(in crate::service) fn new(what: &'static str, all: usize, kept: usize, patience: Duration) -> Self {
-        Self { what, all, kept, patience, now: Mutex::default() }
+        Self { what, all, kept, spare: 0, patience, now: Mutex::default() }
+    }
+
+    /// Leaves `spare` units free for callers who hold nothing: whoever holds some takes no more of the others.
+    pub(in crate::service) fn sparing(self, spare: usize) -> Self {
+        Self { spare, ..self }
     }
 
     /// Returns how many units callers hold.
@@ -128,7 +138,9 @@ impl Shares {
         let all = if is_owner(who) { self.all + self.kept } else { self.all };
         let held = now.held(who);
         let free = all.checked_sub(now.taken).and_then(|free| free.checked_sub(units));
-        free.is_some_and(|free| held == 0 || held + units <= free.saturating_mul(TIMES_FREE))
+        free.is_some_and(|free| {
+            held == 0 || free >= self.spare && held + units <= free.saturating_mul(TIMES_FREE)
+        })
     }
 
     fn grant(self: &Arc<Self>, now: &mut Now, who: &str, units: usize) -> Share {

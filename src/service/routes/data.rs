@@ -18,7 +18,7 @@ use crate::restore::{RangePart, RangeReader, RangeWindow, RestoreError};
 use crate::service::extract::Path;
 use crate::service::limits::Held;
 use crate::service::routes::backups::selector;
-use crate::service::work::{Running, units};
+use crate::service::work::{Running, disk_reader, units};
 use crate::service::{App, Caller, Refused, pump};
 
 /// Up to this size of a segment, two threads fetch for a disk that is read alone.
@@ -248,9 +248,7 @@ async fn body(
     let (segment, plan) = (geometry.segment_size().bytes(), RangeReader::plan_bytes(geometry, &range));
     let reading = &app.work().reading;
     let jobs = if segment <= TWO_THREADS && reading.taken() == 0 { 2 } else { 1 };
-    // A segment is sent, and each thread has one as it is stored and one as it was.
-    let bytes = (1 + 2 * jobs) * segment as usize + usize::try_from(plan).unwrap_or(usize::MAX / 2);
-    let memory = reading.take(&caller.who, units(bytes)).await?;
+    let memory = reading.take(&caller.who, units(disk_reader(geometry.segment_size(), jobs, plan))).await?;
     let open = move |app: &Arc<App>, _: &Caller| {
         RangeReader::open(app.repository(), manifest, range).map(Arc::new).map_err(refused)
     };

@@ -26,12 +26,13 @@ use crate::codec::CompressionSetting;
 use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
 use crate::progress::Silent;
 use crate::repository::{GrowthLimits, RepositoryError, RepositoryWriter};
+use crate::service::limits::{Flight, Pass, Shares};
 use crate::service::sessions::known::Known;
 use crate::service::sessions::owned::OwnedSets;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::sessions::session::Session;
-use crate::service::sessions::way::make_way;
-use crate::service::{App, Caller, Refused};
+use crate::service::sessions::way::{make_way, take_place};
+use crate::service::{App, Caller, Limits, Refused};
 use crate::storage::{Storage, StorageError};
 
 /// The longest word that a client may choose for its backup, in bytes.
@@ -50,12 +51,27 @@ pub(super) struct Sessions {
     tidied: Mutex<Option<Instant>>,
     owned: OwnedSets,
     decoders: Decoders,
+    places: Arc<Flight>,
+    /// Memory for what was sent in sessions.
+    room: Arc<Shares>,
 }
 
 impl Sessions {
-    pub(super) fn new(storage: Arc<dyn Storage>, folder: PathBuf) -> Self {
-        let (owned, decoders) = (OwnedSets::default(), Decoders::default());
-        Self { open: Mutex::default(), storage, folder, tidied: Mutex::default(), owned, decoders }
+    pub(super) fn new(storage: Arc<dyn Storage>, folder: PathBuf, limits: &Limits) -> Self {
+        Self {
+            open: Mutex::default(),
+            storage,
+            folder,
+            tidied: Mutex::default(),
+            owned: OwnedSets::default(),
+            decoders: Decoders::default(),
+            places: Arc::new(Flight::new(limits.sessions, limits.sessions_each)),
+            room: Arc::new(Shares::new("its memory of what was sent", known::SHARES, 0, Duration::ZERO)),
+        }
+    }
+
+    fn places(&self) -> &Arc<Flight> {
+        &self.places
     }
 
     /// Removes the files of sessions that nobody will go on from any longer, if it is time to.
@@ -87,11 +103,9 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many are open, of a caller or of all.
-    pub(super) fn count(&self, of: Option<&Caller>) -> usize {
-        let open = self.open();
-        let own = |session: &&Arc<Session>| of.is_none_or(|caller| session.belongs_to(caller));
-        open.values().filter(own).filter(|session| !session.is_over()).count()
+    /// Returns how many are open.
+    pub(super) fn count(&self) -> usize {
+        self.open().values().filter(|session| !session.is_over()).count()
     }
 
     /// Returns what is told of a caller's sessions.
@@ -139,16 +153,8 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
         return Err(invalid(format!("a client's word has 1 to {LONGEST_WORD} visible ASCII characters")));
     }
     let name = caller.view.full(&new.name)?;
-    let sessions = app.sessions();
-    let limits = &app.settings().limits;
     make_way(app, caller, &name, new)?;
-    if sessions.count(None) >= limits.sessions || sessions.count(Some(caller)) >= limits.sessions_each {
-        let detail = format!(
-            "it takes {} backups at once, {} of one caller, and as many are being sent",
-            limits.sessions, limits.sessions_each
-        );
-        return Err(Refused::new(Refusal::TooMany, detail).retry_after(30));
-    }
+    let place = take_place(app, caller)?;
     let options = BackupOptions {
         format: SourceFormat { format, recognised: new.recognised, looks_like },
         in_use,
@@ -156,7 +162,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     };
     app.count_session(caller)?;
     // What does not begin costs nothing: a client asks again while another session of the image is open.
-    let begun = begin_counted(app, caller, (&name, new), (&tags, &options));
+    let begun = begin_counted(app, caller, (&name, new, place), (&tags, &options));
     begun.inspect_err(|_| app.uncount_session(caller))
 }
 
@@ -164,13 +170,13 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
 fn begin_counted(
     app: &App,
     caller: &Caller,
-    (name, new): (&ImageName, &NewSession),
+    (name, new, place): (&ImageName, &NewSession, Pass),
     (tags, options): (&Tags, &BackupOptions),
 ) -> Result<SessionState, Refused> {
     let limits = &app.settings().limits;
     let sessions = app.sessions();
     let invalid = |what: String| Refused::new(Refusal::Invalid, what);
-    let allowance = app.allowance(caller)?;
+    let allowance = app.allowance(caller, name)?;
     // Of the owner, who comes by the socket, no more is asked than of local commands.
     let growth = caller.view.project().map(|_| GrowthLimits {
         backups_per_name: limits.backups_per_name,
@@ -196,7 +202,8 @@ fn begin_counted(
     })?;
     let id = uuid::Uuid::new_v4();
     let owned = sessions.owned.of(app.repository(), &caller.view, &caller.view.sets(app.repository())?.0);
-    let known = Known::new(owned, name, &sessions.storage, &sessions.folder);
+    let files = (&sessions.storage, sessions.folder.as_path());
+    let known = Known::new(owned, name, files, (&sessions.room, &caller.who));
     let info = draft.info();
     let state = SessionState {
         session: id.to_string(),
@@ -212,7 +219,7 @@ fn begin_counted(
         silence_seconds: limits.silence_seconds,
     };
     let client = new.client.clone();
-    sessions.add(Session::new(caller, (draft, manifest), known, allowance, state.clone(), client));
+    sessions.add(Session::new(caller, (draft, manifest), (known, place), allowance, state.clone(), client));
     Ok(state)
 }
 
@@ -251,7 +258,8 @@ pub(super) fn lacking(app: &App, session: &Session, questions: &[Question]) -> R
 /// Takes segments in.
 pub(super) fn receive(app: &App, session: &Session, segments: &[Received]) -> Result<(), Refused> {
     let job = |writer: &RepositoryWriter| session.receive(writer, &app.sessions().decoders, segments);
-    let stored = app.writer().run_job(&Silent, |_| false, job).map_err(RepositoryOrRefused::of_sender)?;
+    let stored = app.writer().run_job(&Silent, |_| false, job);
+    let stored = stored.map_err(|error| error.of_sender(&session.found_full))?;
     let received = segments.len() as u64;
     app.metrics().segments_received.inc_by(received);
     app.metrics().segments_stored.inc_by(stored);
@@ -282,5 +290,6 @@ pub(super) fn commit(
         },
         |writer| session.commit(writer, parts),
     );
-    Ok(committed.map(|(committed, _)| committed).map_err(RepositoryOrRefused::of_sender)?)
+    let committed = committed.map_err(|error| error.of_sender(&session.found_full))?;
+    Ok(committed.0)
 }

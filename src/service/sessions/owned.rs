@@ -1,18 +1,22 @@
 //! The segments that a project's newest backups hold, shared by all of its sessions.
 //!
 //! A set is 6 MB at most. Sessions that begin while the project's newest backups stay the same share one; its memory is free
-//! when the last of them is committed or given up. All sets together have a bound: if it is reached, a session uses the set
-//! that an earlier session of its project has, or none, and its client sends again what the set does not name.
+//! when the last of them is committed or given up. All sets together have a bound, and a project has a share of it: a third of
+//! what stays free ([`TIMES_LESS`]). So however many projects there are, the next one has a set, if a smaller one. Where that
+//! would be smaller than the set that an earlier session of the project has, a session uses the earlier one. A client sends again
+//! what the set does not name.
 //!
 //! A project whose newest backups change has two sets at most, of the sessions before and after. Further sessions use the later
 //! one until one of the two is free: no project takes the memory of others by committing and beginning again and again.
+//!
+//! Manifests without a segment are opened once: a project may have many images that are empty, and sessions begin often.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::api::{Project, View};
-use crate::repository::{Backupset, Repository};
+use crate::repository::{BackupRecord, Backupset, Repository};
 use crate::segment::{Fingerprint, SegmentKey};
 
 /// How many segments of a project's backups are known at most, of the newest backup of each image: 6 MB. A client sends the
@@ -20,35 +24,58 @@ use crate::segment::{Fingerprint, SegmentKey};
 const MOST_OWNED: usize = 1 << 18;
 /// How many there are in all sets together: 46 MB.
 const MOST_ALIVE: usize = 1 << 21;
+/// How many times what a project has stays free when it has taken more.
+const TIMES_LESS: usize = 3;
+/// How many manifests are remembered that have no segment: 1 MB.
+const MOST_EMPTY: usize = 1 << 14;
 /// How many projects are looked up before those without a session are forgotten.
 const MOST_PROJECTS: usize = 1024;
+
+/// Room for so many segments, until this is dropped.
+#[derive(Debug, Default)]
+struct Room {
+    segments: usize,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Room {
+    /// Gives back what is not needed.
+    fn shrink(&mut self, segments: usize) {
+        let back = self.segments.saturating_sub(segments);
+        self.alive.fetch_sub(back, Ordering::AcqRel);
+        self.segments -= back;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(self.segments, Ordering::AcqRel);
+    }
+}
 
 /// The segments that a project's newest backups held when it was made.
 #[derive(Debug, Default)]
 pub(super) struct Owned {
     /// Sorted.
     keys: Vec<SegmentKey>,
-    alive: Arc<AtomicUsize>,
+    /// Whether there was no room for more.
+    is_cut: bool,
+    _room: Room,
 }
 
 impl Owned {
-    fn new(mut keys: Vec<SegmentKey>, alive: &Arc<AtomicUsize>) -> Self {
+    fn new(mut keys: Vec<SegmentKey>, mut room: Room) -> Self {
+        let is_cut = room.segments < MOST_OWNED && keys.len() >= room.segments;
         keys.sort_unstable();
         keys.dedup();
         keys.shrink_to_fit();
-        alive.fetch_add(keys.len(), Ordering::AcqRel);
-        Self { keys, alive: Arc::clone(alive) }
+        room.shrink(keys.len());
+        Self { keys, is_cut, _room: room }
     }
 
     /// Says whether the project holds a segment.
     pub(super) fn holds(&self, key: &SegmentKey) -> bool {
         self.keys.binary_search(key).is_ok()
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.alive.fetch_sub(self.keys.len(), Ordering::AcqRel);
     }
 }
 
@@ -66,6 +93,12 @@ impl Newest {
     fn is_alive(&self) -> bool {
         self.owned.strong_count() > 0 || self.before.strong_count() > 0
     }
+
+    /// Returns how many segments the project's sets have.
+    fn held(&self) -> usize {
+        let sets = [self.owned.upgrade(), self.before.upgrade()];
+        sets.iter().flatten().map(|owned| owned.keys.len()).sum()
+    }
 }
 
 /// The sets of all projects that have sessions.
@@ -73,20 +106,49 @@ impl Newest {
 pub(super) struct OwnedSets {
     alive: Arc<AtomicUsize>,
     projects: Mutex<HashMap<Option<Project>, Arc<Mutex<Newest>>>>,
+    /// The BLAKE3 of manifests that have no segment.
+    empty: Mutex<HashSet<Fingerprint>>,
+    /// How many manifests were opened.
+    #[cfg(test)]
+    pub(super) opened: AtomicUsize,
 }
 
 impl OwnedSets {
-    /// Returns how many segments all sets have together.
-    pub(super) fn alive(&self) -> usize {
-        self.alive.load(Ordering::Acquire)
-    }
-
     fn project(&self, view: &View) -> Arc<Mutex<Newest>> {
         let mut projects = self.projects.lock().unwrap_or_else(PoisonError::into_inner);
         if projects.len() >= MOST_PROJECTS {
             projects.retain(|_, newest| Arc::strong_count(newest) > 1 || is_alive(newest));
         }
         Arc::clone(projects.entry(view.project().cloned()).or_default())
+    }
+
+    /// Takes room for another set of a project whose sets have so many segments. It is never more than there is, even for sets
+    /// that are made at one moment.
+    fn room(&self, held: usize) -> Room {
+        let share = |alive: usize| {
+            let free = MOST_ALIVE.saturating_sub(alive);
+            MOST_OWNED.min(free.saturating_sub(TIMES_LESS * held) / (TIMES_LESS + 1))
+        };
+        let take = |alive| Some(alive + share(alive));
+        let before = self.alive.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or(MOST_ALIVE);
+        Room { segments: share(before), alive: Arc::clone(&self.alive) }
+    }
+
+    fn empty(&self) -> MutexGuard<'_, HashSet<Fingerprint>> {
+        self.empty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether a backup is known to have no segment.
+    fn is_empty(&self, backup: &BackupRecord) -> bool {
+        backup.segments == 0 || self.empty().contains(&backup.manifest)
+    }
+
+    fn remember_empty(&self, backup: &BackupRecord) {
+        let mut empty = self.empty();
+        if empty.len() >= MOST_EMPTY {
+            empty.clear();
+        }
+        empty.insert(backup.manifest);
     }
 
     /// Returns the segments that the newest of these backups hold. Images whose manifests cannot be read are left out.
@@ -97,21 +159,26 @@ impl OwnedSets {
         let project = self.project(view);
         // Held over I/O: sessions of one project that begin at once wait for one set instead of making one each.
         let mut latest = project.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = self.alive() + MOST_OWNED > MOST_ALIVE;
+        let room = self.room(latest.held());
         if let Some(owned) = latest.owned.upgrade()
-            && (latest.manifests == manifests || is_full || latest.before.strong_count() > 0)
+            && (latest.manifests == manifests && !owned.is_cut
+                || room.segments <= owned.keys.len()
+                || latest.before.strong_count() > 0)
         {
             return owned;
         }
-        if is_full {
-            return Arc::default();
-        }
-        let keys = first_keys(newest(), MOST_OWNED, |(set, backup), room| {
+        let full = newest().filter(|(_, backup)| !self.is_empty(backup));
+        let keys = first_keys(full, room.segments, |(set, backup), room| {
+            #[cfg(test)]
+            self.opened.fetch_add(1, Ordering::AcqRel);
             let manifest = repository.manifest(set, backup).ok()?;
             manifest.verify().ok()?;
+            if manifest.present() == 0 {
+                self.remember_empty(backup);
+            }
             Some(manifest.segments().take(room).map(|(_, segment)| segment.key).collect())
         });
-        let owned = Arc::new(Owned::new(keys, &self.alive));
+        let owned = Arc::new(Owned::new(keys, room));
         if latest.owned.strong_count() > 0 {
             latest.before = std::mem::take(&mut latest.owned);
         }
@@ -144,15 +211,16 @@ fn first_keys<T>(
 
 #[cfg(test)]
 impl OwnedSets {
-    /// Takes all the room there is, until it is dropped.
-    pub(super) fn fill(&self) -> Owned {
-        let keys = (0..u32::try_from(MOST_ALIVE).unwrap_or(0)).map(|number| {
-            let mut hash = [0; 20];
-            hash[..4].copy_from_slice(&number.to_be_bytes());
-            let hash = crate::segment::SegmentHash::from_bytes(hash);
-            SegmentKey { hash, twin: crate::segment::Twin(0) }
-        });
-        Owned::new(keys.collect(), &self.alive)
+    /// Returns how many segments all sets have together.
+    pub(super) fn alive(&self) -> usize {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Takes all the room but for `free` segments, until it is dropped.
+    pub(super) fn fill(&self, free: usize) -> impl Drop + use<> {
+        let segments = MOST_ALIVE - free - self.alive();
+        self.alive.fetch_add(segments, Ordering::AcqRel);
+        Room { segments, alive: Arc::clone(&self.alive) }
     }
 }
 
@@ -160,7 +228,7 @@ impl OwnedSets {
 impl Owned {
     /// Makes a set of its own.
     pub(super) fn of(keys: &[SegmentKey]) -> Arc<Self> {
-        Arc::new(Self::new(keys.to_vec(), &Arc::default()))
+        Arc::new(Self::new(keys.to_vec(), Room::default()))
     }
 }
 
@@ -182,5 +250,23 @@ mod tests {
         });
         assert_eq!(keys, [key(0), key(0), key(0), key(2), key(2)]);
         assert_eq!(reads.get(), 3);
+    }
+
+    #[test]
+    fn projects_that_have_all_they_may_leave_room_to_the_next_one() {
+        let sets = OwnedSets::default();
+        let mut held = Vec::new();
+        for project in 0..20 {
+            let (mut all, least) = (0, if project < 3 { MOST_OWNED } else { 1 << 11 });
+            for _ in 0..10 {
+                let room = sets.room(all);
+                all += room.segments;
+                held.push(room);
+            }
+            assert!(all >= least, "project {project} has {all}");
+            assert!(sets.alive() <= MOST_ALIVE);
+        }
+        drop(held);
+        assert_eq!(sets.alive(), 0);
     }
 }

@@ -9,7 +9,7 @@ use crate::error::ErrorKind;
 use crate::repository::{JobError, RepositoryError};
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, SegmentSize, is_zero};
 use crate::service::Refused;
-use crate::store::{Claim, SegmentStore, StoreError, StoreJob};
+use crate::store::{Claim, FoundFull, SegmentStore, StoreError, StoreJob};
 
 /// A segment as it came.
 #[derive(Debug)]
@@ -81,12 +81,14 @@ pub(super) enum RepositoryOrRefused {
 }
 
 impl RepositoryOrRefused {
-    /// Returns what a request is told that sends data, or commits what was sent. It is written behind the request's back, so
-    /// this may be the request that filled the disk: asked again and again, it would fill it again and again.
-    pub(super) fn of_sender(self) -> Self {
+    /// Returns what the client of a backup is told. Segments are written behind the requests' backs: if it was this backup's
+    /// that `found_full` the disk, it ends. Asked again and again, it would fill the disk again and again. If it was another's, it
+    /// is to ask again.
+    pub(super) fn of_sender(self, found_full: &FoundFull) -> Self {
         match self {
-            Self::Repository(RepositoryError::Full { path, reason, .. }) => {
-                Self::Repository(RepositoryError::Full { path, reason, found: true })
+            Self::Repository(RepositoryError::Full { path, reason, found }) => {
+                let found = found || found_full.is_set();
+                Self::Repository(RepositoryError::Full { path, reason, found })
             }
             other => other,
         }

@@ -10,11 +10,11 @@ use crate::api::{Committed, Refusal, SessionState, View};
 use crate::manifest::{BaseIndex, ImageName, ManifestError, ManifestWriter, SegmentRef};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey};
-use crate::service::limits::Allowance;
+use crate::service::limits::{Allowance, Pass};
 use crate::service::sessions::known::Known;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
 use crate::service::{Caller, Refused};
-use crate::store::Claim;
+use crate::store::{Claim, FoundFull};
 
 /// How many segments of the parent are told at once.
 pub(in crate::service) const MOST_PARENT_SEGMENTS: u32 = 1 << 13;
@@ -30,7 +30,10 @@ pub(in crate::service) struct Session {
     /// session.
     work: RwLock<Option<Work>>,
     manifest: Mutex<Growing>,
-    budget: Mutex<Budget>,
+    /// Whether what it sent found the disk full.
+    pub(super) found_full: FoundFull,
+    /// What its project may still keep. Nothing once the backup is committed, or was given up.
+    allowance: Mutex<Option<Allowance>>,
     begun: Instant,
     seen: Mutex<Instant>,
     /// The word that the client has chosen for its backup.
@@ -47,29 +50,8 @@ pub(in crate::service) struct Session {
 struct Work {
     draft: BackupDraft,
     known: Known,
-}
-
-/// What the backup takes of what its project may keep: the plain bytes of what was sent, or of what was named that is not
-/// the parent's, whichever is more.
-#[derive(Debug)]
-struct Budget {
-    /// Nothing once the backup is committed.
-    allowance: Option<Allowance>,
-    sent: u64,
-    named: u64,
-    taken: u64,
-}
-
-impl Budget {
-    fn take(&mut self, sent: u64, named: u64) -> std::result::Result<(), Refused> {
-        let (sent, named) = (self.sent.saturating_add(sent), self.named.saturating_add(named));
-        let more = sent.max(named).saturating_sub(self.taken);
-        if let Some(allowance) = self.allowance.as_mut().filter(|_| more > 0) {
-            allowance.take(more)?;
-        }
-        (self.sent, self.named, self.taken) = (sent, named, self.taken + more);
-        Ok(())
-    }
+    /// Its place among the sessions that are open.
+    _place: Pass,
 }
 
 /// The manifest as far as it has come.
@@ -97,7 +79,7 @@ impl Session {
     pub(super) fn new(
         caller: &Caller,
         (draft, manifest): (BackupDraft, ManifestWriter),
-        known: Known,
+        (known, place): (Known, Pass),
         allowance: Allowance,
         state: SessionState,
         client: Option<String>,
@@ -105,10 +87,11 @@ impl Session {
         Self {
             id: state.session.clone(),
             name: draft.info().name.clone(),
+            found_full: draft.job().found_full(),
             view: caller.view.clone(),
             who: caller.who.clone(),
-            work: RwLock::new(Some(Work { draft, known })),
-            budget: Mutex::new(Budget { allowance: Some(allowance), sent: 0, named: 0, taken: 0 }),
+            work: RwLock::new(Some(Work { draft, known, _place: place })),
+            allowance: Mutex::new(Some(allowance)),
             manifest: Mutex::new(Growing { writer: Some(manifest), parts: 0, committed: None }),
             begun: Instant::now(),
             seen: Mutex::new(Instant::now()),
@@ -167,6 +150,12 @@ impl Session {
         let work = self.work.read().unwrap_or_else(PoisonError::into_inner);
         match work.as_ref().filter(|work| writer.store().began(work.draft.job())) {
             Some(work) => job(work),
+            // The store may have been opened again before its client is told that it has filled the disk.
+            None if self.found_full.is_set() => {
+                let path = writer.repository().layout().root().to_owned();
+                let reason = "the backup's segments found it full".to_owned();
+                Err(RepositoryError::Full { path, reason, found: true }.into())
+            }
             None => gone(),
         }
     }
@@ -206,8 +195,8 @@ impl Session {
         })
     }
 
-    fn budget(&self) -> MutexGuard<'_, Budget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    fn allowance(&self) -> MutexGuard<'_, Option<Allowance>> {
+        self.allowance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes segments in: verifies them and stores those that are lacking. Returns how many that were.
@@ -217,8 +206,13 @@ impl Session {
         decoders: &Decoders,
         segments: &[Received],
     ) -> Result<u64> {
-        self.with_draft(writer, |Work { draft, known }| {
-            self.budget().take(segments.iter().map(|it| u64::from(it.head.plain_length)).sum(), 0)?;
+        self.with_draft(writer, |Work { draft, known, .. }| {
+            // What was sent before is in the packs: a client that goes on after a break may send it once more.
+            let new = segments.iter().filter(|it| !known.was_sent(&it.head.key));
+            let bytes = new.map(|it| u64::from(it.head.plain_length)).sum();
+            if let Some(allowance) = self.allowance().as_mut() {
+                allowance.sent(bytes)?;
+            }
             let size = draft.info().geometry.segment_size();
             let stored = decoders.store(writer.store(), draft.job(), segments, size)?;
             let keys: Vec<_> = stored.iter().map(|(key, _)| *key).collect();
@@ -242,7 +236,9 @@ impl Session {
             // Everything is looked up before anything is written: a refused part leaves no trace.
             let resolved = work.resolve(writer, entries)?;
             let named = resolved.iter().map(|part| part.named(draft.info().geometry)).sum();
-            self.budget().take(0, named)?;
+            if let Some(allowance) = self.allowance().as_mut() {
+                allowance.named(named)?;
+            }
             let Some(target) = manifest.writer.as_mut() else { return gone() };
             if let Err(error) = resolved.into_iter().try_for_each(|part| part.write(draft, target)) {
                 manifest.writer = None;
@@ -269,12 +265,17 @@ impl Session {
             return refuse(Refusal::Conflict, "not all parts of the manifest have come");
         }
         self.with_draft(writer, |_| Ok(()))?;
+        if let (Some(allowance), Some(target)) = (self.allowance().as_mut(), &manifest.writer) {
+            allowance.manifest(target.size_at_most())?;
+        }
         let taken = self.take_work();
         self.over.store(true, Ordering::Release);
-        let (Some(Work { draft, known }), Some(target)) = (taken, manifest.writer.take()) else {
+        let (Some(Work { draft, known, _place: place }), Some(target)) = (taken, manifest.writer.take())
+        else {
             return gone();
         };
         let backup = writer.commit(draft, target)?;
+        drop(place);
         let shown = self.view.shown(&self.name).unwrap_or_default();
         let committed = Committed {
             backup: format!("{shown}@{}", backup.incremental),
@@ -283,7 +284,7 @@ impl Session {
             timestamp: backup.timestamp.to_string(),
         };
         manifest.committed = Some(committed.clone());
-        if let Some(allowance) = self.budget().allowance.take() {
+        if let Some(allowance) = self.allowance().take() {
             allowance.commit();
         }
         known.forget();
@@ -294,8 +295,22 @@ impl Session {
     pub(super) fn give_up(&self) {
         let mut manifest = self.manifest();
         self.over.store(true, Ordering::Release);
+        self.end(&mut manifest);
+    }
+
+    /// Gives the backup up, unless it is being committed, or a part of its manifest is being written. Says whether it was given up.
+    pub(super) fn try_give_up(&self) -> bool {
+        let Ok(mut manifest) = self.manifest.try_lock() else { return false };
+        if self.over.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.end(&mut manifest);
+        true
+    }
+
+    fn end(&self, manifest: &mut Growing) {
         manifest.writer = None;
-        self.budget().allowance = None;
+        *self.allowance() = None;
         drop(self.take_work());
     }
 }

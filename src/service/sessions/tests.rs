@@ -1,5 +1,6 @@
 //! Sessions, without HTTP around them.
 
+mod accounts;
 mod growth;
 
 use std::path::Path;
@@ -291,7 +292,7 @@ fn after_a_crash_what_was_sent_is_gone_on_from_by_the_same_image_alone() {
     assert_eq!(lacks, [[false; 6].as_slice(), &[true; 2]].concat());
     give_up(world.app(), &again);
     give_up(world.app(), &other);
-    assert_eq!(world.app().sessions().count(None), 0);
+    assert_eq!(world.app().sessions().count(), 0);
     assert_eq!(world.send(&blue, "web", &disk), 2);
     assert_eq!(world.restore(&blue, "web@0"), disk.concat());
 }

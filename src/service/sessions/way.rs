@@ -1,14 +1,22 @@
-//! Which of two clients that back up one image goes on.
+//! Which of two clients that back up one image goes on, and who gets a place when all are taken.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::{NewSession, Refusal, sign_of_life};
 use crate::manifest::ImageName;
+use crate::service::limits::{Full, Pass};
 use crate::service::sessions::give_up;
-use crate::service::{App, Caller, Refused};
+use crate::service::sessions::session::Session;
+use crate::service::{App, Caller, Limits, Refused};
 
 /// How many signs of life a client may miss before its session yields to another of the same image.
 const MAY_MISS: u32 = 3;
+/// How often a place is taken that became free; others may be faster.
+const TRIES: usize = 8;
+/// The number of seconds after which a client asks again for a place.
+const AGAIN: u32 = 30;
 
 /// Gives up the sessions of the same image whose clients are gone, or have begun again.
 ///
@@ -57,6 +65,50 @@ pub(super) fn make_way(
         give_up(app, session);
     }
     Ok(())
+}
+
+/// Takes a place for a session of a caller.
+///
+/// [`Flight`](crate::service::limits::Flight) leaves places to callers who come late, but callers who keep what they have can hold
+/// all of them in the end. So a caller who has no session always gets one while another has several: of whoever has the most
+/// sessions, the one ends of which nothing was heard for longest. Its client goes on in a new session when its caller may have
+/// another one, and is told to wait until then. It does not take a place back: that is only for those who have none.
+///
+/// # Errors
+///
+/// If there is no place (429); the answer says when to ask again.
+pub(super) fn take_place(app: &App, caller: &Caller) -> Result<Pass, Refused> {
+    let places = app.sessions().places();
+    for _ in 0..TRIES {
+        match places.enter(&caller.who) {
+            Ok(place) => return Ok(place),
+            Err(Full::All) if places.held(&caller.who) == 0 && free_a_place(app) => {}
+            Err(_) => break,
+        }
+    }
+    let Limits { sessions, sessions_each, .. } = app.settings().limits;
+    let detail = format!(
+        "it takes {sessions} backups at once, of one caller {sessions_each} at most and never more than places are free: wait \
+         until one ends"
+    );
+    Err(Refused::new(Refusal::TooMany, detail).retry_after(AGAIN))
+}
+
+/// Ends a session of the caller who has the most, if somebody has more than one. Says whether one has ended.
+fn free_a_place(app: &App) -> bool {
+    let mut of_each: HashMap<String, Vec<Arc<Session>>> = HashMap::new();
+    for session in app.sessions().open().values().filter(|session| !session.is_over()) {
+        of_each.entry(session.origin().0.to_owned()).or_default().push(Arc::clone(session));
+    }
+    let most = of_each.into_values().filter(|sessions| sessions.len() > 1).max_by_key(Vec::len);
+    let mut sessions = most.unwrap_or_default();
+    sessions.sort_by_key(|session| std::cmp::Reverse(session.silence()));
+    let ended = sessions.into_iter().find(|session| session.try_give_up());
+    if let Some(session) = &ended {
+        session.log("a session ends: its caller has the most, and another caller has none");
+        app.sessions().open().remove(&session.id);
+    }
+    ended.is_some()
 }
 
 /// Returns a span of time as a person says it.

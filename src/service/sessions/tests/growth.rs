@@ -137,7 +137,7 @@ fn all_sets_together_have_a_bound_and_a_session_without_one_sends_everything() {
     world.send(&blue, "web", &[segment(1)]);
     let first = world.begin(&blue, "a", 1);
     world.send(&blue, "web", &[segment(2)]);
-    let full = world.app().sessions().owned.fill();
+    let full = world.app().sessions().owned.fill(0);
     // The set of an earlier session is used as long as there is one.
     let second = world.begin(&blue, "b", 1);
     let named = |session: &Session, number| extend(world.app(), session, 0, &[entry(0, &segment(number))]);
