@@ -181,7 +181,7 @@ fn reading_goes_on_while_nothing_can_be_written() {
     back(&shared, "web", &disk, &told).unwrap_err();
 }
 
-/// Lets the disk be full once while a check reads data, and has the repository looked after.
+/// Fills the disk once while a check reads data, then lets the repository be reopened.
 struct FullMeanwhile<'a> {
     shared: &'a SharedWriter,
     told: &'a Told,

@@ -99,8 +99,8 @@ pub fn check(
 /// damaged copies of segments are put into quarantine, so that the next backup stores them anew, and an index that
 /// says what is not so is made anew.
 ///
-/// Backups and garbage collection wait while the index is compared, not while data is read. Reading data is no job: it needs
-/// no index, so a repository that has to be opened again meanwhile does not wait for it.
+/// Backups and garbage collection wait while the check compares the index, not while it reads data. Reading data needs no
+/// index and does not hold the repository open: reopening it after a failed write does not wait for a long check.
 ///
 /// # Errors
 /// The repository cannot be read at all, or a repair failed.

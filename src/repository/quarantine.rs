@@ -27,7 +27,7 @@ impl RepositoryWriter {
     /// Puts damaged copies into quarantine. When this returns, that is durable.
     ///
     /// Each is read once more before anything is done to it: a disk may not have given for a while what it has. Returns
-    /// those that are whole; they are left alone. What a collection has taken since is passed over.
+    /// those that are whole; they are left alone. Copies that gc has freed meanwhile are ignored.
     pub fn quarantine(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
         if damaged.is_empty() {
             return Ok(Vec::new());
@@ -68,7 +68,7 @@ impl RepositoryWriter {
         Ok(whole)
     }
 
-    /// Returns the copies that no collection has taken.
+    /// Returns the copies that gc has not freed meanwhile.
     fn still_there(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
         let at = |copy: &DamagedCopy| (copy.place.place, copy.place.key);
         let named: HashSet<_> = damaged.iter().map(at).collect();

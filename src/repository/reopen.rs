@@ -1,7 +1,7 @@
-//! How a repository that has stopped writing is opened again, in a process that stays.
+//! How a long-running process reopens a repository that has stopped writing.
 //!
-//! Whoever reopens tries to take `open` for writing and never queues for it: jobs that only read go on meanwhile. Nor does it
-//! let a store that has stopped go before it knows that the repository can be written to: what only reads needs no more.
+//! The thread that reopens polls `open` and never queues for it, so jobs that only read continue. It keeps the stopped store
+//! until it knows that the repository is writable: until then, reads need that store.
 
 use std::path::PathBuf;
 use std::sync::{RwLockWriteGuard, TryLockError};
@@ -13,25 +13,25 @@ use crate::repository::job::SharedWriter;
 use crate::repository::open::LockedRepository;
 use crate::repository::{RepositoryError, RepositoryWriter};
 
-/// For how long whoever reopens waits for the jobs on the old store to end.
+/// How long the thread that reopens waits for the jobs on the old store to end.
 const JOBS_END: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between two tries to reopen lies at least this, ten times what the last one took, and, unless the repository stayed open
-/// for long, twice what lay before that.
+/// The shortest wait between two attempts to reopen. The wait is at least ten times as long as the last attempt took, and
+/// doubles while the repository does not stay healthy.
 pub(super) const LEAST_WAIT: Duration = Duration::from_secs(1);
 const MOST_WAIT: Duration = Duration::from_mins(1);
-/// The same after an opening that failed: it may have read everything to make an index.
+/// The longest wait after a failed opening, which may have read all packs to rebuild the index.
 const MOST_WAIT_UNOPENED: Duration = Duration::from_mins(10);
 /// How long a repository is open before it counts as healthy.
 const HEALTHY: Duration = Duration::from_mins(1);
 
-/// What is behind the lock that jobs hold.
+/// The state behind the lock that jobs hold.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) held: Held,
     /// How often the store was replaced.
     pub(super) replaced: u64,
-    /// Why the index is to be made anew, while that has not succeeded.
+    /// Why the index must be rebuilt. Set until a rebuild succeeds.
     pub(super) rebuild: Option<String>,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Held {
     Open(Box<RepositoryWriter>),
     /// With why.
     Closed(LockedRepository, Why),
-    /// Only while it is being changed, or after a panic in that.
+    /// While a thread changes the state, and after a panic of that thread.
     Nothing,
 }
 
@@ -73,16 +73,16 @@ fn lost() -> RepositoryError {
     RepositoryError::Poisoned { reason: "it could not be opened again".to_owned() }
 }
 
-/// What came of a try to reopen.
+/// The outcome of an attempt to reopen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Open,
-    /// It cannot be written to, or jobs go on: it was left as it is.
+    /// The repository is not writable, or jobs still run: the old store stays.
     Left,
     Unopened,
 }
 
-/// When it may be tried to reopen the repository.
+/// When the repository may be reopened.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
     last: Option<Instant>,
@@ -90,7 +90,7 @@ pub(super) struct Tries {
 }
 
 impl Tries {
-    /// Says whether the next one is due.
+    /// Says whether the next attempt is due.
     fn is_due(&mut self, now: Instant, least: Duration) -> bool {
         let Some(before) = self.last else { return true };
         let since = now.saturating_duration_since(before);
@@ -100,7 +100,7 @@ impl Tries {
         since >= self.wait.max(least)
     }
 
-    /// Notes what came of one.
+    /// Records an attempt.
     fn note(&mut self, now: Instant, took: Duration, outcome: Outcome) {
         let (factor, most) = match outcome {
             Outcome::Open => (2, MOST_WAIT),
@@ -113,13 +113,13 @@ impl Tries {
 }
 
 impl SharedWriter {
-    /// Says whether the repository has stopped writing, and nobody is changing that.
+    /// Says whether the repository has stopped writing and no other thread is reopening it.
     fn has_stopped(&self) -> bool {
         matches!(self.try_with(RepositoryWriter::check), Err(error) if !is_busy(&error))
     }
 
-    /// Opens the repository again if it has stopped writing, unless it was tried so shortly ago, or somebody else is about
-    /// to. Whoever uses it next is told if it could not be opened.
+    /// Reopens the repository if it has stopped writing, unless the last attempt was too recent or another thread is at it.
+    /// The next job gets the error if the repository could not be opened.
     pub(super) fn reopen(&self, least: Duration, progress: &dyn Progress) {
         let Some(service) = &self.service else { return };
         if !self.has_stopped() {
@@ -137,7 +137,7 @@ impl SharedWriter {
             tries.note(Instant::now(), Duration::ZERO, Outcome::Left);
             return;
         };
-        // Somebody may have replaced the index while this waited.
+        // Another thread may have replaced the index while this one waited.
         if open.held.writer().is_ok_and(|writer| writer.check().is_ok()) {
             return;
         }
@@ -169,7 +169,7 @@ impl SharedWriter {
         }
     }
 
-    /// Says whether nothing can be done with the repository any longer: opening it again panicked, and its lock is gone.
+    /// Says whether this process can no longer use the repository: an attempt to reopen it panicked, and its lock is gone.
     pub fn is_lost(&self) -> bool {
         let open = match self.open.try_read() {
             Ok(open) => open,
@@ -205,8 +205,8 @@ impl Open {
         }
     }
 
-    /// Opens the repository again, with a new index if there is a reason to make one. A store that is there stays, for what
-    /// only reads, while the repository cannot be written to.
+    /// Reopens the repository, and rebuilds the index if `rebuild` gives a reason. While the repository is not writable, the
+    /// old store stays for reads.
     pub(super) fn again(
         &mut self,
         rebuild: Option<&str>,
@@ -261,7 +261,7 @@ mod tests {
         std::thread::scope(|scope| {
             let job = shared.open.read().unwrap();
             job.held.writer().unwrap().store.poison("a test", false, true);
-            // Whoever finds `tries` taken, as here below, gives up.
+            // A thread that finds `tries` locked, as the loop below locks it, gives up.
             scope.spawn(|| {
                 while shared.readiness().is_err() {
                     shared.look_after(&Silent).unwrap();
@@ -294,7 +294,7 @@ mod tests {
             let opening = scope.spawn(|| {
                 let mut open = shared.open.write().unwrap();
                 open.stop().unwrap();
-                panic!("as the opening may");
+                panic!("a bug while opening");
             });
             opening.join().is_err()
         });
@@ -316,12 +316,12 @@ mod tests {
             at += tries.wait;
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        // It was healthy for long.
+        // The repository was healthy for a long time.
         at += HEALTHY + Duration::from_secs(1);
         assert!(tries.is_due(begun + at, LEAST_WAIT));
         tries.note(begun + at, Duration::from_mins(2), Outcome::Unopened);
         assert_eq!(tries.wait, MOST_WAIT_UNOPENED);
-        // Jobs that do not end, or a disk that stays full, do not make it slower.
+        // Jobs that do not end, or a disk that stays full, do not lengthen the wait.
         let mut tries = Tries::default();
         (0..9).for_each(|_| tries.note(begun, Duration::ZERO, Outcome::Left));
         assert_eq!(tries.wait, LEAST_WAIT);
