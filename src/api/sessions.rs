@@ -5,6 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::View;
+use crate::manifest::{BackupsetId, ImageName, Incremental};
+
 /// A backup that a client is about to send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -83,4 +86,21 @@ pub struct Committed {
     /// When it was begun.
     #[schema(format = DateTime)]
     pub timestamp: String,
+}
+
+impl Committed {
+    /// Tells of a backup of an image as this view has it.
+    pub fn of(
+        view: &View,
+        name: &ImageName,
+        (backupset, incremental): (BackupsetId, Incremental),
+        timestamp: jiff::Timestamp,
+    ) -> Self {
+        Self {
+            backup: format!("{}@{incremental}", view.shown(name).unwrap_or_default()),
+            backupset: backupset.to_string(),
+            incremental: incremental.0,
+            timestamp: timestamp.to_string(),
+        }
+    }
 }

@@ -116,18 +116,17 @@ impl SharedWriter {
         job(open.held.writer()?)
     }
 
-    /// Says, without waiting for anything, whether changes are taken: the folder and the index are there, and no write has
-    /// failed.
+    /// Says, without waiting for anything, whether changes are taken: the index is there, and no write has failed.
     ///
     /// # Errors
     ///
     /// With why they are not.
     pub fn readiness(&self) -> Result<(), RepositoryError> {
-        self.home()?;
         self.try_with(RepositoryWriter::check)
     }
 
-    /// Says whether the folder is where it was opened. Without [`Self::staying`] it is.
+    /// Says whether the folder is where it was opened. Without [`Self::staying`] it is. Blocks if the server of its filesystem is
+    /// away.
     ///
     /// # Errors
     /// [`RepositoryError::Moved`].

@@ -12,6 +12,7 @@ use crate::repository::{Repository, SharedWriter};
 use crate::service::jobs::Jobs;
 use crate::service::keystone::Keystone;
 use crate::service::limits::{Address, Allowance, Flight, Quotas, Rates};
+use crate::service::look::{Question, Seen};
 use crate::service::metrics::Metrics;
 use crate::service::pulse::Pulse;
 use crate::service::sessions::Sessions;
@@ -50,6 +51,7 @@ pub struct App {
     metrics: Metrics,
     jobs: Jobs,
     pulse: Arc<Pulse>,
+    looks: Question<Option<Seen>>,
 }
 
 impl App {
@@ -67,6 +69,7 @@ impl App {
             metrics: Metrics::new(),
             jobs: Jobs::default(),
             pulse: Arc::default(),
+            looks: Question::default(),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(TokenFile::of(writer.repository())),
@@ -188,6 +191,11 @@ impl App {
     /// Returns the threads and the memory that requests share.
     pub(super) fn work(&self) -> &Work {
         &self.work
+    }
+
+    /// Returns how it is looked at the folder and the tokens.
+    pub(super) fn looks(&self) -> &Question<Option<Seen>> {
+        &self.looks
     }
 
     /// Returns what is known of the store's thread.

@@ -93,10 +93,11 @@ async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         return refused.retry_after(5).into_response();
     }
     // What is missing in another folder is not missing in the repository: nobody is told that a token or a backup is unknown.
+    let came = Instant::now();
     if request.uri().path().starts_with("/v1/")
-        && let Err(error) = app.writer().home()
+        && let Err(refused) = app.at_home(came).await
     {
-        return Refused::from(error).into_response();
+        return refused.into_response();
     }
     let (address, seat) = match request.extensions().get::<Origin>() {
         Some(Origin::Network(peer, seat)) => (Address::from(peer.ip()), Arc::clone(seat)),
@@ -110,7 +111,7 @@ async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         None => return next.run(request).await,
     };
     let busy = seat.begin();
-    let (who, pass) = match let_in(app, &mut request, address).await {
+    let (who, pass) = match let_in(app, &mut request, address, came).await {
         Ok(let_in) => let_in,
         Err(refused) => return with(Who(format!("address:{address}")), refused.into_response()),
     };
@@ -131,8 +132,9 @@ async fn let_in(
     app: &Arc<App>,
     request: &mut Request,
     address: Address,
+    came: Instant,
 ) -> Result<(Who, Option<Pass>), Refused> {
-    let caller = identify(app, request.headers(), address).await?;
+    let caller = identify(app, request.headers(), address, came).await?;
     let who = caller.as_ref().map_or_else(|| format!("address:{address}"), |caller| caller.who.clone());
     let is_probe = PROBES.contains(&request.uri().path());
     let pass = if is_probe { None } else { Some(app.flight().begin(&who)?) };

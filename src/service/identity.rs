@@ -68,7 +68,7 @@ fn can_be_keystones(text: &str) -> bool {
     (1..=LONGEST).contains(&text.len()) && text.bytes().all(is_possible)
 }
 
-/// Returns who asks, if they say so.
+/// Returns who asks, if they say so. Their request came at `came`.
 ///
 /// # Errors
 ///
@@ -77,6 +77,7 @@ pub(super) async fn identify(
     app: &Arc<App>,
     headers: &HeaderMap,
     address: Address,
+    came: Instant,
 ) -> Result<Option<Caller>, Refused> {
     let credential = match credential(headers) {
         Ok(credential) => credential,
@@ -91,7 +92,7 @@ pub(super) async fn identify(
             return Ok(None);
         }
         Some(Credential::Token(token)) => {
-            let judged = of_token(app, &token).await?;
+            let judged = of_token(app, &token, came).await?;
             // Its id is no secret.
             judged
                 .inspect_err(|why| tracing::info!(%address, token = %token.id(), %why, "a token was refused"))
@@ -105,7 +106,7 @@ pub(super) async fn identify(
     };
     let Some(caller) = caller else {
         // The tokens may have gone with the repository's folder.
-        app.writer().home()?;
+        app.at_home(Instant::now()).await?;
         let refused = Refused::new(Refusal::Unauthorized, "the token is not known, or its time is over");
         return Err(failure(app, address, refused));
     };
@@ -166,8 +167,12 @@ async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<
     }
 }
 
-async fn of_token(app: &Arc<App>, shown: &TokenText) -> Result<Result<Caller, WrongToken>, Refused> {
-    let tokens = match app.tokens().current() {
+async fn of_token(
+    app: &Arc<App>,
+    shown: &TokenText,
+    came: Instant,
+) -> Result<Result<Caller, WrongToken>, Refused> {
+    let tokens = match app.look(came).await?.tokens {
         Some(tokens) => tokens,
         None => renewed(app).await?,
     };

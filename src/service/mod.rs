@@ -21,6 +21,7 @@ mod keystone;
 mod last_resort;
 mod limits;
 mod listen;
+mod look;
 mod metrics;
 mod printable;
 mod pulse;

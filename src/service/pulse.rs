@@ -135,8 +135,16 @@ fn look_after(app: &App) {
     }
 }
 
-/// Says why the service takes no changes, in words for whoever watches it: without paths, which the log has.
+/// Says why the service takes no changes, in words for whoever watches it: without paths, which the log has. Blocks.
 pub(super) fn unready(app: &App) -> Option<String> {
+    match app.writer().home() {
+        Ok(()) => unready_at_home(app),
+        Err(_) => Some(MOVED.to_owned()),
+    }
+}
+
+/// Says the same of a repository whose folder is where it was. Waits for nothing.
+pub(super) fn unready_at_home(app: &App) -> Option<String> {
     let why = match app.writer().readiness() {
         Ok(()) => {
             let silence = app.pulse().silence()?.as_secs();
@@ -146,7 +154,6 @@ pub(super) fn unready(app: &App) -> Option<String> {
     };
     tracing::debug!(error = %why, "not ready");
     Some(match why {
-        RepositoryError::Moved { .. } => MOVED.to_owned(),
         RepositoryError::IndexBeingReplaced { .. } => "the index is being rebuilt".to_owned(),
         why if why.is_full() || matches!(why, RepositoryError::Full { .. }) => {
             "the server's disk is full".to_owned()

@@ -262,7 +262,7 @@ pub(super) struct Parts {
     parts: u64,
 }
 
-/// Commits the backup: once this answers, it is durable. Asked again, it answers the same.
+/// Commits the backup: once this answers, it is durable. Asked again, it answers the same, also after the service was restarted.
 #[utoipa::path(post, path = "/v1/sessions/{session}/commit", tag = "sessions",
     params(("session" = String, Path, description = "Its id"), Parts),
     responses(
@@ -281,11 +281,6 @@ pub(super) async fn commit(
     Path(id): Path<String>,
     Query(Parts { parts }): Query<Parts>,
 ) -> Result<Json<Committed>, Refused> {
-    let session = find(&app, &caller, &id)?;
-    app.blocking(&caller, move |app, caller| {
-        let committed = sessions::commit(app, caller, &session, parts)?;
-        session.log("a backup is committed");
-        Ok(Json(committed))
-    })
-    .await
+    caller.must_be(Role::Backup)?;
+    app.blocking(&caller, move |app, caller| sessions::commit_named(app, caller, &id, parts).map(Json)).await
 }

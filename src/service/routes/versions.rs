@@ -1,6 +1,7 @@
 //! Which versions are spoken, and whether the service is well.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
@@ -10,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::{Refusal, version};
-use crate::service::pulse::unready;
+use crate::service::pulse::unready_at_home;
 use crate::service::{App, Caller, Refused, Role};
 
 /// The versions of the API, as those of `OpenStack` tell them.
@@ -63,15 +64,14 @@ pub(super) async fn health() -> Json<Health> {
 }
 
 /// Says whether changes are taken: the repository's folder and its index are there, no write has failed, and the store's
-/// thread answers. If not, the detail says why. Waits for nothing.
+/// thread answers. If not, the detail says why. Waits two seconds at most, and only for a disk that does not answer.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "They are", body = Health),
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
-    match unready(&app) {
-        None => Ok(Json(Health { status: "ok" })),
-        Some(why) => Err(Refused::new(Refusal::Unavailable, format!("not ok: {why}")).retry_after(5)),
-    }
+    let not_ok = |why: &str| Refused::new(Refusal::Unavailable, format!("not ok: {why}")).retry_after(5);
+    app.at_home(Instant::now()).await.map_err(|refused| not_ok(refused.detail()))?;
+    unready_at_home(&app).map_or_else(|| Ok(Json(Health { status: "ok" })), |why| Err(not_ok(&why)))
 }
 
 /// Tells what is counted, for Prometheus.

@@ -5,6 +5,7 @@
 //! without sending it is in [`known`]; what it sends is verified in [`receive`]. A session that goes silent is given up, and
 //! what it stored is left to garbage collection, or to a session that goes on from it.
 
+mod became;
 mod journal;
 mod known;
 mod owned;
@@ -27,6 +28,7 @@ use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
 use crate::progress::Silent;
 use crate::repository::{GrowthLimits, RepositoryError, RepositoryWriter};
 use crate::service::limits::{Flight, Pass, Shares};
+use crate::service::sessions::became::{backup_of, name_session};
 use crate::service::sessions::known::Known;
 use crate::service::sessions::owned::OwnedSets;
 use crate::service::sessions::receive::{Decoders, Received, RepositoryOrRefused};
@@ -191,22 +193,22 @@ fn begin_counted(
             let mut draft = writer.begin_backup_within(name, new.size_of_disk, growth.as_ref())?;
             draft.set_tags(tags);
             describe(&mut draft, options)?;
+            let id = name_session(&mut draft);
             let manifest = writer.create_manifest(&draft)?;
-            Ok::<_, BackupError>((draft, manifest))
+            Ok::<_, BackupError>((id, draft, manifest))
         },
     );
-    let (draft, manifest) = begun.map_err(|error| match error {
+    let (id, draft, manifest) = begun.map_err(|error| match error {
         BackupError::Repository(RepositoryError::Manifest(error)) => invalid(error.to_string()),
         BackupError::Repository(error) => error.into(),
         error => Refused::new(Refusal::from(error.kind()), error.to_string()),
     })?;
-    let id = uuid::Uuid::new_v4();
     let owned = sessions.owned.of(app.repository(), &caller.view, &caller.view.sets(app.repository())?.0);
     let files = (&sessions.storage, sessions.folder.as_path());
     let known = Known::new(owned, name, files, (&sessions.room, &caller.who));
     let info = draft.info();
     let state = SessionState {
-        session: id.to_string(),
+        session: id,
         name: new.name.clone(),
         backupset: info.backupset.to_string(),
         incremental: info.incremental.0,
@@ -272,13 +274,31 @@ pub(super) fn extend(app: &App, session: &Session, part: u64, entries: &[Entry])
     on_repository(app, |writer| session.extend(writer, part, entries))
 }
 
+/// Commits the backup of the session that is called `id`; says the same if the session has become one already, whether or not the
+/// service remembers the session.
+pub(super) fn commit_named(app: &App, caller: &Caller, id: &str, parts: u64) -> Result<Committed, Refused> {
+    let session = app.sessions().find(caller, id);
+    let committed = session.clone().and_then(|session| {
+        commit(app, caller, &session, parts).inspect(|_| session.log("a backup is committed"))
+    });
+    let refused = match committed {
+        Ok(committed) => return Ok(committed),
+        Err(refused) => refused,
+    };
+    // The last is said to a session whose segments filled the disk.
+    if !matches!(refused.refusal(), Refusal::NotFound | Refusal::Gone | Refusal::QuotaExceeded) {
+        return Err(refused);
+    }
+    let committed = backup_of(app.repository(), &caller.view, id)?.ok_or(refused)?;
+    if let Ok(session) = session {
+        session.became(&committed);
+    }
+    tracing::info!(session = id, who = caller.who, backup = committed.backup, "a commit is asked for again");
+    Ok(committed)
+}
+
 /// Commits the backup.
-pub(super) fn commit(
-    app: &App,
-    caller: &Caller,
-    session: &Session,
-    parts: u64,
-) -> Result<Committed, Refused> {
+fn commit(app: &App, caller: &Caller, session: &Session, parts: u64) -> Result<Committed, Refused> {
     // Asked again, it costs nothing.
     if !session.is_over() {
         app.count_commit(caller)?;

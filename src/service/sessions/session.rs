@@ -276,19 +276,23 @@ impl Session {
         };
         let backup = writer.commit(draft, target)?;
         drop(place);
-        let shown = self.view.shown(&self.name).unwrap_or_default();
-        let committed = Committed {
-            backup: format!("{shown}@{}", backup.incremental),
-            backupset: backup.backupset.to_string(),
-            incremental: backup.incremental.0,
-            timestamp: backup.timestamp.to_string(),
-        };
+        let place = (backup.backupset, backup.incremental);
+        let committed = Committed::of(&self.view, &self.name, place, backup.timestamp);
         manifest.committed = Some(committed.clone());
         if let Some(allowance) = self.allowance().take() {
             allowance.commit();
         }
         known.forget();
         Ok((committed, Some(backup)))
+    }
+
+    /// To be told that the backup exists, though its commit had failed.
+    pub(super) fn became(&self, committed: &Committed) {
+        let mut manifest = self.manifest();
+        manifest.committed.get_or_insert_with(|| committed.clone());
+        if let Some(allowance) = self.allowance().take() {
+            allowance.commit();
+        }
     }
 
     /// Gives the backup up, if it is not committed. What was sent can be gone on from.

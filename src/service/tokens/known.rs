@@ -110,7 +110,7 @@ impl KnownTokens {
     }
 
     /// Returns the tokens as the file has them at this moment, if it has not changed since it was read. Asks the operating
-    /// system for no more than what the file looks like, so it may be called where nothing may block.
+    /// system what the file looks like, which blocks if its filesystem's server is away.
     pub(in crate::service) fn current(&self) -> Option<Arc<TokenTable>> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
         let is_same = now.sight != Sight::Unsure && now.sight == self.look();

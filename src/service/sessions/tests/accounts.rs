@@ -15,7 +15,7 @@ use crate::segment::{SegmentIndex, SegmentSize};
 use crate::service::sessions::receive::Received;
 use crate::service::sessions::session::Session;
 use crate::service::sessions::tests::{SIZE, World, caller, entry, frame, new, question, segment};
-use crate::service::sessions::{begin, commit, extend, give_up, lacking, receive};
+use crate::service::sessions::{begin, commit, commit_named, extend, give_up, lacking, receive};
 use crate::service::{App, Caller, Limits, QuotaSettings, Refused, ServiceSettings};
 use crate::storage::{FaultPlan, FaultStorage, Storage};
 
@@ -208,21 +208,26 @@ fn who_meets_a_disk_that_another_filled_is_to_ask_again() {
     }
 }
 
-/// Two sessions of which the first has sent a segment, on a disk that is full at one operation, if any.
-fn two_sessions(full_at: Option<u64>, stays: bool) -> (World, [Arc<Session>; 2], FaultStorage) {
+/// A service on a disk that fails as planned.
+fn faulty(plan: FaultPlan, stays: bool) -> (World, FaultStorage) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let segment_size = SegmentSize::new(SIZE as u64).unwrap();
     Repository::init(&path, &InitOptions { segment_size, ..InitOptions::default() }).unwrap();
-    let error = std::io::ErrorKind::StorageFull;
-    let plan = full_at.map_or(FaultPlan::Count, |at| FaultPlan::Fail { at, error });
     let faults = FaultStorage::new(folder.path(), plan).unwrap();
     let storage = Arc::new(faults.clone()) as Arc<dyn Storage>;
     let writer = RepositoryWriter::open_with(&storage, &path, &OpenOptions::default(), &Silent).unwrap();
     let writer = SharedWriter::new(writer);
     let writer = if stays { writer.staying().unwrap() } else { writer };
     let app = Some(App::new(writer, ServiceSettings::default()).unwrap());
-    let world = World { folder, app };
+    (World { folder, app }, faults)
+}
+
+/// Two sessions of which the first has sent a segment, on a disk that is full at one operation, if any.
+fn two_sessions(full_at: Option<u64>, stays: bool) -> (World, [Arc<Session>; 2], FaultStorage) {
+    let error = std::io::ErrorKind::StorageFull;
+    let plan = full_at.map_or(FaultPlan::Count, |at| FaultPlan::Fail { at, error });
+    let (world, faults) = faulty(plan, stays);
     let sessions = ["web", "db"].map(|name| world.begin(&caller("blue"), name, 100));
     send(&world, &sessions[0], 0..1).unwrap();
     world.app().writer().with(|writer| Ok(writer.store().flush()?)).unwrap();
@@ -300,4 +305,59 @@ fn a_project_has_a_set_of_its_segments_though_others_have_most_of_the_memory() {
     drop(full);
     let session = world.begin(&blue, "mail", 10);
     assert_eq!(lacking(world.app(), &session, &questions).unwrap(), [false; 10]);
+}
+
+fn numbers(world: &World) -> Vec<(String, usize)> {
+    let (sets, _) = caller("blue").view.sets(world.app().repository()).unwrap();
+    sets.iter().map(|set| (set.name.to_string(), set.backups.len())).collect()
+}
+
+#[test]
+fn a_commit_that_is_asked_for_again_after_a_restart_makes_no_second_backup() {
+    let mut world = World::new();
+    let blue = caller("blue");
+    let session = world.begin(&blue, "web", 1);
+    send(&world, &session, 0..1).unwrap();
+    name_all(&world, &session, 0..1).unwrap();
+    let id = session.state().session;
+    let other = world.begin(&blue, "db", 0).state().session;
+    let first = commit_named(world.app(), &blue, &id, 1).unwrap();
+    drop(session);
+    world.crash();
+    assert_eq!(commit_named(world.app(), &blue, &id, 1).unwrap(), first);
+    assert_eq!(numbers(&world), [("blue:web".to_owned(), 1)]);
+    // Nothing is told of what was not committed, of what another session has become, and to others.
+    let refusal = |caller: &Caller, id: &str| commit_named(world.app(), caller, id, 1).unwrap_err().refusal();
+    assert_eq!(refusal(&blue, &other), Refusal::NotFound);
+    assert_eq!(refusal(&caller("red"), &id), Refusal::NotFound);
+    let (backup, secret) = id.rsplit_once('.').unwrap();
+    let wrong = ["0".repeat(secret.len()), String::new(), format!("{secret}.{secret}")];
+    for id in wrong.iter().map(|word| format!("{backup}.{word}")).chain([secret.to_owned(), "x".to_owned()]) {
+        assert_eq!(refusal(&blue, &id), Refusal::NotFound, "{id}");
+    }
+}
+
+#[test]
+fn a_commit_that_failed_after_its_backup_came_to_exist_makes_no_second_one_when_it_is_asked_for_again() {
+    let sent = |plan| {
+        let (world, faults) = faulty(plan, true);
+        let session = world.begin(&caller("blue"), "web", 1);
+        send(&world, &session, 0..1).unwrap();
+        world.app().writer().with(|writer| Ok(writer.store().flush()?)).unwrap();
+        name_all(&world, &session, 0..1).unwrap();
+        let id = session.state().session;
+        let committed = commit_named(world.app(), &caller("blue"), &id, 1);
+        (world, faults, id, committed)
+    };
+    let (_, faults, _, committed) = sent(FaultPlan::Count);
+    committed.unwrap();
+    let is_last_step = |line: &&String| line.contains("rename") && line.ends_with("set.toml");
+    let line = faults.log().iter().rfind(is_last_step).unwrap().clone();
+    let at = line.split_once(':').unwrap().0.parse::<u64>().unwrap() + 1;
+    let (world, _, id, failed) = sent(FaultPlan::Fail { at, error: std::io::ErrorKind::Other });
+    assert!(failed.is_err());
+    let again = commit_named(world.app(), &caller("blue"), &id, 1).unwrap();
+    assert_eq!(again.backup, "web@0");
+    assert_eq!(commit_named(world.app(), &caller("blue"), &id, 1).unwrap(), again);
+    assert_eq!(numbers(&world), [("blue:web".to_owned(), 1)]);
 }
