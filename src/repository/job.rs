@@ -116,12 +116,22 @@ impl SharedWriter {
         job(open.held.writer()?)
     }
 
-    /// Says, without waiting for anything, whether changes are taken: the index is there, and no write has failed.
+    /// Says whether changes are taken: the folder and the index are there, and no write has failed. Blocks as [`Self::home`] does.
     ///
     /// # Errors
     ///
     /// With why they are not.
     pub fn readiness(&self) -> Result<(), RepositoryError> {
+        self.home()?;
+        self.readiness_at_home()
+    }
+
+    /// Says the same if the folder is where it was, without waiting for anything.
+    ///
+    /// # Errors
+    ///
+    /// With why they are not.
+    pub fn readiness_at_home(&self) -> Result<(), RepositoryError> {
         self.try_with(RepositoryWriter::check)
     }
 

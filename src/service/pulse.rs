@@ -145,7 +145,7 @@ pub(super) fn unready(app: &App) -> Option<String> {
 
 /// Says the same of a repository whose folder is where it was. Waits for nothing.
 pub(super) fn unready_at_home(app: &App) -> Option<String> {
-    let why = match app.writer().readiness() {
+    let why = match app.writer().readiness_at_home() {
         Ok(()) => {
             let silence = app.pulse().silence()?.as_secs();
             return Some(format!("the store's thread has not answered for {silence} s"));
