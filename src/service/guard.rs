@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::{Refusal, version};
-use crate::service::identity::identify;
+use crate::service::identity::{Asking, identify};
 use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
 use crate::service::metrics::Counting;
 use crate::service::printable::printable;
@@ -56,7 +56,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let response = match (&agreed, named) {
         (_, Err(refused)) => refused.into_response(),
         (Err(why), _) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
-        (Ok(_), Ok(())) => admit(&app, request, next).await,
+        (Ok(_), Ok(())) => admit(&app, request, next, &id).await,
     };
     let who = response.extensions().get::<Who>().map_or("", |Who(who)| who).to_owned();
     let mut response = printable(with_shape(response, &id)).await;
@@ -87,7 +87,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
 }
 
 /// Finds out who asks, counts what they ask for, and lets the request go on.
-async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
+async fn admit(app: &Arc<App>, mut request: Request, next: Next, id: &str) -> Response {
     if app.is_stopping() {
         let refused = Refused::new(Refusal::Unavailable, "the service is stopping");
         return refused.retry_after(5).into_response();
@@ -111,7 +111,8 @@ async fn admit(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         None => return next.run(request).await,
     };
     let busy = seat.begin();
-    let (who, pass) = match let_in(app, &mut request, address, came).await {
+    let asking = Asking { address, came, request_id: id };
+    let (who, pass) = match let_in(app, &mut request, asking).await {
         Ok(let_in) => let_in,
         Err(refused) => return with(Who(format!("address:{address}")), refused.into_response()),
     };
@@ -131,10 +132,10 @@ fn with(who: Who, mut response: Response) -> Response {
 async fn let_in(
     app: &Arc<App>,
     request: &mut Request,
-    address: Address,
-    came: Instant,
+    asking: Asking<'_>,
 ) -> Result<(Who, Option<Pass>), Refused> {
-    let caller = identify(app, request.headers(), address, came).await?;
+    let address = asking.address;
+    let caller = identify(app, request.headers(), asking).await?;
     let who = caller.as_ref().map_or_else(|| format!("address:{address}"), |caller| caller.who.clone());
     let is_probe = PROBES.contains(&request.uri().path());
     let pass = if is_probe { None } else { Some(app.flight().begin(&who)?) };

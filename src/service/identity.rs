@@ -68,7 +68,24 @@ fn can_be_keystones(text: &str) -> bool {
     (1..=LONGEST).contains(&text.len()) && text.bytes().all(is_possible)
 }
 
-/// Returns who asks, if they say so. Their request came at `came`.
+/// Which request is looked at, when it came, and where from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking<'a> {
+    pub(super) address: Address,
+    pub(super) came: Instant,
+    pub(super) request_id: &'a str,
+}
+
+impl Asking<'_> {
+    /// Writes to the log why a token was refused. The id of a token of this repository is no secret.
+    fn token_refused(self, token: Option<&TokenText>, why: &dyn std::fmt::Display) {
+        let Self { address, request_id, .. } = self;
+        let token = token.map(|token| tracing::field::display(token.id()));
+        tracing::info!(request_id, %address, token, %why, "a token was refused");
+    }
+}
+
+/// Returns who asks, if they say so.
 ///
 /// # Errors
 ///
@@ -76,13 +93,13 @@ fn can_be_keystones(text: &str) -> bool {
 pub(super) async fn identify(
     app: &Arc<App>,
     headers: &HeaderMap,
-    address: Address,
-    came: Instant,
+    asking: Asking<'_>,
 ) -> Result<Option<Caller>, Refused> {
+    let address = asking.address;
     let credential = match credential(headers) {
         Ok(credential) => credential,
         Err(refused) => {
-            tracing::info!(%address, why = refused.detail(), "a token was refused");
+            asking.token_refused(None, &refused.detail());
             return Err(failure(app, address, refused));
         }
     };
@@ -92,15 +109,12 @@ pub(super) async fn identify(
             return Ok(None);
         }
         Some(Credential::Token(token)) => {
-            let judged = of_token(app, &token, came).await?;
-            // Its id is no secret.
-            judged
-                .inspect_err(|why| tracing::info!(%address, token = %token.id(), %why, "a token was refused"))
-                .ok()
+            let judged = of_token(app, &token, asking.came).await?;
+            judged.inspect_err(|why| asking.token_refused(Some(&token), why)).ok()
         }
-        Some(Credential::Keystone(token)) => of_keystone(app, &token, address).await?,
+        Some(Credential::Keystone(token)) => of_keystone(app, &token, asking).await?,
         Some(Credential::Malformed) => {
-            tracing::info!(%address, why = "it has not the form of a token", "a token was refused");
+            asking.token_refused(None, &"it has not the form of a token");
             None
         }
     };
@@ -133,8 +147,9 @@ fn too_many_failures(seconds: u32) -> Refused {
     Refused::new(Refusal::TooMany, "too many wrong tokens came from this address").retry_after(seconds)
 }
 
-async fn of_keystone(app: &App, token: &str, address: Address) -> Result<Option<Caller>, Refused> {
-    let unknown = |why: &str| tracing::info!(%address, why, "a token was refused");
+async fn of_keystone(app: &App, token: &str, asking: Asking<'_>) -> Result<Option<Caller>, Refused> {
+    let address = asking.address;
+    let unknown = |why: &str| asking.token_refused(None, &why);
     let Some(keystone) = app.keystone() else {
         unknown("it is no token of this repository, and no Keystone is configured");
         return Ok(None);

@@ -133,6 +133,8 @@ fn the_log_says_which_token_was_refused_and_why() {
         assert_eq!(event["address"], "127.0.0.1");
         let is_named = shown != &cut;
         assert_eq!(event["token"].as_str(), is_named.then(|| id_of(shown)), "{event}");
+        let request = served.events("request").into_iter().find(|it| it["request_id"] == event["request_id"]);
+        assert_eq!(request.expect("the request has the same id")["status"], 401, "{event}");
     }
     until("the refusal is in the log", || !served.events("a request was refused").is_empty());
     let refused = served.events("a request was refused");
