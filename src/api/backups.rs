@@ -10,7 +10,7 @@ use crate::api::View;
 use crate::manifest::Incremental;
 use crate::progress::{Notice, Progress};
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, Repository, RepositoryError, RepositoryStats, Which,
+    Addressed, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError, RepositoryStats, Which,
 };
 
 /// The most rows of one answer.
@@ -112,6 +112,7 @@ pub fn list(
     let mut rows = seen
         .iter()
         .enumerate()
+        .skip(behind.map_or(0, |(at, _)| at))
         .filter(|(_, set)| filter.name.as_ref().is_none_or(|name| view.shown(&set.name) == Some(name)))
         .flat_map(|(at, set)| set.backups.iter().map(move |backup| (at, set, backup)))
         .filter(|(at, _, backup)| behind.is_none_or(|behind| (*at, backup.incremental) > behind))
@@ -121,8 +122,9 @@ pub fn list(
     let page: Vec<_> = rows.by_ref().take(limit).collect();
     let more = rows.next().is_some();
     let next_marker = page.last().filter(|_| more).map(|(set, backup)| marker(set, backup));
+    let addressed = Addressed::of(&seen);
     let row = |(set, backup): &(&Backupset, &BackupRecord)| BackupRow {
-        backup: view.backup_id(&seen, set, backup),
+        backup: view.backup_id(&addressed, set, backup),
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
         backupset: set.id.to_string(),
         incremental: backup.incremental.0,
@@ -202,7 +204,7 @@ pub fn show(
     // A release to come may write what is no text.
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     Ok(BackupDetails {
-        backup: view.backup_id(&seen, set, backup),
+        backup: view.backup_id(&Addressed::of(&seen), set, backup),
         // The manifest keeps the name that the disk had; it may have been renamed since.
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
         backupset: info.backupset.to_string(),

@@ -1,6 +1,5 @@
 //! Documents about what changes a repository: backups that go, protection, garbage that is collected.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use crate::manifest::ImageName;
 use crate::progress::Progress;
 use crate::repository::retention::{Candidate, RetentionPolicy};
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
+    Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
     RepositoryError, SharedWriter,
 };
 
@@ -32,7 +31,7 @@ pub struct BackupRef {
 
 impl BackupRef {
     /// Names a backup as it is seen in a view.
-    pub fn of<B: Borrow<Backupset>>(view: &View, seen: &[B], set: &Backupset, backup: &BackupRecord) -> Self {
+    pub fn of(view: &View, seen: &Addressed, set: &Backupset, backup: &BackupRecord) -> Self {
         Self {
             backup: view.backup_id(seen, set, backup),
             backupset: set.id.to_string(),
@@ -134,13 +133,15 @@ impl DeletionPlan {
     pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupSelector]) -> Result<Self, RepositoryError> {
         let repository = writer.repository();
         let seen = view.sets(repository)?.0;
+        let addressed = Addressed::of(&seen);
         let mut plan = Self::default();
         for selector in asked {
             let (set, backup) = view.find(repository, &seen, selector)?;
+            let row = BackupRef::of(view, &addressed, set, backup);
             if backup.protection.holds(jiff::Timestamp::now()) {
-                return Err(RepositoryError::Protected { backup: selector.to_string() });
+                return Err(RepositoryError::Protected { backup: row.backup });
             }
-            plan.add(BackupRef::of(view, &seen, set, backup), set, backup);
+            plan.add(row, set, backup);
         }
         plan.count(writer, view)?;
         Ok(plan)
@@ -256,6 +257,7 @@ impl ForgetPlan {
             let backups = set.backups.iter().map(|backup| (&**set, backup));
             names.entry(&set.name).or_default().extend(backups);
         }
+        let addressed = Addressed::of(seen);
         let mut plan = Self::default();
         for backups in names.into_values() {
             let candidates: Vec<_> = backups
@@ -268,7 +270,7 @@ impl ForgetPlan {
                 })
                 .collect();
             for ((set, backup), reasons) in backups.into_iter().zip(policy.apply(&candidates, now)) {
-                let row = BackupRef::of(view, seen, set, backup);
+                let row = BackupRef::of(view, &addressed, set, backup);
                 if reasons.is_empty() {
                     plan.goes.add(row, set, backup);
                 } else {
@@ -320,7 +322,7 @@ pub fn protect(
     let changed = Deletion { backupset: set.id, incremental: backup.incremental };
     writer.with(|writer| writer.protect(changed, protection))?;
     Ok(ProtectionDocument {
-        backup: view.backup_id(&seen, set, backup),
+        backup: view.backup_id(&Addressed::of(&seen), set, backup),
         protected: protection != Protection::None,
         until: match protection {
             Protection::Until(end) => Some(end.to_string()),

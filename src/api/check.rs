@@ -10,7 +10,7 @@ use crate::check::{
     CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, status,
 };
 use crate::progress::Progress;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{Addressed, Repository, RepositoryError};
 
 /// What a check found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -137,14 +137,15 @@ impl CheckedBackups {
         let hurt: BTreeSet<_> =
             summary.damaged.iter().flat_map(|segment| &segment.backups).map(ToString::to_string).collect();
         let seen = view.seen(sets.clone());
+        let (all, addressed) = (Addressed::of(&sets), Addressed::of(&seen));
         let mut document = Self { backups: 0, damaged: Vec::new(), cancelled: summary.cancelled };
         for (set, backup) in seen.iter().flat_map(|set| set.backups.iter().map(move |backup| (set, backup))) {
             document.backups += 1;
             let opened = repository.manifest(set, backup).and_then(|manifest| Ok(manifest.verify()?));
             // The check named it as the owner does.
-            let id = Repository::backup_id(&sets, set, backup.incremental).to_string();
+            let id = all.backup_id(set, backup.incremental).to_string();
             if opened.is_err() || hurt.contains(&id) {
-                document.damaged.push(view.backup_id(&seen, set, backup));
+                document.damaged.push(view.backup_id(&addressed, set, backup));
             }
         }
         Ok(document)

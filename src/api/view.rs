@@ -11,7 +11,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, ImageName, InvalidName};
-use crate::repository::{BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError};
+use crate::repository::{
+    Addressed, BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError,
+};
 
 /// What stands between the project and the rest of an image's name.
 const SEPARATOR: char = ':';
@@ -164,14 +166,9 @@ impl View {
         }
     }
 
-    /// Returns how a backup is called in this view.
-    pub fn backup_id<B: Borrow<Backupset>>(
-        &self,
-        seen: &[B],
-        set: &Backupset,
-        backup: &BackupRecord,
-    ) -> String {
-        let BackupId { name, incremental } = Repository::backup_id(seen, set, backup.incremental);
+    /// Returns how a backup is called in this view; `seen` is of the backupsets that are seen.
+    pub fn backup_id(&self, seen: &Addressed, set: &Backupset, backup: &BackupRecord) -> String {
+        let BackupId { name, incremental } = seen.backup_id(set, backup.incremental);
         let shown = ImageName::new(name.as_str()).ok();
         let shown = shown.as_ref().and_then(|name| self.shown(name)).unwrap_or(&name);
         BackupId { name: shown.to_owned(), incremental }.to_string()

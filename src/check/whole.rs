@@ -12,7 +12,8 @@ use crate::error::ErrorKind;
 use crate::manifest::{Incremental, ManifestReader};
 use crate::progress::Progress;
 use crate::repository::{
-    BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+    Addressed, BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter,
+    SharedWriter,
 };
 use crate::segment::SegmentKey;
 use crate::store::pack::RecordPlace;
@@ -261,6 +262,7 @@ impl<'a> Checking<'a> {
     fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Errors {
         let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
         self.summary.backups = 0;
+        let addressed = Addressed::of(&self.sets);
         for set in &self.sets {
             for backup in &set.backups {
                 if progress.is_cancelled() {
@@ -273,7 +275,7 @@ impl<'a> Checking<'a> {
                 });
                 match opened {
                     Ok(manifest) => {
-                        let id = Repository::backup_id(&self.sets, set, backup.incremental);
+                        let id = addressed.backup_id(set, backup.incremental);
                         check_backup(&manifest, &id, &mut self.copies, &mut hurt, &mut errors);
                         manifest.release_pages();
                     }

@@ -13,7 +13,7 @@ use crate::cli::{Outcome, format, over_service};
 use crate::error::ErrorKind;
 use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
-use crate::repository::{Repository, SharedWriter};
+use crate::repository::{Addressed, SharedWriter};
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
     if let Some(remote) = context.service()? {
@@ -118,7 +118,7 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     let (set, backup) = repository.find(&sets, &args.backup)?;
     let manifest = repository.manifest(set, backup)?;
     let summary = crate::check::verify(&repository, &manifest, image.as_ref(), &options, context.progress())?;
-    let backup = Repository::backup_id(&sets, set, backup.incremental).to_string();
+    let backup = Addressed::of(&sets).backup_id(set, backup.incremental).to_string();
     tell_verified(backup, args, &summary, context)
 }
 

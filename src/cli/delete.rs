@@ -10,15 +10,16 @@ use crate::cli::machine::disks_of;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
 use crate::repository::{
-    BackupId, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository,
+    Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository,
     SharedWriter, Which,
 };
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let mut backups = args.backups.clone();
-    if args.machine {
-        backups.extend(disks(&args.backups, &context.open()?, context)?);
-    }
+    let backups = if args.machine {
+        of_machines(&args.backups, &context.open()?, context)?
+    } else {
+        args.backups.clone()
+    };
     if let Some(remote) = context.service()? {
         return over_service::delete(args, &backups, &remote, context);
     }
@@ -85,7 +86,8 @@ struct UndeleteDocument {
 pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome, CliError> {
     let writer = context.open_shared(1)?;
     let (sets, _) = writer.repository().backupsets()?;
-    let rows = args.backups.iter().map(|selector| find_deleted(&writer, &sets, selector));
+    let addressed = Addressed::of(&sets);
+    let rows = args.backups.iter().map(|selector| find_deleted(&writer, &sets, &addressed, selector));
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
     for (_, id) in &rows {
         let replace = |changed: &Changed| changed.replace_index;
@@ -103,6 +105,7 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
 fn find_deleted(
     writer: &SharedWriter,
     sets: &[Backupset],
+    addressed: &Addressed,
     selector: &BackupSelector,
 ) -> Result<(BackupRef, Deletion), CliError> {
     let named = |set: &&Backupset| set.name.as_str() == selector.name || set.id.to_string() == selector.name;
@@ -126,24 +129,26 @@ fn find_deleted(
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     let deletion = Deletion { backupset: set.id, incremental: record.incremental };
-    Ok((BackupRef::of(&View::everything(), sets, set, record), deletion))
+    Ok((BackupRef::of(&View::everything(), addressed, set, record), deletion))
 }
 
-/// Names the backups of the disks that moments of machines consist of.
-fn disks(
+/// Names the backups that moments of machines consist of, exactly: what `latest` means is looked up once.
+///
+/// Each moment comes after its disks. It lists them, so while it is there, the same command finishes a deletion that was cut short.
+fn of_machines(
     moments: &[BackupSelector],
     repository: &Repository,
     context: &Context,
 ) -> Result<Vec<BackupSelector>, CliError> {
     let (sets, _) = repository.backupsets()?;
-    let mut disks = Vec::new();
+    let mut backups = Vec::new();
     for moment in moments {
         let found = repository.find(&sets, moment)?;
-        let of_moment = disks_of(repository, &sets, found, context)?;
-        disks.extend(of_moment.into_iter().map(|(set, backup)| {
-            let BackupId { name, incremental } = Repository::backup_id(&sets, set, backup.incremental);
-            BackupSelector { name, which: Which::Number(incremental) }
+        let disks = disks_of(repository, &sets, found, context)?;
+        backups.extend(disks.into_iter().chain([found]).map(|(set, backup)| BackupSelector {
+            name: set.id.to_string(),
+            which: Which::Number(backup.incremental),
         }));
     }
-    Ok(disks)
+    Ok(backups)
 }

@@ -16,7 +16,7 @@ use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::machine::{MACHINE_FILE, Moment, is_moment};
 use crate::manifest::ManifestReader;
-use crate::repository::{BackupRecord, Backupset, Repository};
+use crate::repository::{Addressed, BackupRecord, Backupset, Repository};
 use crate::restore::{RestoreOptions, restore_to_path};
 use crate::storage::{NewFile, StorageError};
 
@@ -62,12 +62,16 @@ pub(super) fn parts(
         return Ok(None);
     }
     let moment = Moment::read(repository, manifest, context.progress())?;
+    let addressed = Addressed::of(sets);
     let disks = moment.disks.iter().map(|disk| {
         let found = disk.find(sets);
         Disk {
             name: disk.name.to_string(),
             file: disk.file.to_string(),
-            backup: found.as_ref().ok().map(|(set, backup)| id(sets, set, backup)),
+            backup: found
+                .as_ref()
+                .ok()
+                .map(|(set, backup)| addressed.backup_id(set, backup.incremental).to_string()),
             backupset: disk.backupset.to_string(),
             incremental: disk.incremental.0,
             size_of_disk: disk.size_of_disk,
@@ -100,10 +104,6 @@ impl Parts {
             self.attached.iter().map(|it| ("attached", format!("{}: {}", it.name, format::bytes(it.size))));
         disks.chain(attached).collect()
     }
-}
-
-fn id(sets: &[Backupset], set: &Backupset, backup: &BackupRecord) -> String {
-    Repository::backup_id(sets, set, backup.incremental).to_string()
 }
 
 /// Returns the backups of a moment's disks that are there.
@@ -145,7 +145,7 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         context.progress().line(&format!("problem: {problem}"));
     }
     let (set, backup) = repository.find(&sets, &args.backup)?;
-    let own = id(&sets, set, backup);
+    let own = Addressed::of(&sets).backup_id(set, backup.incremental).to_string();
     let moment = Moment::read(&repository, &repository.manifest(set, backup)?, context.progress())?;
     // Sets are read one after the other, and it may have come to exist meanwhile.
     let sets = if moment.disks.iter().all(|disk| disk.find(&sets).is_ok()) {
@@ -172,14 +172,15 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         limit: args.limit_rate,
         certificates: None,
     };
+    let addressed = Addressed::of(&sets);
     let mut disks = Vec::new();
     for (disk, found) in &found {
         let Ok((set, backup)) = found else { continue };
         let manifest = repository.manifest(set, backup)?;
         let target = disk.file.within(&args.target);
         let summary = restore_to_path(&repository, &manifest, &target, &options, context.progress())?;
-        let (backup, damaged) = (id(&sets, set, backup), summary.damaged.into_iter().map(Damaged::from));
-        let damaged: Vec<_> = damaged.collect();
+        let backup = addressed.backup_id(set, backup.incremental).to_string();
+        let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
         // At once: the next disk may end in an error.
         tell_damaged(&damaged, &format!("of {backup} is left zero"), context);
         disks.push(Restored {

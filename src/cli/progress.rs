@@ -32,6 +32,11 @@ impl Console {
         Self { bars, notices, log, bar: Mutex::default(), problems: AtomicBool::new(false) }
     }
 
+    /// Returns how lines are written where there is no console.
+    pub(super) fn log(&self) -> Log {
+        self.log
+    }
+
     /// Says whether a problem was noticed: the exit code is then 3.
     pub(super) fn saw_problems(&self) -> bool {
         self.problems.load(Ordering::Acquire)

@@ -15,7 +15,7 @@ use crate::error::ErrorKind;
 use crate::image::{Format, ImageOptions, open_image};
 use crate::manifest::ManifestReader;
 use crate::remote::RemoteRepository;
-use crate::repository::Repository;
+use crate::repository::{Addressed, Repository};
 use crate::restore::{DamagedSegment, RestoreOptions, restore_in_place, restore_to_path, restore_to_stream};
 
 #[derive(Serialize)]
@@ -156,7 +156,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     let new_backupset =
         new_backupset.map_err(|error| error.after("the disk is restored, but no new backupset was begun"))?;
     let document = Document {
-        backup: Repository::backup_id(&sets, set, backup.incremental).to_string(),
+        backup: Addressed::of(&sets).backup_id(set, backup.incremental).to_string(),
         target: args.target.display().to_string(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,

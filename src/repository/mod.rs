@@ -32,7 +32,6 @@ mod state;
 mod statistics;
 mod together;
 
-use std::borrow::Borrow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,7 +45,7 @@ pub use layout::Layout;
 pub use lease::Lease;
 pub use open::{OpenOptions, RepositoryWriter};
 pub use quarantine::DamagedCopy;
-pub use select::{BackupId, BackupSelector, InvalidSelector, Which};
+pub use select::{Addressed, BackupId, BackupSelector, InvalidSelector, Which};
 pub use settings::{InitOptions, KEEP_UNFINISHED, Settings, span};
 pub use statistics::RepositoryStats;
 
@@ -480,13 +479,5 @@ impl Repository {
             return Err(RepositoryError::WrongManifest { path, backup });
         }
         Ok(manifest)
-    }
-
-    /// Returns the backupset that the next backup of `name` belongs to, if there is one.
-    pub fn current_set<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Option<&'a Backupset> {
-        let named = || sets.iter().map(Borrow::borrow).filter(|set: &&Backupset| set.name == *name);
-        named()
-            .filter(|set| !named().any(|other| other.bases.contains(&set.id)))
-            .max_by_key(|set| (set.created, set.id))
     }
 }

@@ -1,6 +1,7 @@
 //! How a person names a backup: `NAME@N`, `NAME@latest` or `NAME`.
 
 use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -76,26 +77,56 @@ impl fmt::Display for BackupSelector {
     }
 }
 
-impl Repository {
-    /// Returns how a backup is named.
-    pub fn backup_id<B: Borrow<Backupset>>(
-        sets: &[B],
-        set: &Backupset,
-        incremental: Incremental,
-    ) -> BackupId {
-        let current = Self::addressed_set(sets, &set.name).is_some_and(|current| current.id == set.id);
-        let name = if current { set.name.as_str().to_owned() } else { set.id.to_string() };
-        BackupId { name, incremental }
+/// Which backupset each name means when a backup is asked for. Made once for a list of backupsets, it names all of their backups
+/// in a time that grows with the list, and not with its square.
+#[derive(Clone, Debug, Default)]
+pub struct Addressed {
+    sets: HashSet<BackupsetId>,
+}
+
+impl Addressed {
+    /// Looks through all backupsets once.
+    pub fn of<B: Borrow<Backupset>>(sets: &[B]) -> Self {
+        let mut names: HashMap<&ImageName, Vec<&Backupset>> = HashMap::new();
+        for set in sets.iter().map(Borrow::borrow) {
+            names.entry(&set.name).or_default().push(set);
+        }
+        Self { sets: names.values().filter_map(|named| addressed(named)).map(|set| set.id).collect() }
     }
 
-    /// Returns the backupset that a name means when a backup is asked for: the current one, or, while that is
-    /// still empty, the newest that is not.
-    fn addressed_set<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Option<&'a Backupset> {
-        Self::current_set(sets, name).filter(|set| !set.backups.is_empty()).or_else(|| {
-            let sets = sets.iter().map(Borrow::borrow);
-            let named = sets.filter(|set: &&Backupset| set.name == *name && !set.backups.is_empty());
-            named.max_by_key(|set| (set.created, set.id))
-        })
+    /// Returns how a backup is named.
+    pub fn backup_id(&self, set: &Backupset, incremental: Incremental) -> BackupId {
+        let is_meant = self.sets.contains(&set.id);
+        let name = if is_meant { set.name.as_str().to_owned() } else { set.id.to_string() };
+        BackupId { name, incremental }
+    }
+}
+
+/// Returns the current one of all backupsets of a name: the newest of those that no other is based on.
+fn current<'a>(named: &[&'a Backupset]) -> Option<&'a Backupset> {
+    let bases: HashSet<BackupsetId> = named.iter().flat_map(|set| set.bases.iter().copied()).collect();
+    let current = named.iter().filter(|set| !bases.contains(&set.id));
+    current.max_by_key(|set| (set.created, set.id)).copied()
+}
+
+/// Returns the one of all backupsets of a name that the name means when a backup is asked for: the current one, or, while that
+/// is still empty, the newest that is not.
+fn addressed<'a>(named: &[&'a Backupset]) -> Option<&'a Backupset> {
+    current(named).filter(|set| !set.backups.is_empty()).or_else(|| {
+        let filled = named.iter().filter(|set| !set.backups.is_empty());
+        filled.max_by_key(|set| (set.created, set.id)).copied()
+    })
+}
+
+fn named<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Vec<&'a Backupset> {
+    sets.iter().map(Borrow::borrow).filter(|set: &&Backupset| set.name == *name).collect()
+}
+
+impl Repository {
+    /// Returns the backupset that the next backup of `name` belongs to: the newest of that name that no other one is based
+    /// on.
+    pub fn current_set<'a, B: Borrow<Backupset>>(sets: &'a [B], name: &ImageName) -> Option<&'a Backupset> {
+        current(&named(sets, name))
     }
 
     /// Finds the backup that a person asked for.
@@ -105,7 +136,7 @@ impl Repository {
         selector: &BackupSelector,
     ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
         let by_name =
-            ImageName::new(selector.name.as_str()).ok().and_then(|name| Self::addressed_set(sets, &name));
+            ImageName::new(selector.name.as_str()).ok().and_then(|name| addressed(&named(sets, &name)));
         let by_id = || {
             let id: BackupsetId = selector.name.parse().ok()?;
             sets.iter().map(Borrow::borrow).find(|set: &&Backupset| set.id == id)
@@ -128,6 +159,60 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn set(name: &str, created: i64, bases: Vec<BackupsetId>, is_filled: bool) -> Backupset {
+        let created = jiff::Timestamp::from_second(created).unwrap();
+        let mut set = Backupset::new(BackupsetId::random(), ImageName::new(name).unwrap(), created);
+        set.bases = bases;
+        let record = BackupRecord {
+            incremental: Incremental(0),
+            manifest: crate::segment::Fingerprint::of(b"manifest"),
+            timestamp: created,
+            size_of_disk: 1,
+            segments: 1,
+            tags: Vec::new(),
+            protection: crate::repository::Protection::None,
+            note: None,
+            suspect: None,
+        };
+        set.backups.extend(Some(record).filter(|_| is_filled));
+        set
+    }
+
+    /// What a name means, found for one backupset alone: by going through all others.
+    fn is_meant(sets: &[Backupset], set: &Backupset) -> bool {
+        let named = || sets.iter().filter(|other| other.name == set.name);
+        let newest = |sets: &mut dyn Iterator<Item = &Backupset>| {
+            sets.max_by_key(|set| (set.created, set.id)).map(|set| (set.id, set.backups.is_empty()))
+        };
+        let is_base = |set: &Backupset| named().any(|other| other.bases.contains(&set.id));
+        match newest(&mut named().filter(|set| !is_base(set))) {
+            Some((id, false)) => id == set.id,
+            _ => {
+                newest(&mut named().filter(|set| !set.backups.is_empty())).is_some_and(|(id, _)| id == set.id)
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_means_one_backupset_and_the_others_are_named_by_their_ids() {
+        fn holds(choices: Vec<(u8, i8, u8, bool)>) -> bool {
+            let mut sets: Vec<Backupset> = Vec::new();
+            for (name, created, base, is_filled) in choices {
+                // Sometimes of another name, as after a renaming.
+                let base = sets.get(usize::from(base) % 8).map(|set| set.id);
+                let name = if name % 2 == 0 { "web" } else { "db" };
+                sets.push(set(name, created.into(), base.into_iter().collect(), is_filled));
+            }
+            let addressed = Addressed::of(&sets);
+            sets.iter().all(|set| {
+                let name = addressed.backup_id(set, Incremental(0)).name;
+                let meant = is_meant(&sets, set);
+                name == if meant { set.name.to_string() } else { set.id.to_string() }
+            })
+        }
+        quickcheck::QuickCheck::new().tests(1000).quickcheck(holds as fn(Vec<(u8, i8, u8, bool)>) -> bool);
+    }
 
     #[test]
     fn selectors_are_read() {

@@ -2,7 +2,8 @@
 //!
 //! After SIGTERM or SIGINT the service ends in order. Whatever it waits for then may hang: a disk, a filesystem that is gone, a
 //! fault of ours. A thread that waits for nothing but the time ends the process when `grace_seconds` and `close_seconds` have
-//! passed since the signal. Nothing that was acknowledged is lost: that is durable, and the next opening is one after a crash.
+//! passed since the signal. Another SIGTERM or SIGINT, [`PATIENCE`] after the first or later, ends it at once; one that comes sooner
+//! means the same as the first, as programs that pass a signal on may send it twice. Nothing that was acknowledged is lost: that is durable, and the next opening is one after a crash.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -12,6 +13,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::service::ServiceError;
 
+/// After a signal, how long another one means the same.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a signal has come.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long telling why may take: stderr may hang, too.
@@ -52,7 +55,9 @@ impl LastResort {
     pub(super) fn start(within: Duration) -> Result<Self, ServiceError> {
         let failed = |source| ServiceError::Start { source };
         let told = Arc::new(AtomicBool::new(false));
+        let ends_now = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&ends_now)).map_err(failed)?;
             signal_hook::flag::register(signal, Arc::clone(&told)).map_err(failed)?;
         }
         let stage = Arc::new(AtomicU8::new(0));
@@ -63,6 +68,9 @@ impl LastResort {
             }
             let begun = Instant::now();
             while begun.elapsed() < within {
+                if begun.elapsed() >= PATIENCE && !ends_now.swap(true, Ordering::AcqRel) {
+                    tracing::info!("another signal ends the process at once");
+                }
                 std::thread::sleep(LOOK);
             }
             let at = usize::from(seen.load(Ordering::Acquire));
@@ -118,27 +126,17 @@ mod tests {
     /// Set for the process that is to be ended.
     const HANGS: &str = "EKKO_TEST_HANGS";
 
-    #[test]
-    fn a_process_that_hangs_after_a_signal_is_ended() {
-        if std::env::var_os(HANGS).is_some() {
-            let last_resort = LastResort::start(Duration::from_millis(300)).unwrap();
-            assert!(!last_resort.was_told());
-            last_resort.at(Stage::Closing);
-            let own = rustix::process::getpid();
-            rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
-            std::thread::sleep(Duration::from_mins(10));
-            return;
-        }
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
+    /// Starts the test `name` again, as a process that hangs after it has sent itself `signals`. Returns how it ended.
+    fn ended(name: &str, signals: &str) -> std::process::ExitStatus {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &name])
-            .env(HANGS, "1")
+            .args(["--exact", name])
+            .env(HANGS, signals)
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
         // A generous limit, which shows that it ends at all.
         let begun = Instant::now();
-        let status = loop {
+        loop {
             match child.try_wait().unwrap() {
                 Some(status) => break status,
                 None if begun.elapsed() > Duration::from_mins(1) => {
@@ -147,7 +145,38 @@ mod tests {
                 }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
+        }
+    }
+
+    /// In the process that is to be ended: sends itself a signal, and another one if it is to, and hangs.
+    fn hang(signals: &str) {
+        let is_twice = signals == "twice";
+        let within = if is_twice { Duration::from_mins(20) } else { Duration::from_millis(300) };
+        let last_resort = LastResort::start(within).unwrap();
+        assert!(!last_resort.was_told());
+        last_resort.at(Stage::Closing);
+        let send = || {
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
         };
-        assert_eq!(status.code(), Some(1), "{status}");
+        // Two at once mean the same.
+        send();
+        send();
+        std::thread::sleep(PATIENCE + 3 * LOOK);
+        if is_twice {
+            send();
+        }
+        std::thread::sleep(Duration::from_mins(10));
+    }
+
+    #[test]
+    fn a_process_that_hangs_after_a_signal_is_ended_and_at_once_after_another() {
+        if let Ok(signals) = std::env::var(HANGS) {
+            return hang(&signals);
+        }
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        assert_eq!(ended(&name, "once").code(), Some(1));
+        let status = ended(&name, "twice");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(SIGTERM), "{status}");
     }
 }

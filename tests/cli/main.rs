@@ -14,5 +14,6 @@ mod machine;
 mod manifest;
 mod reading;
 mod restore;
+mod signals;
 mod terminal;
 mod usage;

@@ -59,8 +59,8 @@ pub(in crate::cli) struct MachineArgs {
     /// name
     #[arg(long, value_name = "COMMAND")]
     pub(in crate::cli) before: Option<String>,
-    /// Run this by the shell once the sources are read and closed, whatever happened, also after a signal (INT, TERM, HUP).
-    /// `EKKO_RESULT` is "done" or "failed", `EKKO_MACHINE` the machine's name
+    /// Run this by the shell once the sources are read and closed, whatever happened, also after a signal (INT, TERM, HUP). A
+    /// second INT or TERM, one second or more after the first, ends Ekko at once. `EKKO_RESULT` is "done" or "failed", `EKKO_MACHINE` the machine's name
     #[arg(long, value_name = "COMMAND")]
     pub(in crate::cli) after: Option<String>,
 }

@@ -3,20 +3,32 @@
 //!
 //! The one after runs once, whatever happens before: it undoes what the other has done. So signals that would end this
 //! process only ask it to stop; then the sources are closed, the command runs, and the process ends by itself.
+//!
+//! A person who cannot wait for that sends another signal: INT or TERM end the process at once if they come [`PATIENCE`] after the
+//! first one, or later. Ones that come sooner mean the same as the first: `timeout` sends TERM to the process and to its group. HUP
+//! only asks, however often it comes: a terminal that closes sends it twice, and systemd after TERM.
 
 use std::io::{self, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::args::MachineArgs;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
-use crate::cli::terminal::pass_on;
+use crate::cli::terminal::{Log, pass_on, say};
 use crate::error::ErrorKind;
+
+/// After a signal, how long another one means the same.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is told when that time is over.
+const ENDS_IN_ORDER: &str = "a signal came: Ekko stops, and runs --after if it has not yet; another signal ends it at once, without that";
+/// How often it is looked whether a signal has come.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The commands of one backup. Dropped before the one after has run, it runs.
 #[derive(Debug)]
@@ -56,9 +68,8 @@ impl<'a> Hooks<'a> {
 
     /// Runs the command before. From now on the one after is owed, and signals only ask to stop.
     pub(super) fn before(&self) -> Result<(), CliError> {
-        for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|_| self.are_there()) {
-            let heard = signal_hook::flag::register(signal, Arc::clone(&self.stop));
-            heard.map_err(|error| {
+        if self.are_there() {
+            self.hear_signals().map_err(|error| {
                 CliError::new(ErrorKind::Io, format!("cannot be told of signals: {error}"))
             })?;
         }
@@ -75,6 +86,30 @@ impl<'a> Hooks<'a> {
             Ok(_) if self.stop.load(Ordering::Acquire) => failed(&"a signal came while it ran"),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Has the first signal ask to stop, and a later one end the process.
+    fn hear_signals(&self) -> io::Result<()> {
+        let ends_now = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            if signal != SIGHUP {
+                signal_hook::flag::register_conditional_default(signal, Arc::clone(&ends_now))?;
+            }
+            signal_hook::flag::register(signal, Arc::clone(&self.stop))?;
+        }
+        let (stop, log) = (Arc::clone(&self.stop), self.console.log());
+        let wait = move || {
+            while !stop.load(Ordering::Acquire) {
+                std::thread::sleep(LOOK);
+            }
+            std::thread::sleep(PATIENCE);
+            ends_now.store(true, Ordering::Release);
+            match log {
+                Log::Json => tracing::info!("{ENDS_IN_ORDER}"),
+                Log::Text => say(format_args!("ekko: {ENDS_IN_ORDER}")),
+            }
+        };
+        std::thread::Builder::new().name("ekko-signals".to_owned()).spawn(wait).map(drop)
     }
 
     /// Runs the command after, unless it has run or none is owed.
