@@ -26,6 +26,12 @@ pub(super) fn is_temporary_pack(name: &str) -> bool {
     finished(name).is_some_and(|name| PackNumber::from_file_name(name).is_some())
 }
 
+/// Says whether Ekko gives this name to a temporary file in the repository's own folder. The list of tokens is not meant: it has a
+/// lock of its own.
+pub(super) fn is_temporary_of_root(name: &str) -> bool {
+    matches!(finished(name), Some(SETTINGS | CHECKED))
+}
+
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
 pub(super) fn is_temporary_of_sets(name: &str) -> bool {
     finished(name) == Some(TOGETHER) || name == PROBE
@@ -47,6 +53,8 @@ fn is_draft(name: &str) -> bool {
 }
 
 const TOGETHER: &str = "together.toml";
+const CHECKED: &str = "checked";
+const SETTINGS: &str = "ekko.toml";
 
 /// The name of what shows that the repository can be written to.
 const PROBE: &str = "probe.tmp";
@@ -75,7 +83,7 @@ impl Layout {
 
     /// Returns the file of settings.
     pub fn settings(&self) -> PathBuf {
-        self.root.join("ekko.toml")
+        self.root.join(SETTINGS)
     }
 
     /// Returns the file with generation and clean mark.
@@ -135,7 +143,7 @@ impl Layout {
 
     /// Returns the file that says what was checked when.
     pub fn checked(&self) -> PathBuf {
-        self.root.join("checked")
+        self.root.join(CHECKED)
     }
 
     /// Returns the folder of the indexes.
@@ -197,6 +205,7 @@ mod tests {
         assert!(is_temporary_pack("0000000000000012.pack.tmp"));
         assert!(is_temporary_of_sets("together.toml.tmp"));
         assert!(is_temporary_of_sets("probe.tmp"));
+        assert!(is_temporary_of_root("checked.tmp") && is_temporary_of_root("ekko.toml.tmp"));
         let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());
         for name in ["0.tmp", &draft, "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {
             assert!(is_temporary_of_set(name), "{name}");
@@ -210,10 +219,13 @@ mod tests {
             "set.toml",
             "together.toml",
             "7",
+            "checked",
+            "tokens.toml.tmp",
             "7..tmp",
             "7.x.tmp",
         ] {
-            let temporary = [is_temporary_pack, is_temporary_of_sets, is_temporary_of_set];
+            let temporary =
+                [is_temporary_pack, is_temporary_of_sets, is_temporary_of_set, is_temporary_of_root];
             assert!(!temporary.iter().any(|is_temporary| is_temporary(name)), "{name}");
         }
     }

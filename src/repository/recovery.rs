@@ -15,7 +15,7 @@ use crate::repository::backupset::{is_leftover, is_newborn, remove_newborn};
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::delete::finish_deletion;
 use crate::repository::layout::{
-    NameTest, canonical, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
+    NameTest, canonical, is_temporary_of_root, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
 };
 use crate::repository::state::State;
 use crate::repository::together;
@@ -51,8 +51,11 @@ pub(super) fn undo_unfinished(
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     // Before any manifest goes: it may be that of a backup that exists.
     let known = together::finish(repository, progress)?;
-    let folders =
-        [(layout.packs(), is_temporary_pack as NameTest), (layout.sets(), is_temporary_of_sets as NameTest)];
+    let folders = [
+        (layout.root().to_owned(), is_temporary_of_root as NameTest),
+        (layout.packs(), is_temporary_pack as NameTest),
+        (layout.sets(), is_temporary_of_sets as NameTest),
+    ];
     for (folder, is_temporary) in folders {
         for name in storage.list(&folder)?.iter().filter(|name| is_temporary(name)) {
             storage.unlink(&folder.join(name))?;
@@ -84,6 +87,11 @@ pub(super) fn undo_unfinished(
             let collected =
                 number.is_some_and(|number| set.is_some_and(|set| !set.knows(number)) && !is_new(number));
             if unfinished || collected || is_temporary_of_set(&name) {
+                if !changed {
+                    // Which manifests are superfluous is what `set.toml` says, and a process that was killed may have replaced
+                    // it without a sync. Else a power loss could bring the old one back, which lists a manifest that is gone.
+                    storage.sync_folder(&folder)?;
+                }
                 storage.unlink(&path)?;
                 changed = true;
             }
@@ -427,3 +435,6 @@ pub(super) fn drop_other_indexes(repository: &Repository, number: u64) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

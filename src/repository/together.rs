@@ -5,6 +5,21 @@
 //! takes them as said. Then each `set.toml` is replaced, and the file goes. Whoever opens the repository after a crash
 //! finishes that, before anything else is done; each step can be repeated.
 //!
+//! What a power loss leaves of the marker of a first backup (`newborn.tmp`), of `set.toml` and of this file. Each line is durable
+//! before the next one is begun, in a commit and when it is finished after a crash:
+//!
+//! | step | what lies there after it | what the next opening takes it for |
+//! |---|---|---|
+//! | folder and marker | the marker, drafts | not born: it goes |
+//! | `set.toml` without a backup, manifests | the same, with the marker beside it | not born: it goes, `set.toml` last |
+//! | `together.toml` | the same, and the file | its backups exist: each `set.toml` is replaced |
+//! | each `set.toml` | some with their backups, the others without | the same: one that has its backup stays as it is |
+//! | the file is removed | every `set.toml` has its backup | done |
+//!
+//! The marker is removed after its `set.toml` has the backup, and nobody waits for that: beside a `set.toml` it says nothing. So
+//! neither of the two files can be taken for the other's: without `together.toml`, a `set.toml` without backups is one of a commit
+//! that never came so far, as the file goes only after all sets are durable.
+//!
 //! A backup whose number a set has given already is in it, or was and has been deleted: an old file that comes back in a
 //! power loss does nothing.
 
@@ -178,6 +193,9 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
         // It is told with the sets that cannot be read.
         Err(_) => return Ok(false),
     };
+    // A process that was killed may have given the file its name without a sync. Without this one, a power loss after the first
+    // of the sets was replaced could take the file, and with it the rest of what it says.
+    storage.sync_folder(&layout.sets())?;
     let (mut all, mut finished) = (true, 0);
     for addition in &together.additions {
         match Backupset::read(storage, layout, addition.backupset) {
@@ -204,12 +222,14 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::manifest::ImageName;
     use crate::progress::Silent;
     use crate::repository::{InitOptions, Protection};
     use crate::segment::Fingerprint;
-    use crate::storage::OsStorage;
+    use crate::storage::{FaultPlan, FaultStorage, Keep, OsStorage};
 
     fn record(number: u32) -> BackupRecord {
         BackupRecord {
@@ -316,5 +336,39 @@ mod tests {
         write(&Together::new(vec![more]), &repository).unwrap();
         std::fs::remove_dir_all(repository.layout.set(together.additions[0].backupset)).unwrap();
         assert_eq!(lengths(&repository), (vec![2], 1));
+    }
+
+    /// A process is killed when the file has its name, before that is durable; the next one is cut off by a power loss at any
+    /// operation.
+    #[test]
+    fn a_power_loss_while_a_crash_is_finished_leaves_all_of_them_or_none() {
+        let (mut at, mut seen) = (0, Vec::new());
+        loop {
+            let (folder, before, together) = two();
+            let root = before.layout.root().to_owned();
+            let plan = FaultPlan::PowerLoss { at: at + 4, keep: Keep::Nothing };
+            let fault = FaultStorage::new(folder.path(), plan).unwrap();
+            let repository = Repository::open_with(Arc::new(fault.clone()), &root).unwrap();
+            let path = repository.layout.together();
+            let (temporary, text) =
+                (path.with_extension("other"), together.text(&repository.layout).unwrap());
+            let file = fault.create(&temporary).unwrap();
+            file.write_at(text.as_bytes(), 0).unwrap();
+            file.sync().unwrap();
+            fault.rename(&temporary, &path).unwrap();
+            drop(file);
+            let finished = finish(&repository, &Silent).is_ok();
+            fault.lose_power().unwrap();
+            let after = Repository::open(&root).unwrap();
+            let (lengths, problems) = lengths(&after);
+            assert!(problems == 0 && lengths[0] == lengths[1], "{lengths:?} after {:#?}", fault.log());
+            assert!(finish(&after, &Silent).unwrap());
+            seen.push(lengths[0]);
+            if finished {
+                break;
+            }
+            at += 1;
+        }
+        assert_eq!((seen.first(), seen.last()), (Some(&1), Some(&2)), "{seen:?}");
     }
 }

@@ -115,13 +115,9 @@ impl Bench {
             harmed.filter_map(|name| Some(((*name).to_owned(), *wanted.must.get(*name)?))).collect();
         let names = |group: &&[&str]| group.iter().map(|name| (*name).to_owned()).collect();
         wanted.together = self.stage.job.together.iter().map(names).collect();
-        wanted.one_of = self
-            .stage
-            .job
-            .one_of
-            .iter()
-            .map(|(one, other)| ((*one).to_owned(), (*other).to_owned()))
-            .collect();
+        let pair = |(one, other): &(&str, &str)| ((*one).to_owned(), (*other).to_owned());
+        wanted.one_of = self.stage.job.one_of.iter().map(pair).collect();
+        wanted.listed_by = self.stage.job.listed_by.iter().map(pair).collect();
         wanted
     }
 

@@ -103,7 +103,7 @@ pub struct Job {
     pub name: &'static str,
     /// Commands before. `@other` works on another repository, `!kill N` kills the command before its changing call N,
     /// `!harm FILE` changes a byte of the first record in a pack, and `!room FILE` makes a file larger.
-    pub before: &'static [&'static str],
+    pub before: &'static [&'static [&'static str]],
     /// Backups that are there then.
     pub there: &'static [(&'static str, Disk)],
     pub work: Work,
@@ -111,6 +111,8 @@ pub struct Job {
     pub harmed: &'static [&'static str],
     pub together: &'static [&'static [&'static str]],
     pub one_of: &'static [(&'static str, &'static str)],
+    /// Backups, and what lists each of them: it is there as long as they are.
+    pub listed_by: &'static [(&'static str, &'static str)],
     pub target: Option<Target>,
 }
 
@@ -127,6 +129,9 @@ impl Job {
 const INIT: &str = "init --segment-size 64KiB";
 const BACKUPS: &[&str] =
     &[INIT, "backup web=disks/0-0 db=disks/1-0", "backup web=disks/0-1", "backup old=disks/2-0"];
+/// The first of them.
+const TWO: &[&str] = &[INIT, "backup web=disks/0-0 db=disks/1-0"];
+const TWO_THERE: [(&str, Disk); 2] = [("web@0", Disk(0, 0)), ("db@0", Disk(1, 0))];
 const THERE: &[(&str, Disk)] =
     &[("web@0", Disk(0, 0)), ("web@1", Disk(0, 1)), ("db@0", Disk(1, 0)), ("old@0", Disk(2, 0))];
 /// The same for the project that clients come from.
@@ -138,12 +143,13 @@ const MACHINE_BACKUPS: &[(&str, Disk)] = &[("vm@0", ARCHIVE), ("vm/a@0", Disk(3,
 /// A job on the usual backups; the table says what is different.
 const JOB: Job = Job {
     name: "",
-    before: BACKUPS,
+    before: &[BACKUPS],
     there: THERE,
     work: Work::Commands(&[]),
     harmed: &[],
     together: &[],
     one_of: &[],
+    listed_by: &[],
     target: None,
 };
 
@@ -183,14 +189,14 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "backup-after-kill",
-        before: &[INIT, "backup web=disks/0-0 db=disks/1-0", "!kill 30 backup web=disks/0-1"],
-        there: &[("web@0", Disk(0, 0)), ("db@0", Disk(1, 0))],
+        before: &[TWO, &["!kill 30 backup web=disks/0-1"]],
+        there: &TWO_THERE,
         work: Work::Commands(&[adds("backup web=disks/0-2", &[("web@1", Disk(0, 2))])]),
         ..JOB
     },
     Job {
         name: "machine",
-        before: &[INIT, "backup web=disks/0-0 db=disks/1-0", MACHINE],
+        before: &[TWO, &[MACHINE]],
         there: &[
             ("web@0", Disk(0, 0)),
             ("db@0", Disk(1, 0)),
@@ -218,10 +224,11 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "delete-machine",
-        before: &[INIT, MACHINE],
+        before: &[&[INIT, MACHINE]],
         there: MACHINE_BACKUPS,
-        // They go one after the other: a deletion that is cut short leaves some of them.
+        // They go one after the other, the moment last: a deletion that is cut short leaves it, and is finished by the next.
         work: Work::Commands(&[removes("delete --machine vm@0", &["vm@0", "vm/a@0", "vm/b@0"])]),
+        listed_by: &[("vm/a@0", "vm@0"), ("vm/b@0", "vm@0")],
         ..JOB
     },
     Job {
@@ -236,13 +243,7 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "undelete",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "delete web@1",
-        ],
+        before: &[BACKUPS, &["delete web@1"]],
         there: &[("web@0", Disk(0, 0)), ("db@0", Disk(1, 0)), ("old@0", Disk(2, 0))],
         work: Work::Commands(&[adds("undelete web@1", &[("web@1", Disk(0, 1))])]),
         ..JOB
@@ -262,27 +263,14 @@ pub const JOBS: &[Job] = &[
     Job { name: "protect", work: Work::Commands(&[run("protect web@0"), run("unprotect web@0")]), ..JOB },
     Job {
         name: "gc",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "delete web@0 old@0",
-        ],
+        before: &[BACKUPS, &["delete web@0 old@0"]],
         there: &[("web@1", Disk(0, 1)), ("db@0", Disk(1, 0))],
         work: Work::Commands(&[run("gc --keep-unfinished 0s")]),
         ..JOB
     },
     Job {
         name: "gc-after-kill",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "delete web@0 old@0",
-            "!kill 40 gc --keep-unfinished 0s",
-        ],
+        before: &[BACKUPS, &["delete web@0 old@0", "!kill 40 gc --keep-unfinished 0s"]],
         there: &[("web@1", Disk(0, 1)), ("db@0", Disk(1, 0))],
         work: Work::Commands(&[run("gc --keep-unfinished 0s")]),
         ..JOB
@@ -290,13 +278,14 @@ pub const JOBS: &[Job] = &[
     Job {
         name: "import",
         before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "@other init --segment-size 64KiB",
-            "@other backup web=disks/5-0",
-            "@other manifest export web@0 web.sqlite --segments flat",
+            TWO,
+            &[
+                "@other init --segment-size 64KiB",
+                "@other backup web=disks/5-0",
+                "@other manifest export web@0 web.sqlite --segments flat",
+            ],
         ],
-        there: &[("web@0", Disk(0, 0)), ("db@0", Disk(1, 0))],
+        there: &TWO_THERE,
         work: Work::Commands(&[adds(
             "manifest import web.sqlite --segments flat --name guest",
             &[("guest@0", Disk(5, 0))],
@@ -305,7 +294,7 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "import-of-a-chain",
-        before: &[
+        before: &[&[
             INIT,
             "@other init --segment-size 64KiB",
             "@other backup web=disks/5-0",
@@ -313,7 +302,7 @@ pub const JOBS: &[Job] = &[
             "@other manifest export web@0 0.sqlite --segments flat",
             "@other manifest export web@1 1.sqlite --segments flat",
             "manifest import 0.sqlite --segments flat --name guest",
-        ],
+        ]],
         there: &[("guest@0", Disk(5, 0))],
         work: Work::Commands(&[adds(
             "manifest import 1.sqlite --segments flat --name guest",
@@ -324,26 +313,13 @@ pub const JOBS: &[Job] = &[
     Job { name: "check", work: Work::Commands(&[run("check --read-data")]), ..JOB },
     Job {
         name: "check-after-kill",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "!kill 12 delete old@0",
-            "!kill 50 backup new=disks/3-0",
-        ],
+        before: &[BACKUPS, &["!kill 12 delete old@0", "!kill 50 backup new=disks/3-0"]],
         work: Work::Commands(&[run("check --read-data --repair")]),
         ..JOB
     },
     Job {
         name: "repair",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "!harm R/packs/0000000000000003.pack",
-        ],
+        before: &[BACKUPS, &["!harm R/packs/0000000000000003.pack"]],
         work: Work::Commands(&[
             // It is done, and it tells of the damage.
             Step { code: 3, ..run("check --read-data --repair") },
@@ -367,13 +343,7 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "restore-force",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "restore old@0 out/disk",
-        ],
+        before: &[BACKUPS, &["restore old@0 out/disk"]],
         work: Work::Commands(&[run("restore --force web@1 out/disk")]),
         target: Some(restored("restore --force web@1 out/disk")),
         ..JOB
@@ -386,27 +356,14 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "restore-in-place",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "restore old@0 out/disk",
-        ],
+        before: &[BACKUPS, &["restore old@0 out/disk"]],
         work: Work::Commands(&[run("restore --force --in-place web@1 out/disk")]),
         target: Some(restored("restore --force --in-place web@1 out/disk")),
         ..JOB
     },
     Job {
         name: "restore-to-a-device",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "restore old@0 out/device",
-            "!room out/device",
-        ],
+        before: &[BACKUPS, &["restore old@0 out/device", "!room out/device"]],
         work: Work::Commands(&[run("restore --force web@1 {device}")]),
         target: Some(Target {
             file: "out/device",
@@ -418,14 +375,7 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "restore-to-a-device-in-place",
-        before: &[
-            INIT,
-            "backup web=disks/0-0 db=disks/1-0",
-            "backup web=disks/0-1",
-            "backup old=disks/2-0",
-            "restore old@0 out/device",
-            "!room out/device",
-        ],
+        before: &[BACKUPS, &["restore old@0 out/device", "!room out/device"]],
         work: Work::Commands(&[run("restore --force --in-place web@1 {device}")]),
         target: Some(Target {
             file: "out/device",
@@ -461,14 +411,14 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "client-backup",
-        before: PROJECT_BACKUPS,
+        before: &[PROJECT_BACKUPS],
         there: PROJECT_THERE,
         work: Work::Clients(&[adds("backup web=disks/0-2", &[("blue:web@2", Disk(0, 2))])]),
         ..JOB
     },
     Job {
         name: "client-restore",
-        before: PROJECT_BACKUPS,
+        before: &[PROJECT_BACKUPS],
         there: PROJECT_THERE,
         work: Work::Clients(&[run("restore web@1 out/disk")]),
         target: Some(restored("restore --force web@1 out/disk")),
@@ -476,7 +426,7 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "client-export",
-        before: PROJECT_BACKUPS,
+        before: &[PROJECT_BACKUPS],
         there: PROJECT_THERE,
         work: Work::Clients(&[run("manifest export web@1 out/web.sqlite")]),
         target: Some(exported("out/web.sqlite", "manifest export --force web@1 out/web.sqlite")),

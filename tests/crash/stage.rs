@@ -82,7 +82,7 @@ impl Stage {
         for folder in ["out", "client/out", "service"] {
             fs::create_dir_all(self.folder().join(folder)).map_err(text)?;
         }
-        for line in self.job.before {
+        for line in self.job.before.iter().copied().flatten() {
             let mut command = Command::new(ekko());
             let (kill_at, repository, line) = match line.split_once(' ') {
                 Some(("@other", rest)) => (None, "other", rest),

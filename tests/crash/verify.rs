@@ -36,6 +36,8 @@ pub struct Wanted {
     pub together: Vec<Vec<String>>,
     /// Pairs of which exactly one is there.
     pub one_of: Vec<(String, String)>,
+    /// Pairs of which the second is there as long as the first is.
+    pub listed_by: Vec<(String, String)>,
 }
 
 impl Wanted {
@@ -60,6 +62,11 @@ impl Wanted {
         for (one, other) in &self.one_of {
             if listed.contains(one) == listed.contains(other) {
                 return Err(format!("of {one} and {other}, one must be listed"));
+            }
+        }
+        for (one, other) in &self.listed_by {
+            if listed.contains(one) && !listed.contains(other) {
+                return Err(format!("{one} is listed, and {other}, which names it, is not"));
             }
         }
         Ok(())
@@ -194,6 +201,8 @@ fn verify(folder: &Path, wanted: &mut Wanted, step: &dyn Fn(&str)) -> Result<(),
     restore_all(&reader()?, wanted)?;
     step("open and check");
     let writer = open(folder, false)?;
+    // Now, as a check replaces the file of the checks and its temporary one.
+    nothing_temporary(folder)?;
     if !wanted.harmed.is_empty() {
         heal(&writer, wanted)?;
     }
@@ -212,6 +221,10 @@ fn verify(folder: &Path, wanted: &mut Wanted, step: &dyn Fn(&str)) -> Result<(),
     check(&writer)?;
     close(writer)?;
     step("look for what is left");
+    nothing_temporary(folder)
+}
+
+fn nothing_temporary(folder: &Path) -> Result<(), String> {
     let left = files_below(folder).into_iter().find(|path| path.extension().is_some_and(|end| end == "tmp"));
     match left {
         Some(left) => Err(format!("{} is left", left.display())),
