@@ -105,6 +105,11 @@ impl FaultStorage {
         self.shared.state().log.len() as u64
     }
 
+    /// Returns how many reads there were so far; they are no operations.
+    pub fn reads(&self) -> u64 {
+        self.shared.state().reads
+    }
+
     /// Returns a line for every operation so far, in order.
     pub fn log(&self) -> Vec<String> {
         self.shared.state().log.clone()
@@ -174,6 +179,7 @@ struct State {
     plan: FaultPlan,
     off: bool,
     log: Vec<String>,
+    reads: u64,
     journal: Journal,
     asides: u64,
     without_holes: bool,
@@ -360,7 +366,11 @@ impl StorageFile for FaultFile {
         let hits = |(path, bytes): &(PathBuf, Range<u64>)| {
             path == self.path() && bytes.start < read.end && read.start < bytes.end
         };
-        if self.shared.state().unreadable.as_ref().is_some_and(hits) {
+        let mut state = self.shared.state();
+        state.reads += 1;
+        let is_unreadable = state.unreadable.as_ref().is_some_and(hits);
+        drop(state);
+        if is_unreadable {
             return Err(StorageError::new("read", self.path(), Errno::IO.into()));
         }
         self.inner.read_at(buffer, offset)

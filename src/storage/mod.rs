@@ -75,6 +75,11 @@ impl StorageError {
         self.source.kind() == io::ErrorKind::Unsupported
     }
 
+    /// Says whether a file was not opened for writing because it has several names (hard links).
+    pub fn has_several_names(&self) -> bool {
+        self.source.kind() == io::ErrorKind::TooManyLinks
+    }
+
     /// Says whether the disk, or a quota on it, is full.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -315,4 +315,4 @@ fn watch<W: Watched>(calls: &Calls, watched: &Weak<W>, stop: &Receiver<()>) {
 
 #[cfg(test)]
 #[path = "index_watch/tests.rs"]
-mod tests;
+pub(in crate::store) mod tests;

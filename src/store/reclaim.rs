@@ -188,6 +188,8 @@ impl Collector<'_> {
         }
         let listed = |place: &FreedPlace| unreadable.get(&(place.pack(), place.offset)).copied();
         let is_readable = |place: &FreedPlace| listed(place).is_none();
+        // Packs that are not written to: their places are buried below, and wait to be punched.
+        let mut held = HashSet::new();
         let mut unburied = Vec::new();
         for (_, task) in tasks {
             if let Task::Punch { places, buried: false } = task {
@@ -210,9 +212,20 @@ impl Collector<'_> {
                 Err(StoreError::Pack(error @ PackError::NotAPack { .. })) => {
                     reclaimed.problems.push(error.to_string());
                 }
+                // A copy of hard links would lose what it was made to keep.
+                Err(StoreError::Storage(error)) if error.has_several_names() => {
+                    let what =
+                        format!("{error}; what was freed in it is given back by the collection after that");
+                    reclaimed.problems.push(what);
+                    held.insert(number);
+                }
                 Err(error) => return Err(error),
             }
         }
+        let listed = |place: &FreedPlace| {
+            listed(place)
+                .or_else(|| (held.contains(&place.pack()) && !going.contains(&place.pack())).then_some(true))
+        };
         let (mut done, mut unlinked) = (Vec::new(), 0);
         for (number, task) in tasks {
             match task {

@@ -376,3 +376,45 @@ fn zeros_that_a_copy_of_the_repository_has_as_holes_are_not_taken_for_what_was_f
     world.run(&["restore", "web@0", "out"]).exits(0);
     assert!(world.read("out") == disk);
 }
+
+/// `cp -al` makes a copy of hard links: one pack of two has another name.
+#[test]
+fn a_pack_with_several_names_is_left_alone_and_named_and_the_rest_is_collected() {
+    let world = World::new();
+    world.init_small();
+    let disks = [noise(1, 8 << 16), noise(2, 8 << 16)];
+    for (name, disk) in ["a", "b"].into_iter().zip(&disks) {
+        // Half of each stays.
+        world.write("disk", disk);
+        world.run(&["backup", &format!("{name}=disk")]).exits(0);
+        world.write("disk", &disk[..4 << 16]);
+        world.run(&["backup", &format!("{name}=disk")]).exits(0);
+    }
+    let pack = |number: u32| world.path(&format!("R/packs/{number:016}.pack"));
+    let held: Vec<_> = (1..=2).map(pack).collect();
+    fs::hard_link(&held[0], world.path("copy")).unwrap();
+    let copied = world.read("copy");
+    let room = |path: &std::path::Path| fs::metadata(path).unwrap().blocks();
+    let before = [room(&held[0]), room(&held[1])];
+    world.run(&["delete", "a@0", "b@0"]).exits(0);
+    for round in 0..2 {
+        world.run(&["gc"]).exits(3).says("0000000000000001.pack").says("hard links");
+        assert!(world.read("copy") == copied, "round {round}");
+        assert_eq!(room(&held[0]), before[0], "round {round}");
+        assert!(room(&held[1]) + 400 < before[1], "round {round}: the rest of the collection goes on");
+        world.run(&["check", "--read-data"]).exits(0);
+    }
+    // A backup that follows, and a new index, take nothing of it for living.
+    world.write("disk", &disks[1]);
+    world.run(&["backup", "c=disk"]).exits(0);
+    world.run(&["rebuild"]).exits(0);
+    world.run(&["gc"]).exits(3).says("hard links");
+    fs::remove_file(world.path("copy")).unwrap();
+    world.run(&["gc"]).exits(0);
+    assert!(room(&held[0]) + 400 < before[0], "it is given back once the other name is gone");
+    world.run(&["check", "--read-data"]).exits(0);
+    for (backup, disk) in [("a", &disks[0][..4 << 16]), ("c", &disks[1][..])] {
+        world.run(&["restore", "--force", backup, "out"]).exits(0);
+        assert!(world.read("out") == disk, "{backup}");
+    }
+}

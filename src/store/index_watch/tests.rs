@@ -1,18 +1,55 @@
 use std::collections::{HashMap, HashSet};
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use super::*;
 use crate::store::IndexWriter;
 
-/// Set for the process in which no file can become longer than some KiB.
-const LIMITED: &str = "EKKO_TEST_LIMITED_FILES";
+/// Runs a test in a process in which no file can become longer than some KiB: there writes of the index fail.
+pub(in crate::store) mod limited {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    /// Set for that process.
+    const LIMITED: &str = "EKKO_TEST_LIMITED_FILES";
+    /// What it prints when it has come to its end.
+    const DONE: &str = "all of it was tested";
+
+    /// Says whether this is that process.
+    pub(in crate::store) fn is_so() -> bool {
+        std::env::var_os(LIMITED).is_some()
+    }
+
+    /// Says in that process that the test has come to its end.
+    pub(in crate::store) fn done() {
+        println!("{DONE}");
+    }
+
+    /// Runs the test that calls it in that process, to its end.
+    pub(in crate::store) fn run() {
+        let program = std::env::current_exe().unwrap();
+        let name = std::thread::current().name().unwrap().to_owned();
+        let limited = "trap '' XFSZ; ulimit -f 48; exec \"$0\" --exact \"$1\" --nocapture";
+        let mut command = Command::new("sh");
+        command.args(["-c", limited]).arg(program).arg(name).env(LIMITED, "1").stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A generous limit, which shows that it does not hang.
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begun.elapsed() > Duration::from_mins(1) {
+                child.kill().unwrap();
+                panic!("a call waits for ever");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(DONE));
+    }
+}
 
 /// In each round a write of a buffer fails of which sled tells nobody while `flush` waits for it.
 #[test]
 fn a_write_that_fails_ends_the_calls_that_wait_for_it() {
-    if std::env::var_os(LIMITED).is_some() {
+    if limited::is_so() {
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             let index = IndexWriter::create(&folder.path().join("1")).unwrap();
@@ -37,31 +74,10 @@ fn a_write_that_fails_ends_the_calls_that_wait_for_it() {
             // It writes no more, so it can be closed.
             index.let_go().unwrap();
         }
-        println!("all rounds ended");
+        limited::done();
         return;
     }
-    let program = std::env::current_exe().unwrap();
-    let name = std::thread::current().name().unwrap().to_owned();
-    let limited = "trap '' XFSZ; ulimit -f 48; exec \"$0\" --exact \"$1\" --nocapture";
-    let mut child = Command::new("sh")
-        .args(["-c", limited])
-        .arg(program)
-        .arg(name)
-        .env(LIMITED, "1")
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A generous limit, which shows that it does not hang: a round takes about 0.1 s.
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > Duration::from_mins(1) {
-            child.kill().unwrap();
-            panic!("a call waits for ever");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("all rounds ended"));
+    limited::run();
 }
 
 #[test]

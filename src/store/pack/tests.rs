@@ -410,3 +410,30 @@ fn a_walk_passes_over_holes_whatever_the_length_of_the_file() {
     let scan = PackScan::of(&fixture.open(), ScanDepth::Headers).unwrap();
     assert_eq!(scan.entries.len(), 1);
 }
+
+#[test]
+fn a_walk_reads_nothing_of_a_hole_before_what_is_known_to_be_durable() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.create();
+    append(&mut writer, b"first");
+    writer.sync(7).unwrap();
+    let end = writer.size() + (64 << 20);
+    drop(writer);
+    let file = OsStorage.open(&fixture.path()).unwrap();
+    file.truncate(end).unwrap();
+    let mut writer = PackWriter::resume(file, fixture.open().header().clone(), end, Vec::new());
+    for plain in [b"later one", b"later two"] {
+        append(&mut writer, plain);
+        writer.sync(8).unwrap();
+    }
+    drop(writer);
+    for depth in [ScanDepth::Headers, ScanDepth::Tail] {
+        let fault = FaultStorage::new(fixture.folder.path(), FaultPlan::Count).unwrap();
+        let pack = PackReader::open(&fault, &packs(fixture.folder.path()), PackNumber(1)).unwrap();
+        let scan = PackScan::of(&pack, depth).unwrap();
+        assert_eq!((scan.entries.len(), scan.damaged.len()), (3, 1), "the hole is where records should be");
+        assert!(scan.damaged[0] < end && scan.end > end);
+        // There would be 2^17 places for a record in it.
+        assert!(fault.reads() < 50, "{} reads", fault.reads());
+    }
+}
