@@ -7,8 +7,8 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use crate::api::{
-    BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument, JobDocument,
-    JobRequest, JobResult, ProtectionDocument, ProtectionRequest, Refusal, StatusDocument,
+    BackupDetails, BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument,
+    JobDocument, JobRequest, JobResult, ProtectionDocument, ProtectionRequest, Refusal, StatusDocument,
 };
 use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs};
 use crate::cli::context::Context;
@@ -251,7 +251,10 @@ pub(super) fn protect(
     protection: Protection,
     remote: &RemoteRepository,
 ) -> Result<ProtectionDocument, CliError> {
-    let path = format!("/v1/backups/{}/protection", part(&backup.to_string()));
+    // The request is repeated when its answer is lost, and the name may mean another backup by then: it is looked up once.
+    let found: BackupDetails = remote.get(&format!("/v1/backups/{}", part(&backup.to_string())))?;
+    let exact = format!("{}@{}", found.backupset, found.incremental);
+    let path = format!("/v1/backups/{}/protection", part(&exact));
     Ok(match protection {
         Protection::None => remote.send("DELETE", &path, None::<&()>)?,
         Protection::Always => remote.send("PUT", &path, Some(&ProtectionRequest { until: None }))?,

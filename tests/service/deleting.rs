@@ -1,9 +1,10 @@
-//! Deletions over the network: no other backup goes than those that were looked up first.
+//! Deletions and protections over the network: they change only the backups that were looked up first.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::{Served, disk, ekko_done};
 use crate::tokens::token;
@@ -16,9 +17,9 @@ fn back_up(served: &Served) {
     ekko_done(&served.repository(), &["-q", "backup", &format!("blue:web={}", source.display())]);
 }
 
-fn delete(address: &str, token: &str, arguments: &[&str]) -> Output {
+fn run(address: &str, token: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
-    command.env("EKKO_REPOSITORY", address).env("EKKO_TOKEN", token).arg("delete").args(arguments);
+    command.env("EKKO_REPOSITORY", address).env("EKKO_TOKEN", token).args(arguments);
     command.output().unwrap()
 }
 
@@ -33,27 +34,33 @@ fn a_backup_that_is_named_twice_is_deleted_once() {
     let served = Served::new();
     let token = token(&served.repository(), "blue", "operator");
     (0..3).for_each(|_| back_up(&served));
-    let output = delete(&served.address, &token, &["web@latest", "web", "web@2"]);
+    let output = run(&served.address, &token, &["delete", "web@latest", "web", "web@2"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("web@2 ") && text.contains("deleted 1 backups"), "{text}");
     assert_eq!(names(&served), ["blue:web@0", "blue:web@1"]);
 }
 
-/// Passes a request on. The answer to a deletion is lost; before it, when it is only asked for, another backup is made.
+/// Passes a request on. After the first one, by which a backup is looked up, another one is made; the first answer to each change
+/// is lost.
 fn pass_on(served: &Served, token: &str, asked: &Mutex<Vec<String>>, stream: &TcpStream) {
-    let mut head = String::new();
+    let (mut head, mut body) = (String::new(), Vec::new());
     let mut reader = BufReader::new(stream);
     while reader.read_line(&mut head).unwrap() > 2 {}
+    let length =
+        head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    reader.take(length.unwrap_or(0)).read_to_end(&mut body).unwrap();
     let mut words = head.split(' ');
     let (Some(method), Some(path)) = (words.next(), words.next()) else { return };
-    let answer = served.ask(method, path, Some(token), None);
+    let answer = served.ask(method, path, Some(token), (!body.is_empty()).then_some(&body));
     let request = format!("{method} {path}");
-    let is_first = !asked.lock().unwrap().contains(&request);
-    asked.lock().unwrap().push(request);
-    if method == "DELETE" && path.ends_with("dry_run=true") {
+    let mut asked = asked.lock().unwrap();
+    let is_first = !asked.contains(&request);
+    asked.push(request);
+    if asked.len() == 1 {
         back_up(served);
-    } else if method == "DELETE" && is_first {
+    }
+    if method != "GET" && !path.ends_with("dry_run=true") && is_first {
         return;
     }
     let (status, length) = (answer.status, answer.body.len());
@@ -62,31 +69,60 @@ fn pass_on(served: &Served, token: &str, asked: &Mutex<Vec<String>>, stream: &Tc
     stream.write_all(&[head.as_bytes(), &answer.body].concat()).unwrap();
 }
 
-#[test]
-fn the_latest_backup_is_that_which_was_shown_however_often_it_is_asked_for() {
-    let served = Served::new();
+/// Runs a command against a service over a line that loses an answer. Returns its output and the requests.
+fn run_over(served: &Served, arguments: &[&str]) -> (String, Vec<String>) {
     let token = token(&served.repository(), "blue", "operator");
-    (0..2).for_each(|_| back_up(&served));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Mutex::default();
+    let (asked, is_over) = (Mutex::default(), AtomicBool::new(false));
     let output = std::thread::scope(|scope| {
-        let deleted = scope.spawn(|| {
-            let output = delete(&address, &token, &["web@latest"]);
+        let ran = scope.spawn(|| {
+            let output = run(&address, &token, arguments);
+            is_over.store(true, Ordering::SeqCst);
             drop(TcpStream::connect(address.trim_start_matches("http://")));
             output
         });
         for stream in listener.incoming() {
-            if deleted.is_finished() {
+            if is_over.load(Ordering::SeqCst) {
                 break;
             }
-            pass_on(&served, &token, &asked, &stream.unwrap());
+            pass_on(served, &token, &asked, &stream.unwrap());
         }
-        deleted.join().unwrap()
+        ran.join().unwrap()
     });
     let asked = asked.into_inner().unwrap();
     assert!(output.status.success(), "{asked:?}: {}", String::from_utf8_lossy(&output.stderr));
+    (String::from_utf8(output.stdout).unwrap(), asked)
+}
+
+#[test]
+fn the_latest_backup_is_that_which_was_shown_however_often_it_is_asked_for() {
+    let served = Served::new();
+    (0..2).for_each(|_| back_up(&served));
+    let (output, asked) = run_over(&served, &["delete", "web@latest"]);
     assert_eq!(asked.iter().filter(|it| it.ends_with("dry_run=false")).count(), 2, "{asked:?}");
     assert_eq!(names(&served), ["blue:web@0", "blue:web@2"]);
-    assert!(String::from_utf8(output.stdout).unwrap().contains("web@1 "));
+    assert!(output.contains("web@1 "), "{output}");
+}
+
+#[test]
+fn protecting_the_latest_backup_changes_one_backup_however_often_it_is_asked_for() {
+    let served = Served::new();
+    back_up(&served);
+    let is_protected = |name: &String| {
+        let path = format!("/v1/backups/{}", name.replace(':', "%3A"));
+        served.owner("GET", &path, &[], None).json()["protected"] == true
+    };
+    let protected = || names(&served).into_iter().filter(is_protected).collect::<Vec<_>>();
+    let changes = |asked: &[String]| asked.iter().filter(|it| !it.starts_with("GET")).count();
+    let (output, asked) = run_over(&served, &["protect", "web@latest"]);
+    assert_eq!((changes(&asked), protected()), (2, vec!["blue:web@0".to_owned()]), "{asked:?}");
+    assert_eq!(output, "web@0 is protected\n");
+    // All are protected, and the latest is not any longer.
+    for backup in ["blue:web@0", "blue:web@1"] {
+        ekko_done(&served.repository(), &["protect", backup]);
+    }
+    let (output, asked) = run_over(&served, &["unprotect", "web"]);
+    assert_eq!((changes(&asked), protected()), (2, vec!["blue:web@0".to_owned()]), "{asked:?}");
+    assert_eq!(output, "web@1 is not protected\n");
 }
