@@ -4,20 +4,19 @@
 //! and frames that were right and of which the fuzzer changes some bytes.
 #![no_main]
 
+mod shared;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use ekko::api::frames::{Entry, ParentSegment, Question, SegmentHead, decode_answer};
 use ekko::api::{JobDocument, NewSession, Problem, SessionState, StatusDocument};
-use ekko::manifest::{
-    BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter, SegmentRef,
-};
+use ekko::manifest::{BaseIndex, Incremental, ManifestReader, ManifestWriter, SegmentRef};
 use ekko::progress::Silent;
 use ekko::remote::{Address, Credentials, RemoteRepository};
 use ekko::restore::RestoreOptions;
-use ekko::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
+use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin};
 use ekko::storage::OsStorage;
 use libfuzzer_sys::fuzz_target;
 
@@ -32,17 +31,9 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap();
+    let folder = shared::folder();
     let path = folder.path().join("good");
-    let info = ManifestInfo {
-        backupset: BackupsetId::from_bytes([1; 16]),
-        incremental: Incremental(3),
-        name: ImageName::new("web").unwrap(),
-        geometry: Geometry::new(3 * SIZE as u64 + 5, SegmentSize::new(SIZE as u64).unwrap()).unwrap(),
-        timestamp: "2026-01-02T03:04:05Z".parse().unwrap(),
-        bases: Vec::new(),
-        attributes: Vec::new(),
-    };
+    let info = shared::info(3 * SIZE as u64 + 5, SIZE as u64);
     let details = format!(
         r#"{{"backup":"web@3","name":"web","backupset":"{}","incremental":3,"timestamp":"2026-01-02T03:04:05Z","size_of_disk":{},"segment_size":{SIZE},"segments":4,"present_segments":3,"stored_by_this_backup":3,"bases":[],"tags":[],"protected":false,"note":null,"attributes":{{}},"manifest_bytes":1,"manifest_blake3":""}}"#,
         info.backupset,

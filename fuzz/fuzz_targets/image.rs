@@ -3,15 +3,14 @@
 //! The image is recognised, not said to be qcow2, so it can name no other file.
 #![no_main]
 
-use std::path::PathBuf;
+mod shared;
+
 use std::sync::LazyLock;
 
 use ekko::image::{Extent, ImageOptions, open_image};
 use libfuzzer_sys::fuzz_target;
 
-static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap()
-});
+static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(shared::folder);
 
 /// How much of a disk is looked at: an image may say any size.
 const MOST: u64 = 64 << 20;

@@ -4,14 +4,12 @@
 //! the archive's checks are reached; a part of the inputs changes a body that was good.
 #![no_main]
 
-use std::path::PathBuf;
+mod shared;
+
 use std::sync::LazyLock;
 
-use ekko::manifest::{
-    BackupsetId, BaseIndex, ImageName, Incremental, ManifestInfo, ManifestReader, ManifestWriter, SegmentRef,
-};
-use ekko::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
-use ekko::storage::OsStorage;
+use ekko::manifest::ManifestReader;
+use ekko::segment::{Fingerprint, SegmentIndex};
 use libfuzzer_sys::fuzz_target;
 
 const HEADER: usize = 128;
@@ -22,27 +20,9 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap();
+    let folder = shared::folder();
     let path = folder.path().join("good");
-    let info = ManifestInfo {
-        backupset: BackupsetId::from_bytes([1; 16]),
-        incremental: Incremental(3),
-        name: ImageName::new("web").unwrap(),
-        geometry: Geometry::new(10 << 16, SegmentSize::new(1 << 16).unwrap()).unwrap(),
-        timestamp: "2026-01-02T03:04:05Z".parse().unwrap(),
-        bases: vec![BackupsetId::from_bytes([2; 16])],
-        attributes: vec![("key".to_owned(), b"value".to_vec())],
-    };
-    let mut writer = ManifestWriter::create(&OsStorage, &path, info).unwrap();
-    for (place, incremental, base, twin) in [(0, 3, 0, 0), (1, 3, 0, 0), (4, 1, 1, 0), (5, 1, 1, 2), (9, 0, 0, 0)] {
-        let segment = SegmentRef {
-            key: SegmentKey { hash: SegmentHash::from_bytes([place as u8; 20]), twin: Twin(twin) },
-            incremental: Incremental(incremental),
-            base: BaseIndex(base),
-        };
-        writer.push(SegmentIndex(place), &segment).unwrap();
-    }
-    writer.finish().unwrap();
+    shared::write_manifest(&path, 2, vec![("key".to_owned(), b"value".to_vec())]);
     let good = std::fs::read(&path).unwrap();
     Fixture { folder, good }
 });

@@ -5,23 +5,15 @@
 mod common;
 #[path = "../../tests/world/mod.rs"]
 mod world;
+mod shared;
 
-use ekko::store::in_guarded_call;
 use libfuzzer_sys::fuzz_target;
 
 /// More steps only make a run slow.
 const STEPS: usize = 48;
 
 fuzz_target!(
-    init: {
-        // The fuzzer's own hook ends the process at any panic; those inside sled are caught.
-        let fatal = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !in_guarded_call() {
-                fatal(panic);
-            }
-        }));
-    },
+    init: shared::pass_over_panics_of_sled(),
     |data: &[u8]| {
         let (steps, _) = data.as_chunks::<5>();
         let step = |bytes: &[u8; 5]| {

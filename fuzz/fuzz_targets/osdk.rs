@@ -5,17 +5,14 @@
 //! them is reached; a part of the inputs changes a file that was good.
 #![no_main]
 
-use std::path::PathBuf;
+mod shared;
+
+use std::path::Path;
 use std::sync::LazyLock;
 
 use ekko::manifest::foreign::{self, ManifestFormat, NoStore, osdk};
-use ekko::manifest::{
-    BackupsetId, BaseIndex, ImageName, Incremental, ManifestError, ManifestInfo, ManifestReader, ManifestWriter,
-    SegmentRef,
-};
+use ekko::manifest::{ImageName, ManifestError, ManifestReader};
 use ekko::progress::Silent;
-use ekko::segment::{Geometry, SegmentHash, SegmentIndex, SegmentKey, SegmentSize, Twin};
-use ekko::storage::OsStorage;
 use libfuzzer_sys::fuzz_target;
 
 /// Where the head begins.
@@ -27,34 +24,16 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap();
+    let folder = shared::folder();
     let path = folder.path().join("manifest");
-    let info = ManifestInfo {
-        backupset: BackupsetId::from_bytes([1; 16]),
-        incremental: Incremental(3),
-        name: ImageName::new("web").unwrap(),
-        geometry: Geometry::new(10 << 16, SegmentSize::new(1 << 16).unwrap()).unwrap(),
-        timestamp: "2026-01-02T03:04:05Z".parse().unwrap(),
-        bases: vec![BackupsetId::from_bytes([2; 16])],
-        attributes: Vec::new(),
-    };
-    let mut writer = ManifestWriter::create(&OsStorage, &path, info).unwrap();
-    for (place, incremental, base) in [(0, 3, 0), (1, 3, 0), (4, 1, 1), (5, 1, 1), (9, 0, 0)] {
-        let segment = SegmentRef {
-            key: SegmentKey { hash: SegmentHash::from_bytes([place as u8; 20]), twin: Twin(0) },
-            incremental: Incremental(incremental),
-            base: BaseIndex(base),
-        };
-        writer.push(SegmentIndex(place), &segment).unwrap();
-    }
-    writer.finish().unwrap();
+    shared::write_manifest(&path, 0, Vec::new());
     let out = folder.path().join("good");
     export(&ManifestReader::read(&path).unwrap(), &out).unwrap();
     let good = std::fs::read(out).unwrap();
     Fixture { folder, good }
 });
 
-fn export(manifest: &ManifestReader, path: &PathBuf) -> Result<(), ManifestError> {
+fn export(manifest: &ManifestReader, path: &Path) -> Result<(), ManifestError> {
     osdk::export::<ManifestError>(manifest, path, true, &mut NoStore, &Silent)
 }
 

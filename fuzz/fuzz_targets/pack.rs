@@ -3,8 +3,9 @@
 //! The fuzzer's bytes are tried as a pack, and as changes to a pack that was good, sealed or not.
 #![no_main]
 
+mod shared;
+
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use ekko::codec::{CompressionSetting, Decoder, Encoder};
@@ -26,7 +27,7 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap();
+    let folder = shared::folder();
     let path = folder.path().join(NUMBER.file_name());
     let mut writer =
         PackWriter::create(&OsStorage, folder.path(), PackHeader::new(NUMBER, 1, [7; 16]).unwrap()).unwrap();

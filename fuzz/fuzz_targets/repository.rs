@@ -5,6 +5,8 @@
 //! made to fit again where one byte of the input asks for it, so that what stands behind them is reached as well.
 #![no_main]
 
+mod shared;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,20 +22,14 @@ use ekko::progress::Silent;
 use ekko::repository::{GcOptions, InitOptions, OpenOptions, Repository, RepositoryWriter, SharedWriter};
 use ekko::restore::{RestoreOptions, restore_to_stream};
 use ekko::segment::SegmentSize;
-use ekko::store::in_guarded_call;
 use libfuzzer_sys::fuzz_target;
 
 /// More changes only make a run slow.
 const CHANGES: usize = 8;
 /// The largest file that this target itself reads or copies, in bytes: all are smaller until it makes some longer.
 const LARGEST_READ: u64 = 1 << 21;
-/// Where repositories are made: in memory, if that is possible.
-static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
-});
 static ORIGINAL: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    let folder = tempfile::tempdir_in(&*PLACE).unwrap();
+    let folder = shared::folder();
     let root = folder.path().join("store");
     let segment_size = SegmentSize::new(64 << 10).unwrap();
     Repository::init(&root, &InitOptions { segment_size, ..InitOptions::default() }).unwrap();
@@ -178,17 +174,9 @@ fn write(root: &Path, folder: &Path) {
 }
 
 fuzz_target!(
-    init: {
-        // The fuzzer's own hook ends the process at any panic; those inside sled are caught.
-        let fatal = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !in_guarded_call() {
-                fatal(panic);
-            }
-        }));
-    },
+    init: shared::pass_over_panics_of_sled(),
     |data: &[u8]| {
-        let folder = tempfile::tempdir_in(&*PLACE).unwrap();
+        let folder = shared::folder();
         let root = folder.path().join("store");
         let mut files = Vec::new();
         copy(&ORIGINAL.path().join("store"), &root, &mut files);

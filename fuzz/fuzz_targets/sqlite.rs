@@ -5,7 +5,8 @@
 //! instrumented; what is looked for is what it lets through.)
 #![no_main]
 
-use std::path::PathBuf;
+mod shared;
+
 use std::sync::LazyLock;
 
 use ekko::manifest::foreign::{self, ManifestFormat, NoStore, sqlite};
@@ -15,9 +16,7 @@ use libfuzzer_sys::fuzz_target;
 
 static GOOD: &[u8] = include_bytes!("../../tests/data/original/manifest.sqlite");
 
-static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    tempfile::tempdir_in(if PathBuf::from("/dev/shm").is_dir() { "/dev/shm" } else { "." }).unwrap()
-});
+static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(shared::folder);
 
 fn try_file(bytes: &[u8]) {
     let at = |name: &str| FOLDER.path().join(name);

@@ -11,6 +11,7 @@ use crate::api::{Problem, Refusal};
 use crate::segment::{Fingerprint, SegmentIndex};
 use crate::service::extract::{Path, Query};
 use crate::service::routes::backups::selector;
+use crate::service::routes::manifests::open;
 use crate::service::routes::sessions::Places;
 use crate::service::{App, Caller, Refused, Role};
 
@@ -38,10 +39,7 @@ pub(super) async fn fingerprints(
     }
     let frames = app
         .blocking(&caller, move |app, caller| {
-            let repository = app.repository();
-            let seen = caller.view.sets(repository)?.0;
-            let (set, backup) = caller.view.find(repository, &seen, &asked)?;
-            let manifest = repository.manifest(set, backup)?;
+            let (manifest, _) = open(app, &caller.view, &asked)?;
             let geometry = manifest.info().geometry;
             let mut frames = Vec::new();
             app.writer().with(|writer| {

@@ -24,7 +24,11 @@ use crate::service::{App, Caller, Refused, pump};
 use crate::storage::{Access, private_folder};
 
 /// Opens the manifest of a backup. Says also what its image is called now.
-fn open(app: &App, view: &View, asked: &BackupSelector) -> Result<(ManifestReader, ImageName), Refused> {
+pub(super) fn open(
+    app: &App,
+    view: &View,
+    asked: &BackupSelector,
+) -> Result<(ManifestReader, ImageName), Refused> {
     let repository = app.repository();
     let seen = view.sets(repository)?.0;
     let (set, backup) = view.find(repository, &seen, asked)?;

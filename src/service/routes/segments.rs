@@ -15,6 +15,7 @@ use crate::service::extract::{Path, Query};
 use crate::service::limits::Held;
 use crate::service::pump::Source;
 use crate::service::routes::backups::selector;
+use crate::service::routes::manifests;
 use crate::service::routes::sessions::Places;
 use crate::service::work::units;
 use crate::service::{App, Caller, Refused, Role, pump};
@@ -42,11 +43,8 @@ pub(super) async fn segments(
     let segment = app.repository().settings().segment_size.bytes() as usize;
     let memory = app.work().reading.take(&caller.who, units(2 * segment)).await?;
     let open = move |app: &Arc<App>, caller: &Caller| {
-        let repository = app.repository();
-        let seen = caller.view.sets(repository)?.0;
-        let (set, backup) = caller.view.find(repository, &seen, &asked)?;
-        let manifest = repository.manifest(set, backup)?;
-        let catalog = repository.catalog()?;
+        let (manifest, _) = manifests::open(app, &caller.view, &asked)?;
+        let catalog = app.repository().catalog()?;
         let behind = places.behind().min(manifest.info().geometry.segments());
         Ok(Sending { app: Arc::clone(app), manifest, catalog, next: places.first(), behind })
     };
