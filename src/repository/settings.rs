@@ -102,7 +102,10 @@ struct Format {
 
 /// Says whether a file of settings has a format that this release reads, before anything else is read.
 pub(super) fn check_format(path: &Path, text: &str) -> Result<(), RepositoryError> {
-    let understood = toml::from_str::<Format>(text);
+    // It stands before the first table. A list of backups may be long, and reading all of it a second time takes as long as the
+    // first.
+    let head = text.split_once("\n[").map_or(text, |(head, _)| head);
+    let understood = toml::from_str::<Format>(head).or_else(|_| toml::from_str::<Format>(text));
     let settings = |what: String| RepositoryError::Settings { path: path.to_owned(), what };
     match understood.map_err(|error| settings(error.message().to_owned()))?.format {
         FORMAT => Ok(()),
@@ -307,6 +310,16 @@ mod tests {
         fn list(&self, path: &Path) -> Done<Vec<String>> {
             self.files.list(path)
         }
+    }
+
+    #[test]
+    fn a_newer_format_is_named_though_the_tables_after_it_cannot_be_understood() {
+        let path = Path::new("set.toml");
+        let check = |text: &str| check_format(path, text);
+        let newer = check("format = 2\n\n[[backup]]\nincremental = a new kind of number\n").unwrap_err();
+        assert!(matches!(newer, RepositoryError::NewerFormat { found: 2, .. }), "{newer}");
+        check("format = 1\nbases = [\n\"a\",\n[\"b\"]]\n[[backup]]\n").unwrap();
+        assert!(check("[[backup]]\nformat = 1\n").is_err());
     }
 
     #[test]
