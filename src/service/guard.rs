@@ -15,6 +15,7 @@ use crate::service::identity::{Asking, identify};
 use crate::service::limits::{Address, Held, Pass, PatientBody, Seat};
 use crate::service::metrics::Counting;
 use crate::service::printable::printable;
+use crate::service::unread::Unread;
 use crate::service::{App, Caller, Refused, host};
 
 /// The header that tells a request's id, as those of `OpenStack` have it.
@@ -53,6 +54,7 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     let named = host::check(&request);
     let is_misnamed = named.is_err();
     let (counting, request) = Counting::begin(&app, request);
+    let (unread, request) = Unread::watch(request);
     let response = match (&agreed, named) {
         (_, Err(refused)) => refused.into_response(),
         (Err(why), _) => Refused::new(Refusal::NotAcceptable, why.clone()).into_response(),
@@ -71,8 +73,8 @@ pub(super) async fn every_request(State(app): State<Arc<App>>, request: Request,
     tell(HeaderName::from_static(version::MINIMUM_HEADER), &version::MINIMUM.to_string());
     tell(HeaderName::from_static(version::MAXIMUM_HEADER), &version::MAXIMUM.to_string());
     headers.insert(header::VARY, HeaderValue::from_static(version::HEADER));
-    if is_misnamed {
-        // Whoever stands between may take what follows for somebody else's.
+    // After a wrong host name, a proxy may take what follows for somebody else's.
+    if unread.remains().await || is_misnamed {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();

@@ -32,6 +32,7 @@ mod sessions;
 mod settings;
 mod tls;
 mod tokens;
+mod unread;
 mod upload;
 mod work;
 

@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+use std::io::{Read, Write};
+use std::time::Duration;
+
 use super::{Target, status_of};
 
 #[test]
@@ -149,4 +152,49 @@ fn what_is_no_http_is_not_answered_for_long() {
     }
     assert!(methods.split_whitespace().all(|status| status.starts_with('4')), "{methods}");
     target.still_serves();
+}
+
+/// Reads one answer without a body that is longer than it says.
+fn answer(stream: &mut std::net::TcpStream) -> String {
+    let mut text = String::new();
+    let mut byte = [0];
+    while !text.ends_with("\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "the connection ended: {text}");
+        text.push(byte[0].into());
+    }
+    let length =
+        text.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut body = vec![0; length.unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    text
+}
+
+#[test]
+fn a_refused_request_with_a_body_does_not_break_the_next_one() {
+    let target = Target::new("");
+    let head = |token: &str, more: &str, length: usize| {
+        format!(
+            "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n{more}\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let ends = |answer: &str| answer.to_lowercase().contains("connection: close");
+    // The bodies come later than the heads, as most clients send them.
+    let mut stream = target.connect();
+    for _ in 0..3 {
+        stream.write_all(head("wrong", "", 1000).as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        stream.write_all(&[b'x'; 1000]).unwrap();
+        let answer = answer(&mut stream);
+        assert_eq!((status_of(&answer), ends(&answer)), (401, false), "{answer}");
+    }
+    // A long body, one that does not come, and one that waits for a word are not read: the client learns that it must connect
+    // again.
+    for (more, sent) in [("", 100 << 10), ("", 0), ("Expect: 100-continue\r\n", 0)] {
+        let mut stream = target.connect();
+        stream.write_all(head("wrong", more, 1 << 20).as_bytes()).unwrap();
+        stream.write_all(&vec![b'x'; sent]).unwrap();
+        let answer = answer(&mut stream);
+        assert_eq!((status_of(&answer), ends(&answer)), (401, true), "{answer}");
+    }
 }
