@@ -17,8 +17,8 @@ use crate::service::pulse::MOVED;
 use crate::service::tokens::TokenTable;
 use crate::service::{App, Refused};
 
-/// For how long a request waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// For how long a request waits for an answer: a file server that is only busy answers in this time.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The number of seconds after which a refused client may ask again.
 const AGAIN: u32 = 5;
 

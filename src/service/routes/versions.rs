@@ -64,7 +64,7 @@ pub(super) async fn health() -> Json<Health> {
 }
 
 /// Says whether changes are taken: the repository's folder and its index are there, no write has failed, and the store's
-/// thread answers. If not, the detail says why. Waits two seconds at most, and only for a disk that does not answer.
+/// thread answers. If not, the detail says why. Waits five seconds at most, and only for a disk that does not answer.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "They are", body = Health),
 ))]
