@@ -27,6 +27,8 @@ EKKO = os.path.realpath(os.environ.get("EKKO", "target/release/ekko"))
 FOLDER = pathlib.Path(os.environ.get("FOLDER", "/var/tmp/ekko-growth"))
 STORE = FOLDER / "store"
 SEGMENT = 64 << 10
+# The service closes a connection that is idle for ten seconds.
+IDLE = 5
 
 
 def number(name, default):
@@ -39,8 +41,12 @@ def ekko(*arguments):
     return done.stdout.strip()
 
 
+SERVICES = []
+
+
 class Service:
     def __init__(self, limits=""):
+        SERVICES.append(self)
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
@@ -72,10 +78,14 @@ class Caller:
     def __init__(self, service, project):
         self.token = ekko("token", "create", "--project", project, "--role", "backup")
         self.link = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        self.last = time.monotonic()
 
     def ask(self, method, path, document=None):
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         body = None if document is None else json.dumps(document)
+        if time.monotonic() - self.last > IDLE:
+            self.link.close()
+        self.last = time.monotonic()
         self.link.request(method, path, body, headers)
         answer = self.link.getresponse()
         return answer.status, answer.read()
@@ -188,4 +198,6 @@ if __name__ == "__main__":
         for what in sys.argv[1:] or ["memory", "commits", "names"]:
             {"memory": memory, "commits": commits, "names": names}[what]()
     finally:
+        if SERVICES:
+            SERVICES[-1].process.kill()
         shutil.rmtree(FOLDER, ignore_errors=True)
