@@ -51,7 +51,7 @@ impl SharedWriter {
     /// Shares a repository.
     pub fn new(writer: RepositoryWriter) -> Self {
         let repository = writer.repository().clone();
-        let open = Open { held: Held::Open(Box::new(writer)), replaced: 0, rebuild: None };
+        let open = Open { held: Held::Open(Box::new(writer)), replaced: 0, rebuild: None, stays_full: false };
         Self { open: RwLock::new(open), repository, service: None }
     }
 
@@ -92,8 +92,11 @@ impl SharedWriter {
         job: impl FnOnce(&RepositoryWriter) -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
         self.home()?;
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        job(open.held.writer()?)
+        let result = {
+            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+            open.held.writer().and_then(job)
+        };
+        result.map_err(|error| if error.is_full() { self.full(&error) } else { error })
     }
 
     /// Runs a job that changes nothing by itself, unless that would wait.
@@ -186,14 +189,16 @@ impl SharedWriter {
     /// Gives the reserve up: what comes next, if only the next opening, needs room.
     fn full(&self, cause: &RepositoryError) -> RepositoryError {
         let path = self.repository.layout.root().to_owned();
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         if self.home().is_ok() {
-            match &self.open.read().unwrap_or_else(PoisonError::into_inner).held {
+            match &open.held {
                 Held::Open(writer) => writer.release_reserve(),
                 Held::Closed(locked, _) => locked.release_reserve(),
                 Held::Nothing => {}
             }
         }
-        let found = !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
+        // While the disk stays full, waiting does not help any job.
+        let found = open.stays_full || !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
         RepositoryError::Full { path, reason: cause.to_string(), found }
     }
 

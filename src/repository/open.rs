@@ -6,7 +6,7 @@
 //! says "closed in order" and names the digest of the index's files.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
@@ -53,7 +53,6 @@ pub struct RepositoryWriter {
     pub(super) collecting: Mutex<()>,
     /// What backups are being made of.
     pub(super) growing: Arc<Mutex<Growing>>,
-    poison: OnceLock<String>,
     options: OpenOptions,
     // Before the lock: nobody else changes the lists until they are forgotten.
     _lists: ListsKept,
@@ -154,10 +153,7 @@ impl RepositoryWriter {
 
     /// Refuses to go on after a failed write.
     pub(super) fn check(&self) -> Result<(), RepositoryError> {
-        match self.poison.get() {
-            None => Ok(self.store.check()?),
-            Some(reason) => Err(RepositoryError::Poisoned { reason: reason.clone() }),
-        }
+        Ok(self.store.check()?)
     }
 
     /// Keeps a failure so that nothing is written after it, by a collection beside it neither: what it has just counted,
@@ -167,7 +163,6 @@ impl RepositoryWriter {
             // It was found before anything was written.
             return;
         }
-        let _ = self.poison.set(error.to_string());
         self.store.poison(&error.to_string(), error.is_full(), false);
         if error.is_full() {
             self.release_reserve();
@@ -202,7 +197,6 @@ impl LockedRepository {
                 committing: Mutex::default(),
                 collecting: Mutex::default(),
                 growing: Arc::default(),
-                poison: OnceLock::new(),
                 options: self.options,
                 _lock: self.lock,
             }),

@@ -33,6 +33,8 @@ pub(super) struct Open {
     pub(super) replaced: u64,
     /// Why the index must be rebuilt. Set until a rebuild succeeds.
     pub(super) rebuild: Option<String>,
+    /// Whether the last attempt to reopen found the disk full, even without the reserve.
+    pub(super) stays_full: bool,
 }
 
 /// A repository in one of its states.
@@ -218,12 +220,14 @@ impl Open {
         if let Held::Open(writer) = &self.held
             && let Err(error) = writer.probe()
         {
+            self.stays_full = error.is_full();
             if writer.check().is_ok() {
                 writer.store.poison(&error.to_string(), error.is_full(), false);
             }
             return Err(error);
         }
         let locked = self.stop()?;
+        self.stays_full = false;
         self.replaced += 1;
         match locked.open(self.rebuild.as_deref(), progress) {
             Ok(writer) => {
