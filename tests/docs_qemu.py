@@ -373,6 +373,7 @@ def fresh(folder):
     os.mkdir(folder)
     os.chdir(folder)
     os.environ["EKKO_REPOSITORY"] = os.path.abspath("store")
+    run("ekko", "-q", "init")
     with open("boot.raw", "wb") as boot:
         boot.write(GUEST.ljust(510, b"\0") + b"\x55\xaa")
         boot.truncate(MIB)

@@ -73,6 +73,7 @@ is_written() { # the numbers grow again
 }
 machine() { "$EKKO" -r store backup --machine web "web/vda=$vda" "web/vdb=$vdb" --attach domain.xml --before ./before --after ./after "$@"; }
 
+"$EKKO" -r store init
 for moment in 0 1 2; do
     machine
     is_written "after moment $moment"

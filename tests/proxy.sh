@@ -23,6 +23,7 @@ truncate -s $((mib * 1048576 + 512)) "$work/web.raw"
 seq 1 3000000 | dd of="$work/web.raw" conv=notrunc bs=1M status=none
 head -c $((mib * 1048576 / 3)) /dev/urandom | dd of="$work/web.raw" conv=notrunc bs=1M seek=$((mib / 3)) status=none
 printf 'the end' | dd of="$work/web.raw" conv=notrunc bs=1 seek=$((mib * 1048576 + 400)) status=none
+"$EKKO" -q -r "$work/store" init
 "$EKKO" -q -r "$work/store" backup "web=$work/web.raw"
 
 "$EKKO" -r "$work/store" serve --listen 127.0.0.1:0 2>"$work/log" &

@@ -189,6 +189,7 @@ def main():
     os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
     run("sh", "-c", "rm -rf store certificates others *.sock *.qcow2 *.raw *.json")
+    run(EKKO, "-q", "-r", "store", "init")
     print(run("qemu-storage-daemon", "--version").splitlines()[0] + ", " + run(EKKO, "--version").strip())
     run("qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", str(SIZE))
     # 512 MiB that do not compress, in 16 places.

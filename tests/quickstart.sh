@@ -24,6 +24,7 @@ seq 1 2000000 | dd of=web.raw conv=notrunc bs=1M status=none
 dd if=/dev/urandom of=web.raw conv=notrunc bs=1M seek=24 count=8 status=none
 cp web.raw monday.raw
 
+run -r store init
 run -r store backup web=web.raw
 # A day's work: a few bytes change in two places.
 printf 'changed on tuesday' | dd of=web.raw conv=notrunc bs=1 seek=5000000 status=none

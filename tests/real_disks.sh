@@ -22,6 +22,7 @@ mnt=$work/mnt
 mkdir -p "$mnt"
 cd "$work"
 rm -rf "$repo"
+"$EKKO" -q -r "$repo" init
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
@@ -137,6 +138,7 @@ fi
 
 say "kill -9 during a backup, $kills times"
 rm -rf "$repo.kill"
+"$EKKO" -q -r "$repo.kill" init
 "$EKKO" -q -r "$repo.kill" backup base=xfs.raw >/dev/null
 resumed=0 killed=0
 for round in $(seq "$kills"); do

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::Outcome;
 use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::cli::terminal::{self, Json, Lines, Log, Stream};
+use crate::cli::{Outcome, address};
 use crate::error::ErrorKind;
 use crate::progress::Progress;
 use crate::remote::{Address, Credentials, RemoteRepository};
@@ -87,12 +87,16 @@ impl Context {
 
     /// Returns how the repository was named: a folder, or a URL.
     pub(super) fn repository_name(&self) -> Result<&PathBuf, CliError> {
-        self.repository.as_ref().ok_or_else(|| {
+        let name = self.repository.as_ref().ok_or_else(|| {
             CliError::new(
                 ErrorKind::Invalid,
                 "no repository was named: use -r PATH or set EKKO_REPOSITORY to its path",
             )
-        })
+        })?;
+        match address::misspelled(&name.to_string_lossy()) {
+            Some(message) => Err(CliError::new(ErrorKind::Invalid, message)),
+            None => Ok(name),
+        }
     }
 
     /// Returns the repository's folder.

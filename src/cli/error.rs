@@ -4,6 +4,7 @@ use std::io;
 
 use crate::backup::BackupError;
 use crate::check::CheckError;
+use crate::cli::mounts;
 use crate::error::ErrorKind;
 use crate::exchange::ExchangeError;
 use crate::image::ImageError;
@@ -53,7 +54,16 @@ impl CliError {
 
 impl From<RepositoryError> for CliError {
     fn from(error: RepositoryError) -> Self {
-        Self::new(error.kind(), error.to_string())
+        let advice = match &error {
+            RepositoryError::NotFound { path } | RepositoryError::EmptyFolder { path } => {
+                mounts::advice(path)
+            }
+            _ => None,
+        };
+        match advice {
+            Some(advice) => Self::new(error.kind(), format!("there is no repository: {advice}")),
+            None => Self::new(error.kind(), error.to_string()),
+        }
     }
 }
 

@@ -5,8 +5,9 @@ use serde::Serialize;
 use crate::cli::args::InitArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, format};
+use crate::cli::{Outcome, format, mounts};
 use crate::codec::CompressionSetting;
+use crate::error::ErrorKind;
 use crate::repository::{InitOptions, Repository};
 
 #[derive(Serialize)]
@@ -19,6 +20,10 @@ struct Document {
 
 pub(super) fn run(args: &InitArgs, context: &Context) -> Result<Outcome, CliError> {
     let path = context.repository_path()?;
+    if let Some(advice) = mounts::advice(path) {
+        let message = format!("cannot create repository {}: {advice}", path.display());
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
     let compression = args.compression.unwrap_or_else(|| CompressionSetting::for_segments(args.segment_size));
     let options = InitOptions { segment_size: args.segment_size, compression };
     let repository = Repository::init(path, &options)?;

@@ -3,6 +3,7 @@
 //! One file a command. Owns arguments, tables, JSON, progress bars and exit codes: 0 done, 1 failed,
 //! 2 wrong usage, 3 done but problems were found.
 
+mod address;
 mod args;
 mod backup;
 mod benchmark;
@@ -19,6 +20,7 @@ mod init;
 mod list;
 mod machine;
 mod manifest;
+mod mounts;
 mod over_service;
 mod progress;
 mod protect;

@@ -14,6 +14,7 @@ mod draft;
 mod gc;
 mod home;
 mod import;
+mod init;
 mod job;
 mod layout;
 mod lease;
@@ -40,13 +41,14 @@ pub use commit::{CommittedBackup, GrowthLimits};
 pub use delete::{Changed, Deletion};
 pub use draft::{BackupDraft, FinishedDraft, Parent};
 pub use gc::{GcOptions, GcSummary};
+pub use init::InitOptions;
 pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
 pub use lease::Lease;
 pub use open::{OpenOptions, RepositoryWriter};
 pub use quarantine::DamagedCopy;
 pub use select::{Addressed, BackupId, BackupSelector, InvalidSelector, Which};
-pub use settings::{InitOptions, KEEP_UNFINISHED, Settings, span};
+pub use settings::{KEEP_UNFINISHED, Settings, span};
 pub use statistics::RepositoryStats;
 
 use crate::codec::CompressionSetting;
@@ -82,6 +84,15 @@ pub enum RepositoryError {
         path.display()
     )]
     EmptyFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An `init` was interrupted before it was complete.
+    #[error(
+        "the repository {} is incomplete: its creation was interrupted; run \"ekko init\" again",
+        path.display()
+    )]
+    Incomplete {
         /// The path.
         path: PathBuf,
     },
@@ -300,6 +311,7 @@ impl RepositoryError {
             Self::Store(error) => error.kind(),
             Self::NotFound { .. } | Self::NoSuchBackup { .. } => ErrorKind::NotFound,
             Self::EmptyFolder { .. }
+            | Self::Incomplete { .. }
             | Self::Occupied { .. }
             | Self::Exists { .. }
             | Self::CannotImport { .. }
@@ -360,30 +372,32 @@ impl Repository {
         match settings::read(storage.as_ref(), &layout) {
             Ok(settings) => Ok(Self { storage, layout, settings, lists: Arc::default() }),
             Err(RepositoryError::Storage(error)) if error.is_not_found() => {
-                Err(match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
-                    Ok(true) => RepositoryError::EmptyFolder { path: path.to_owned() },
-                    Ok(false) => RepositoryError::Occupied { path: path.to_owned() },
-                    Err(_) => RepositoryError::NotFound { path: path.to_owned() },
+                let path = path.to_owned();
+                Err(match storage.list(&path) {
+                    Ok(names) if names.is_empty() => RepositoryError::EmptyFolder { path },
+                    Ok(names) if init::is_unfinished(&names) => RepositoryError::Incomplete { path },
+                    Ok(_) => RepositoryError::Occupied { path },
+                    Err(_) if path.exists() => RepositoryError::Occupied { path },
+                    Err(_) => RepositoryError::NotFound { path },
                 })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Makes a repository at `path`, which must not exist or be an empty folder.
+    /// Creates a repository at `path`, which must not exist or be an empty folder. Of several concurrent calls, one succeeds.
     pub fn init(path: &Path, options: &InitOptions) -> Result<Self, RepositoryError> {
-        Self::init_with(Arc::new(RootStorage::at(path)), path, options)
+        init::create(path, options)
     }
 
-    /// Makes a repository at `path` through a storage of the caller's.
+    /// Creates a repository in the folder `path` through a storage of the caller's.
     pub fn init_with(
         storage: Arc<dyn Storage>,
         path: &Path,
         options: &InitOptions,
     ) -> Result<Self, RepositoryError> {
-        let layout = Layout::new(path);
-        let settings = settings::create(storage.as_ref(), &layout, options)?;
-        Ok(Self { storage, layout, settings, lists: Arc::default() })
+        init::create_in_place(storage.as_ref(), &Layout::new(path), options)?;
+        Self::open_with(storage, path)
     }
 
     /// Returns what its files are opened and written through.

@@ -8,10 +8,9 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CompressionSetting;
-use crate::repository::state::StateFile;
 use crate::repository::{Layout, RepositoryError};
-use crate::segment::{DEFAULT_SEGMENT_SIZE, SegmentSize};
-use crate::storage::{Storage, StorageError, read_small, replace};
+use crate::segment::SegmentSize;
+use crate::storage::{Storage, StorageError, read_small};
 
 /// The newest format this release reads, and the one it writes.
 pub(super) const FORMAT: u32 = 1;
@@ -29,21 +28,6 @@ pub(super) const SETTINGS_LIMIT: u64 = 64 << 20;
 /// all other commits wait, so it must stay short: 30,000 backups without tags, or 5,000 with the longest tags. The rest up to
 /// [`SETTINGS_LIMIT`] is for deletions, protections and notes, which must always be possible.
 pub(super) const NEW_BACKUPS_LIMIT: u64 = 8 << 20;
-
-/// What a repository is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct InitOptions {
-    /// The size of its segments, for good.
-    pub segment_size: SegmentSize,
-    /// The compression that backups use unless they say otherwise.
-    pub compression: CompressionSetting,
-}
-
-impl Default for InitOptions {
-    fn default() -> Self {
-        Self { segment_size: DEFAULT_SEGMENT_SIZE, compression: CompressionSetting::default() }
-    }
-}
 
 /// What a repository is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +77,18 @@ struct Defaults {
     compression: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_unfinished: Option<String>,
+}
+
+/// Returns the text of `ekko.toml`.
+pub(super) fn text(settings: &Settings) -> Result<String, toml::ser::Error> {
+    let file = File {
+        format: FORMAT,
+        repository: settings.repository.to_string(),
+        segment_size: u64::from(settings.segment_size.bytes()),
+        defaults: Defaults { compression: Some(settings.compression.to_string()), keep_unfinished: None },
+    };
+    let text = toml::to_string(&file)?;
+    Ok(format!("# An Ekko repository. Only [defaults] may be changed by hand.\n{text}"))
 }
 
 #[derive(Deserialize)]
@@ -153,62 +149,6 @@ pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, R
             .unwrap_or_default(),
         keep_unfinished,
     })
-}
-
-/// Makes the folders and files of a new repository. `ekko.toml` comes last: with it, durably, the
-/// repository exists; a crash before leaves a folder that is none.
-pub(super) fn create(
-    storage: &dyn Storage,
-    layout: &Layout,
-    options: &InitOptions,
-) -> Result<Settings, RepositoryError> {
-    let root = layout.root();
-    match storage.list(root) {
-        Ok(names) if names.is_empty() => {}
-        Ok(names) if names.iter().any(|name| name == "ekko.toml") => {
-            return Err(RepositoryError::Exists { path: root.to_owned() });
-        }
-        Ok(names) if is_unfinished(&names) => {}
-        Ok(_) => return Err(RepositoryError::Occupied { path: root.to_owned() }),
-        Err(error) if error.is_not_found() => storage.create_folder(root)?,
-        Err(error) if root.exists() => {
-            tracing::debug!(%error, "no folder");
-            return Err(RepositoryError::Occupied { path: root.to_owned() });
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let settings = Settings {
-        repository: uuid::Uuid::new_v4(),
-        segment_size: options.segment_size,
-        compression: options.compression,
-        keep_unfinished: KEEP_UNFINISHED,
-    };
-    for folder in [layout.packs(), layout.sets(), layout.indexes()] {
-        storage.create_folder(&folder)?;
-    }
-    StateFile::create(storage, &layout.state())?;
-    refill_reserve(storage, layout)?;
-    let file = File {
-        format: FORMAT,
-        repository: settings.repository.to_string(),
-        segment_size: u64::from(settings.segment_size.bytes()),
-        defaults: Defaults { compression: Some(settings.compression.to_string()), keep_unfinished: None },
-    };
-    let text = toml::to_string(&file)
-        .map_err(|error| RepositoryError::Settings { path: layout.settings(), what: error.to_string() })?;
-    let text = format!("# An Ekko repository. Only [defaults] may be changed by hand.\n{text}");
-    replace(storage, &layout.settings(), text.as_bytes())?;
-    if let Some(parent) = root.parent() {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        storage.sync_folder(parent)?;
-    }
-    Ok(settings)
-}
-
-/// Says whether a folder holds nothing but what an `init` that was cut short leaves.
-fn is_unfinished(names: &[String]) -> bool {
-    let ours = ["packs", "manifests", "index", "state", "reserve", "ekko.toml.tmp"];
-    names.iter().all(|name| ours.contains(&name.as_str()))
 }
 
 /// Makes sure that the reserve is there. Several threads may do so at once: whoever finds that another has just created the

@@ -62,13 +62,13 @@ fn a_backup_of_the_original_is_imported_restored_and_exported_as_it_was() {
     let world = World::new();
     fs::copy(original("manifest.sqlite"), world.path("original")).unwrap();
     let import = ["manifest", "import", "original", "--segments", &original("segments"), "--name", "old"];
+    world.run(&["init"]).exits(0);
     let document = world.json(&import);
     assert_eq!(
         keys(&document),
         [
             "backup",
             "backupset",
-            "created_repository",
             "deduplicated_segments",
             "incremental",
             "new_segments",
@@ -77,7 +77,7 @@ fn a_backup_of_the_original_is_imported_restored_and_exported_as_it_was() {
             "timestamp"
         ]
     );
-    assert_eq!((&document["backup"], &document["created_repository"]), (&"old@0".into(), &true.into()));
+    assert_eq!(document["backup"], "old@0");
     assert_eq!((&document["new_segments"], &document["deduplicated_segments"]), (&3.into(), &1.into()));
     assert_eq!(world.run(&["restore", "old", "-"]).exits(0).stdout, original_disk());
     world.run(&["manifest", "export", "old", "out", "--segments", "flat"]).exits(0);
@@ -132,15 +132,14 @@ fn a_chain_goes_into_a_new_repository_and_comes_out_the_same_in_both_formats() {
             world.run(&["manifest", "export", &source, &format!("store.{day}"), "--format", format]).exits(0);
         }
         fs::rename(world.path("R"), world.path("R.old")).unwrap();
-        world
-            .run(&["manifest", "import", "out.1", "--segments", "flat", "--name", "web"])
-            .exits(0)
-            .says("made the repository");
+        world.init_small();
+        world.run(&["manifest", "import", "out.1", "--segments", "flat", "--name", "web"]).exits(0);
         world
             .run(&["manifest", "import", "out.0", "--segments", "flat", "--name", "web"])
             .exits(2)
             .says("in their order");
         fs::remove_dir_all(world.path("R")).unwrap();
+        world.init_small();
         for day in ["0", "1", "2"] {
             let file = format!("out.{day}");
             world.run(&["manifest", "import", &file, "--segments", "flat", "--name", "web"]).exits(0);
@@ -259,6 +258,7 @@ fn segments_that_share_a_sha1_go_out_and_in_by_their_files_alone() {
         .says("segment 0 cannot be told: 2 different segments");
     for format in ["sqlite", "osdk"] {
         fs::rename(world.path("R"), world.path(&format!("R.{format}"))).unwrap();
+        world.init_small();
         let folder = format!("flat.{format}");
         world.run(&["manifest", "import", format, "--segments", &folder, "--name", "web"]).exits(0);
         assert_eq!(world.run(&["restore", "web", "-"]).exits(0).stdout, disk);
@@ -336,6 +336,7 @@ fn a_foreign_manifest_becomes_a_file_of_ours_without_a_repository() {
         .exits(0);
     assert_eq!(world.json(&["manifest", "info", "./old.ekko"])["name"], "x");
     assert!(!world.path("R").exists());
+    world.run(&["init"]).exits(0);
     // One of our own files is imported too.
     world
         .run(&["manifest", "import", "old.ekko", "--segments", &original("segments"), "--name", "old"])

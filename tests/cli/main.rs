@@ -10,6 +10,7 @@ mod gc;
 mod harness;
 mod hypervisor;
 mod index;
+mod init;
 mod machine;
 mod manifest;
 mod reading;

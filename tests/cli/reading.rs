@@ -53,6 +53,7 @@ fn list_show_and_stats_say_what_is_there() {
 #[test]
 fn a_manifest_is_read_from_a_backup_and_from_a_file() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     let disk = noise(3, 9 * MIB);
     world.write("web", &disk);
     world.run(&["backup", "web"]).exits(0);
@@ -133,6 +134,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 #[test]
 fn what_a_newer_release_wrote_is_refused_by_its_format() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     world.write("web", &noise(7, 4096));
     world.run(&["backup", "web"]).exits(0);
     let settings = fs::read_to_string(world.path("R/ekko.toml")).unwrap();
@@ -147,6 +149,7 @@ fn what_a_newer_release_wrote_is_refused_by_its_format() {
 #[test]
 fn a_damaged_set_is_a_problem_and_the_others_are_listed() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     world.write("web", &noise(8, 4096));
     world.write("db", &noise(9, 4096));
     world.run(&["backup", "web", "db"]).exits(0);

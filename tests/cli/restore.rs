@@ -6,6 +6,7 @@ use crate::harness::{MIB, World, keys, noise};
 #[test]
 fn a_new_file_is_sparse_and_equal() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     let mut disk = vec![0; 40 * MIB];
     disk[9 * MIB..9 * MIB + 5000].copy_from_slice(&noise(1, 5000));
     world.write("disk", &disk);
@@ -20,6 +21,7 @@ fn a_new_file_is_sparse_and_equal() {
 #[test]
 fn an_existing_target_needs_force_and_then_holds_no_old_data() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     let mut disk = vec![0; 9 * MIB + 10];
     disk[0] = 1;
     world.write("disk", &disk);
@@ -34,6 +36,7 @@ fn an_existing_target_needs_force_and_then_holds_no_old_data() {
 #[test]
 fn stdout_carries_the_disk_and_stderr_the_document() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     let disk = [noise(3, 5 * MIB), vec![0; 9 * MIB], noise(4, 7)].concat();
     world.write("disk", &disk);
     world.run(&["backup", "disk"]).exits(0);
@@ -50,6 +53,7 @@ fn stdout_carries_the_disk_and_stderr_the_document() {
 #[test]
 fn impossible_targets_and_backups_are_refused() {
     let world = World::new();
+    world.run(&["init"]).exits(0);
     world.write("disk", b"x");
     world.run(&["backup", "disk"]).exits(0);
     world.run(&["restore", "disk", "no/such/folder/out"]).exits(1).says("no/such/folder/out");

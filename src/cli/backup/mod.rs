@@ -29,7 +29,6 @@ use crate::image::{Format, ImageError, ImageOptions, OpenImage, Reading, is_remo
 use crate::manifest::{ImageName, SourceUse};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
-use crate::repository::{InitOptions, Repository, RepositoryError, SharedWriter};
 
 /// A source, and what came of opening it.
 type Opened<'a> = (&'a Source, Result<OpenImage, ImageError>);
@@ -101,9 +100,12 @@ fn back_up_sources(
     context: &Context,
 ) -> Result<Ran, CliError> {
     let mut place = Place::there(context)?;
-    // What the commands keep still is not kept waiting for a repository.
-    if place.is_none() && hooks.are_there() && Repository::open(context.repository_path()?).is_ok() {
+    if place.is_none() && hooks.are_there() {
+        // Waiting for the repository must not keep the machine frozen.
         place = Some(Place::Here(Box::new(context.open_shared(args.jobs())?)));
+    } else if place.is_none() {
+        // A missing repository is reported before anything is read.
+        context.open()?;
     }
     let ran = open_and_back_up(sources, &mut place, args, hooks, context);
     if let Some(place) = place {
@@ -121,14 +123,12 @@ fn open_and_back_up(
 ) -> Result<Ran, CliError> {
     hooks.before()?;
     let attached = machine::read_attached(&args.machine)?;
-    // Opened before the repository is touched: none is made for a run that could not back anything up.
     let reading = if args.direct { Reading::Direct } else { Reading::Cached };
     let options = ImageOptions { bitmap: args.cbt.bitmap.clone(), ..args.image.options(reading) };
     let opened: Vec<Opened<'_>> =
         sources.iter().map(|source| (source, lists::open(&source.path, &options, &args.cbt))).collect();
     let changes = changes(&opened, args, context)?;
-    let mut document =
-        Document { created_repository: false, machine: None, backups: Vec::new(), failed: Vec::new() };
+    let mut document = Document { machine: None, backups: Vec::new(), failed: Vec::new() };
     let enough = if args.machine.machine.is_some() {
         opened.iter().all(|(_, image)| image.is_ok())
     } else {
@@ -145,9 +145,7 @@ fn open_and_back_up(
     let place = if let Some(place) = place {
         place
     } else {
-        let (created, opened) = open_or_create(&InitOptions::default(), args.jobs(), context)?;
-        document.created_repository = created;
-        place.insert(Place::Here(Box::new(opened)))
+        place.insert(Place::Here(Box::new(context.open_shared(args.jobs())?)))
     };
     if changes.iter().any(Option::is_some) {
         place.here()?;
@@ -272,25 +270,6 @@ fn back_up_all(
         }
     });
     results.into_iter().map(OnceLock::into_inner).collect()
-}
-
-/// Opens the repository for writing, or makes it first if its folder does not exist. Says whether it did.
-pub(super) fn open_or_create(
-    init: &InitOptions,
-    jobs: usize,
-    context: &Context,
-) -> Result<(bool, SharedWriter), CliError> {
-    let path = context.repository_path()?;
-    let created = match Repository::open(path) {
-        Ok(_) => false,
-        Err(RepositoryError::NotFound { .. }) => {
-            Repository::init(path, init)?;
-            context.progress().line(&format!("made the repository {}", path.display()));
-            true
-        }
-        Err(error) => return Err(error.into()),
-    };
-    Ok((created, context.open_shared(jobs)?))
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use crate::image::{ListKind, LookAlike};
 
 #[derive(Serialize)]
 pub(super) struct Document {
-    pub(super) created_repository: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) machine: Option<Machine>,
     pub(super) backups: Vec<Done>,

@@ -7,17 +7,15 @@ use serde::Serialize;
 use crate::cli::args::ImportArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::{Outcome, backup, format};
+use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::exchange::{ImportOptions, ImportSummary, import_backup};
 use crate::manifest::foreign::{self, ManifestFormat};
 use crate::manifest::{ImageName, ManifestReader};
-use crate::repository::InitOptions;
 use crate::storage::private_folder;
 
 #[derive(Serialize)]
 struct Imported {
-    created_repository: bool,
     backup: String,
     backupset: String,
     incremental: u32,
@@ -83,18 +81,12 @@ fn into_repository(
     args: &ImportArgs,
     context: &Context,
 ) -> Result<Outcome, CliError> {
-    let init =
-        InitOptions { segment_size: manifest.info().geometry.segment_size(), ..InitOptions::default() };
     let jobs = args.jobs.number();
-    // No repository is made for an import that cannot succeed.
     if let Some(folder) = args.segments.as_deref().filter(|folder| !folder.is_dir()) {
         let message = format!("{} is no folder of segment files", folder.display());
         return Err(CliError::new(ErrorKind::NotFound, message));
     }
-    if args.segments.is_none() {
-        context.open()?;
-    }
-    let (created_repository, writer) = backup::open_or_create(&init, jobs, context)?;
+    let writer = context.open_shared(jobs)?;
     let options = ImportOptions {
         segments: args.segments.as_deref(),
         compression: args.compression.unwrap_or_else(|| writer.repository().compression()),
@@ -105,7 +97,6 @@ fn into_repository(
     let ImportSummary { backup, stats } = result?;
     closed?;
     let document = Imported {
-        created_repository,
         backup: backup.id.to_string(),
         backupset: backup.backupset.to_string(),
         incremental: backup.incremental.0,

@@ -1,0 +1,147 @@
+//! Creating repositories: once, completely, and never by mistake.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use crate::harness::{World, noise, ran};
+
+/// The names in the world's folder, hidden ones too.
+fn names(world: &World) -> Vec<String> {
+    let entries = fs::read_dir(world.path(".")).unwrap();
+    let mut names: Vec<_> = entries.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn no_command_but_init_creates_a_repository() {
+    let world = World::new();
+    world.write("web", &noise(1, 1 << 16));
+    for command in [
+        &["backup", "web"][..],
+        &["backup", "--machine", "m", "m/web=web", "--before", "true"],
+        &["manifest", "import", "web", "--segments", ".", "--name", "web"],
+        &["list"],
+        &["gc"],
+        &["serve"],
+        &["rebuild"],
+        &["token", "create", "--project", "blue", "--role", "backup"],
+    ] {
+        let code = world.run(command).code;
+        assert!(code == 1 || code == 2, "{command:?}: {code}");
+        assert_eq!(names(&world), ["web"], "{command:?}");
+    }
+    world.run(&["backup", "web"]).exits(1).says("ekko init");
+}
+
+#[test]
+fn a_mistyped_address_never_becomes_a_folder() {
+    let world = World::new();
+    world.write("web", &noise(1, 1 << 16));
+    let at = |address: &str, command: &[&str]| {
+        let mut ekko = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        ran(ekko.args(["-r", address]).args(command).current_dir(world.path(".")).output().unwrap())
+    };
+    for (address, right) in [
+        ("s3:bucket", "https://HOST:6800"),
+        ("backup.example.org:6800", "https://backup.example.org:6800"),
+        ("https:backup.example.org", "https://backup.example.org"),
+        ("root@backup:/srv/store", "https://backup:6800"),
+    ] {
+        for command in [&["init"][..], &["backup", "web"], &["list"]] {
+            at(address, command).exits(2).says(right);
+        }
+    }
+    assert_eq!(names(&world), ["web"]);
+    at("./s3:bucket", &["init"]).exits(0);
+    at("./s3:bucket", &["backup", "web"]).exits(0);
+}
+
+#[test]
+fn of_several_calls_of_init_at_once_exactly_one_creates_the_repository() {
+    for folder_exists in [false, true] {
+        let world = World::new();
+        if folder_exists {
+            fs::create_dir(world.path("R")).unwrap();
+        }
+        let started: Vec<_> = (0..6)
+            .map(|_| {
+                let mut command = world.command(&["--json", "init"]);
+                command
+                    .stdout(std::process::Stdio::piped())
+                    .stderr(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        let ended: Vec<_> = started.into_iter().map(|it| ran(it.wait_with_output().unwrap())).collect();
+        let (created, others): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ran| ran.code == 0);
+        assert_eq!((created.len(), others.len()), (1, 5));
+        for other in others {
+            assert!(other.exits(2).text().contains("already"));
+        }
+        assert_eq!(names(&world), ["R"]);
+        let id = created[0].json()["id"].as_str().unwrap().to_owned();
+        assert!(fs::read_to_string(world.path("R/ekko.toml")).unwrap().contains(&id));
+        world.write("web", &noise(1, 1 << 16));
+        world.run(&["backup", "web"]).exits(0);
+    }
+}
+
+#[test]
+fn an_interrupted_init_is_reported_and_completed() {
+    let world = World::new();
+    world.write("web", &noise(1, 1 << 16));
+    fs::create_dir_all(world.path("R/packs")).unwrap();
+    world.write("R/reserve", b"");
+    for command in [&["backup", "web"][..], &["list"], &["check"]] {
+        world.run(command).exits(2).says("run \"ekko init\" again");
+    }
+    world.run(&["init"]).exits(0);
+    world.run(&["backup", "web"]).exits(0);
+}
+
+#[test]
+fn init_removes_what_a_crashed_init_left_beside_the_repository() {
+    let world = World::new();
+    let (old, new) = ([1; 16], [2; 16]);
+    let name = |bytes| format!(".ekko-init-{}", uuid::Uuid::from_bytes(bytes).simple());
+    for bytes in [old, new] {
+        fs::create_dir_all(world.path(&name(bytes)).join("packs")).unwrap();
+        world.write(&format!("{}/reserve", name(bytes)), b"reserved");
+    }
+    fs::create_dir(world.path(".ekko-init-mine")).unwrap();
+    let two_hours_ago = SystemTime::now() - Duration::from_hours(2);
+    fs::File::open(world.path(&name(old))).unwrap().set_modified(two_hours_ago).unwrap();
+    world.run(&["init"]).exits(0);
+    let mut left = vec![".ekko-init-mine".to_owned(), name(new), "R".to_owned()];
+    left.sort();
+    assert_eq!(names(&world), left);
+}
+
+#[test]
+fn init_refuses_a_path_below_a_mount_point_where_nothing_is_mounted() {
+    let unshare = |script: &str, world: &World| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-euc", script]).current_dir(world.path("."));
+        command.env("EKKO", env!("CARGO_BIN_EXE_ekko")).output()
+    };
+    let world = World::new();
+    fs::create_dir(world.path("disk")).unwrap();
+    let point = world.path("disk").canonicalize().unwrap();
+    world.write("fstab", format!("/dev/sdz1 {} ext4 defaults 0 2\n", point.display()).as_bytes());
+    let prepare = "mount --bind fstab /etc/fstab";
+    if !unshare(prepare, &world).is_ok_and(|output| output.status.success()) {
+        // No namespaces here, or no /etc/fstab: the unit tests of `cli/mounts.rs` cover the rules.
+        return;
+    }
+    let run = |script: &str| ran(unshare(&format!("{prepare}; {script}"), &world).unwrap());
+    let refused = run("exec \"$EKKO\" -r disk/store init").exits(2);
+    assert!(refused.stderr.contains("run \"mount"), "{}", refused.stderr);
+    assert_eq!(fs::read_dir(&point).unwrap().count(), 0);
+    world.write("web", b"a disk");
+    run("exec \"$EKKO\" -r disk/store backup web").exits(1).says("nothing is mounted there");
+    run("mount -t tmpfs none disk; \"$EKKO\" -r disk/store init; \"$EKKO\" -r disk/store backup web")
+        .exits(0);
+}
