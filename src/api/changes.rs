@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 use crate::api::View;
 use crate::manifest::ImageName;
 use crate::progress::Progress;
-use crate::repository::retention::{Candidate, RetentionPolicy};
+use crate::repository::retention::{Candidate, NEWEST, RetentionPolicy};
 use crate::repository::{
     Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
-    RepositoryError, SharedWriter,
+    Repository, RepositoryError, SharedWriter,
 };
 
 /// A backup that goes, comes back or stays.
@@ -195,6 +195,9 @@ pub struct ForgetDocument {
     /// What the collection did that came after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gc: Option<GcDocument>,
+    /// Names that were left alone, because the rules would keep none of their backups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
     /// Whether it was ended before it was through: what is listed as deleted is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
@@ -210,6 +213,9 @@ pub struct KeptBackup {
     pub reasons: Vec<String>,
 }
 
+/// The reason of a backup of a refused name.
+const REFUSED: &str = "refused";
+
 /// What a policy keeps, and what goes.
 #[derive(Clone, Debug, Default)]
 pub struct ForgetPlan {
@@ -217,10 +223,15 @@ pub struct ForgetPlan {
     pub kept: Vec<KeptBackup>,
     /// What goes.
     pub goes: DeletionPlan,
+    /// Names of which the rules would keep no backup: all of theirs are kept.
+    pub refused: Vec<String>,
 }
 
 impl ForgetPlan {
     /// Divides the backups of each name that is seen, or of the one that is named, into what is kept and what goes.
+    ///
+    /// The newest backup of a name is always kept. A name of which no rule keeps any backup is refused, and keeps all of them:
+    /// the policy has a typo, or does not fit it. With `allow_empty`, it loses all of them.
     ///
     /// # Errors
     ///
@@ -230,12 +241,13 @@ impl ForgetPlan {
         view: &View,
         policy: &RetentionPolicy,
         name: Option<&ImageName>,
+        allow_empty: bool,
     ) -> Result<Self, RepositoryError> {
         let (seen, problems) = view.sets(writer.repository())?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
-        let mut plan = Self::divide(view, &seen, policy, name);
+        let mut plan = Self::divide(view, &seen, policy, name, allow_empty);
         if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
             let path = writer.repository().layout().root().to_owned();
             let what = view.shown(name).unwrap_or_default().to_owned();
@@ -250,6 +262,7 @@ impl ForgetPlan {
         seen: &[Arc<Backupset>],
         policy: &RetentionPolicy,
         name: Option<&ImageName>,
+        allow_empty: bool,
     ) -> Self {
         let now = jiff::Timestamp::now();
         let mut names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
@@ -259,7 +272,7 @@ impl ForgetPlan {
         }
         let addressed = Addressed::of(seen);
         let mut plan = Self::default();
-        for backups in names.into_values() {
+        for (name, backups) in names {
             let candidates: Vec<_> = backups
                 .iter()
                 .map(|(_, backup)| Candidate {
@@ -269,7 +282,19 @@ impl ForgetPlan {
                     protected: backup.protection.holds(now),
                 })
                 .collect();
-            for ((set, backup), reasons) in backups.into_iter().zip(policy.apply(&candidates, now)) {
+            let mut reasons = policy.apply(&candidates, now);
+            let is_refused = reasons.iter().all(Vec::is_empty) && !backups.is_empty() && !allow_empty;
+            if is_refused {
+                plan.refused.push(view.shown(name).unwrap_or_default().to_owned());
+            }
+            let newest = Repository::newest(seen, name).map(|(set, backup)| (set.id, backup.incremental));
+            for ((set, backup), why) in backups.iter().zip(&mut reasons) {
+                let is_newest = newest == Some((set.id, backup.incremental));
+                if why.is_empty() && (is_refused || is_newest && !allow_empty) {
+                    why.push(if is_refused { REFUSED } else { NEWEST });
+                }
+            }
+            for ((set, backup), reasons) in backups.into_iter().zip(reasons) {
                 let row = BackupRef::of(view, &addressed, set, backup);
                 if reasons.is_empty() {
                     plan.goes.add(row, set, backup);
@@ -291,6 +316,9 @@ pub struct ProtectionRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     pub until: Option<String>,
+    /// Whether the protection may end earlier than it does now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shorten: bool,
 }
 
 /// Whether a backup may be deleted.
@@ -309,16 +337,27 @@ pub struct ProtectionDocument {
 ///
 /// # Errors
 ///
-/// If there is none, or none that is seen.
+/// There is no such backup, or the view does not contain it. Without `shorten`: it is protected for longer.
 pub fn protect(
     writer: &SharedWriter,
     view: &View,
     asked: &BackupSelector,
     protection: Protection,
+    shorten: bool,
 ) -> Result<ProtectionDocument, RepositoryError> {
     let repository = writer.repository();
     let seen = view.sets(repository)?.0;
     let (set, backup) = view.find(repository, &seen, asked)?;
+    if let (Protection::Until(until), false) = (protection, shorten)
+        && backup.protection.outlasts(protection)
+    {
+        let longer = match backup.protection {
+            Protection::Until(end) => format!("until {end}"),
+            Protection::None | Protection::Always => "for ever".to_owned(),
+        };
+        let backup = view.backup_id(&Addressed::of(&seen), set, backup);
+        return Err(RepositoryError::ProtectedLonger { backup, until, longer });
+    }
     let changed = Deletion { backupset: set.id, incremental: backup.incremental };
     writer.with(|writer| writer.protect(changed, protection))?;
     Ok(ProtectionDocument {
@@ -329,4 +368,39 @@ pub fn protect(
             Protection::None | Protection::Always => None,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{BackupsetId, Incremental};
+    use crate::repository::retention::Keep;
+
+    #[test]
+    fn the_newest_backup_is_kept_whatever_its_date_is() {
+        let name = ImageName::new("web").unwrap();
+        let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        let mut set = Backupset::new(BackupsetId::random(), name.clone(), time("2026-02-01T00:00:00Z"));
+        // The battery of the clock was empty on the fourth day.
+        let days = ["2026-02-01", "2026-02-02", "2026-02-03", "1970-01-01"];
+        for (number, day) in (0..).zip(days) {
+            set.backups.push(BackupRecord {
+                incremental: Incremental(number),
+                manifest: crate::segment::Fingerprint::of(b"manifest"),
+                timestamp: time(&format!("{day}T00:05:00Z")),
+                size_of_disk: 1,
+                segments: 1,
+                tags: Vec::new(),
+                protection: Protection::None,
+                note: None,
+                suspect: None,
+            });
+        }
+        let policy = RetentionPolicy { last: Keep::Number(2), ..RetentionPolicy::default() };
+        let plan = ForgetPlan::divide(&View::everything(), &[Arc::new(set)], &policy, None, false);
+        let kept: Vec<_> = plan.kept.iter().map(|it| (it.row.incremental, it.reasons.join(","))).collect();
+        assert_eq!(kept, [(1, "last".to_owned()), (2, "last".to_owned()), (3, NEWEST.to_owned())]);
+        let goes: Vec<_> = plan.goes.rows.iter().map(|row| row.incremental).collect();
+        assert_eq!((goes, plan.refused), (vec![0], Vec::<String>::new()));
+    }
 }

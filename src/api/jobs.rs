@@ -43,6 +43,9 @@ pub enum JobRequest {
         /// Only say what would be deleted.
         #[serde(default)]
         dry_run: bool,
+        /// Delete all backups of a name of which the rules keep none. Otherwise such a name is left alone.
+        #[serde(default)]
+        allow_empty: bool,
     },
 }
 

@@ -19,8 +19,8 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         return over_service::forget(args, &remote, context);
     }
     let writer = context.open_shared(1)?;
-    let plan = ForgetPlan::of(&writer, &View::everything(), &policy, args.name.as_ref());
-    let ForgetPlan { kept, goes } = plan.map_err(|error| match error {
+    let plan = ForgetPlan::of(&writer, &View::everything(), &policy, args.name.as_ref(), args.allow_empty);
+    let ForgetPlan { kept, goes, refused } = plan.map_err(|error| match error {
         RepositoryError::NoSuchBackup { path, what } => {
             let message = format!("there is no backup of {what} in {}", path.display());
             CliError::new(ErrorKind::NotFound, message)
@@ -34,14 +34,28 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
     writer.close()?;
     let (deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
-    let document = ForgetDocument { dry_run: args.dry_run, kept, deleted, freed_bytes, gc, cancelled: false };
+    let document =
+        ForgetDocument { dry_run: args.dry_run, kept, deleted, freed_bytes, gc, refused, cancelled: false };
+    let refused = self::refused(&document, context);
     context.print(&document, |out| {
         let (kept, deleted) = (document.kept.len(), document.deleted.len());
         let done = if args.dry_run { "would delete" } else { "deleted" };
         writeln!(out, "{done} {deleted} backups, {kept} are kept")?;
         document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
-    Ok(gc::outcome(document.gc.as_ref(), context))
+    Ok(refused.unwrap_or_else(|| gc::outcome(document.gc.as_ref(), context)))
+}
+
+/// Reports the names that the rules would leave without a backup. Returns how the command ends if there are any.
+pub(super) fn refused(document: &ForgetDocument, context: &Context) -> Option<Outcome> {
+    for name in &document.refused {
+        let what = format!(
+            "nothing of {name} is deleted: the rules keep none of its backups; to delete all of them, add --allow-empty"
+        );
+        context.progress().failure(&what);
+    }
+    let outcome = if document.deleted.is_empty() { Outcome::Failed } else { Outcome::Problems };
+    (!document.refused.is_empty()).then_some(outcome)
 }
 
 /// Shows what is kept, and why.

@@ -229,12 +229,14 @@ pub(super) fn forget(
         name: args.name.as_ref().map(ToString::to_string),
         keep: args.rules(),
         dry_run: args.dry_run,
+        allow_empty: args.allow_empty,
     };
     let JobResult::Forget(document) = job(remote, &request, context)? else { return Err(unexpected()) };
     if !context.json {
         forget::show_kept(&document.kept, context);
         document.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
     }
+    let refused = forget::refused(&document, context);
     let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
     let deleted = Deleted { document, collected };
     context.print(&deleted, |out| {
@@ -243,12 +245,13 @@ pub(super) fn forget(
         writeln!(out, "{done} {} backups, {} are kept", gone.len(), kept.len())?;
         deleted.collected.iter().try_for_each(|it| it.describe(out))
     })?;
-    Ok(deleted.outcome(context))
+    Ok(refused.unwrap_or_else(|| deleted.outcome(context)))
 }
 
 pub(super) fn protect(
     backup: &BackupSelector,
     protection: Protection,
+    shorten: bool,
     remote: &RemoteRepository,
 ) -> Result<ProtectionDocument, CliError> {
     // The request is repeated when its answer is lost, and the name may mean another backup by then: it is looked up once.
@@ -257,9 +260,9 @@ pub(super) fn protect(
     let path = format!("/v1/backups/{}/protection", part(&exact));
     Ok(match protection {
         Protection::None => remote.send("DELETE", &path, None::<&()>)?,
-        Protection::Always => remote.send("PUT", &path, Some(&ProtectionRequest { until: None }))?,
+        Protection::Always => remote.send("PUT", &path, Some(&ProtectionRequest::default()))?,
         Protection::Until(end) => {
-            remote.send("PUT", &path, Some(&ProtectionRequest { until: Some(end.to_string()) }))?
+            remote.send("PUT", &path, Some(&ProtectionRequest { until: Some(end.to_string()), shorten }))?
         }
     })
 }

@@ -7,23 +7,33 @@ use crate::cli::args::{ProtectArgs, RenameArgs, UnprotectArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, over_service};
+use crate::error::ErrorKind;
 use crate::repository::{BackupSelector, Protection};
 
 pub(super) fn protect(args: &ProtectArgs, context: &Context) -> Result<Outcome, CliError> {
+    if let Some(until) = args.until.filter(|until| *until <= jiff::Timestamp::now()) {
+        let message = format!("cannot protect {} until {until}: that is in the past", args.backup);
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
     let protection = args.until.map_or(Protection::Always, Protection::Until);
-    set(&args.backup, protection, context)
+    set(&args.backup, protection, args.shorten, context)
 }
 
 pub(super) fn unprotect(args: &UnprotectArgs, context: &Context) -> Result<Outcome, CliError> {
-    set(&args.backup, Protection::None, context)
+    set(&args.backup, Protection::None, false, context)
 }
 
-fn set(selector: &BackupSelector, protection: Protection, context: &Context) -> Result<Outcome, CliError> {
+fn set(
+    selector: &BackupSelector,
+    protection: Protection,
+    shorten: bool,
+    context: &Context,
+) -> Result<Outcome, CliError> {
     let document = if let Some(remote) = context.service()? {
-        over_service::protect(selector, protection, &remote)?
+        over_service::protect(selector, protection, shorten, &remote)?
     } else {
         let writer = context.open_shared(1)?;
-        let document = api::protect(&writer, &View::everything(), selector, protection)?;
+        let document = api::protect(&writer, &View::everything(), selector, protection, shorten)?;
         writer.close()?;
         document
     };

@@ -45,6 +45,15 @@ impl Protection {
             Self::Always => true,
         }
     }
+
+    /// Says whether this protection ends later than another one.
+    pub fn outlasts(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::None, _) | (_, Self::Always) => false,
+            (Self::Always | Self::Until(_), Self::None) | (Self::Always, Self::Until(_)) => true,
+            (Self::Until(this), Self::Until(other)) => this > other,
+        }
+    }
 }
 
 /// What a backupset says about one of its backups.
@@ -93,7 +102,7 @@ pub struct Backupset {
 
 impl Backupset {
     /// Makes a backupset that has no backup yet.
-    pub(super) fn new(id: BackupsetId, name: ImageName, created: jiff::Timestamp) -> Self {
+    pub(crate) fn new(id: BackupsetId, name: ImageName, created: jiff::Timestamp) -> Self {
         Self {
             id,
             name,

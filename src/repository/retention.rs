@@ -4,6 +4,9 @@
 //! newest backup of each of the last so many hours *that have one*, and likewise for days, weeks (ISO 8601), months
 //! and years, all in UTC; a rule that could keep more keeps the oldest backup as well; `within` keeps what is no older than so long before the newest; a tag keeps what has it.
 //! What several rules keep counts for each of them. (restic: "Removing snapshots according to a policy".)
+//!
+//! A wrong clock must not cost a backup. A backup dated in the future takes no place of any rule and is kept. The newest
+//! backup by its number is kept whatever its date is.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -69,16 +72,21 @@ impl RetentionPolicy {
     /// in any order.
     ///
     /// What is kept for a time is kept for that time before the newest backup, so that nothing goes while no more are
-    /// made. One that is of a time still to come was made by a clock that was wrong, and is not what others are measured by,
-    /// unless all are.
+    /// made. The newest backup of all gets no reason for that here: a policy for which no rule keeps any backup is a mistake,
+    /// which the caller sees.
     pub fn apply(&self, backups: &[Candidate<'_>], now: Timestamp) -> Vec<Vec<&'static str>> {
         let mut order: Vec<usize> = (0..backups.len()).collect();
         let at = |index: &usize| backups.get(*index).map(|backup| (backup.timestamp, backup.order));
         order.sort_by_key(|index| std::cmp::Reverse(at(index)));
-        let times = || order.iter().filter_map(|index| backups.get(*index)).map(|backup| backup.timestamp);
-        let newest = times().find(|time| !is_to_come(*time, now)).or_else(|| times().next());
-        let mut rules = self.rules();
         let mut reasons = vec![Vec::new(); backups.len()];
+        for (backup, why) in backups.iter().zip(&mut reasons) {
+            if is_to_come(backup.timestamp, now) {
+                why.push(FUTURE);
+            }
+        }
+        order.retain(|index| reasons.get(*index).is_some_and(Vec::is_empty));
+        let newest = order.first().and_then(|index| backups.get(*index)).map(|backup| backup.timestamp);
+        let mut rules = self.rules();
         let oldest = order.last().copied();
         for index in order {
             let (Some(backup), Some(why)) = (backups.get(index), reasons.get_mut(index)) else { continue };
@@ -123,6 +131,12 @@ impl RetentionPolicy {
         ]
     }
 }
+
+/// The reason of a backup that is dated in the future.
+pub const FUTURE: &str = "future";
+
+/// The reason of the newest backup of a name.
+pub const NEWEST: &str = "newest";
 
 /// How far the clocks of hosts may be apart.
 const CLOCKS: SignedDuration = SignedDuration::from_mins(15);
@@ -210,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_a_time_is_not_measured_by_a_backup_of_a_time_to_come() {
+    fn a_backup_dated_in_the_future_is_kept_and_takes_no_place() {
         let within = |hours| RetentionPolicy {
             within: Some(SignedDuration::from_hours(hours)),
             ..RetentionPolicy::default()
@@ -221,9 +235,13 @@ mod tests {
         // A clock that is a little ahead is none that was wrong.
         let times = ["2026-02-11T00:00:00Z", "2026-02-11T00:05:00Z"];
         assert_eq!(kept(&within(0), &times), [1]);
-        // Then it may be the clock of today that is wrong.
+        // Today's clock may be the wrong one.
         let times = ["2036-01-01T00:00:00Z", "2036-02-01T00:00:00Z", "2036-02-01T12:00:00Z"];
-        assert_eq!(kept(&within(24), &times), [1, 2]);
+        assert_eq!(kept(&within(24), &times), [0, 1, 2]);
+        let daily = RetentionPolicy { daily: Keep::Number(1), ..RetentionPolicy::default() };
+        let times =
+            ["2099-01-01T00:00:00Z", "2026-02-10T00:00:00Z", "2099-01-02T00:00:00Z", "2026-02-11T00:00:00Z"];
+        assert_eq!(kept(&daily, &times), [0, 2, 3]);
     }
 
     #[test]

@@ -129,6 +129,14 @@ impl Repository {
         current(&named(sets, name))
     }
 
+    /// Returns the newest backup of a name: the last one of the backupset that the name addresses, whatever its date is.
+    pub fn newest<'a, B: Borrow<Backupset>>(
+        sets: &'a [B],
+        name: &ImageName,
+    ) -> Option<(&'a Backupset, &'a BackupRecord)> {
+        addressed(&named(sets, name)).and_then(|set| Some((set, set.backups.last()?)))
+    }
+
     /// Finds the backup that a person asked for.
     pub fn find<'a, B: Borrow<Backupset>>(
         &self,

@@ -119,6 +119,10 @@ impl From<RepositoryError> for Refused {
             RepositoryError::Protected { .. } => {
                 Self::new(Refusal::Conflict, "the backup is protected: nothing was deleted")
             }
+            RepositoryError::ProtectedLonger { longer, .. } => {
+                let why = format!("the backup is protected {longer}: to end that earlier, set \"shorten\"");
+                Self::new(Refusal::Conflict, why)
+            }
             RepositoryError::NameTaken { .. } => {
                 Self::new(Refusal::Conflict, "the name has backups already: nothing was renamed")
             }

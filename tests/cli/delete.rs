@@ -79,7 +79,14 @@ fn a_protected_backup_is_not_deleted_by_anything() {
     days(&world);
     world.run(&["protect", "web@1"]).exits(0);
     world.run(&["protect", "web@2", "--until", "2999-01-01"]).exits(0);
-    world.run(&["protect", "web@0", "--until", "1999-01-01T12:00:00Z"]).exits(0);
+    world.run(&["protect", "web@0", "--until", "1999-01-01T12:00:00Z"]).exits(2).says("in the past");
+    for (backup, until) in [("web@1", "2999-01-01"), ("web@2", "2998-12-31")] {
+        let sooner = ["protect", backup, "--until", until];
+        world.run(&sooner).exits(2).says("add --shorten");
+        assert_eq!(world.json(&["show", backup])["protected"], true);
+    }
+    world.run(&["protect", "web@2", "--until", "2998-12-31", "--shorten"]).exits(0).text();
+    world.run(&["protect", "web@2", "--until", "2999-01-01"]).exits(0);
     assert_eq!(world.json(&["show", "web@1"])["protected"], true);
     assert_eq!(world.json(&["show", "web@0"])["protected"], false);
     for backup in ["web@1", "web@2"] {
@@ -174,4 +181,34 @@ fn a_deletion_beside_a_damaged_manifest_leaves_counts_that_are_right() {
     world.run(&["undelete", "web@1"]).exits(1);
     assert_eq!(world.json(&["delete", "-n", "web@2"])["freed_bytes"], RECORD);
     world.run(&["backup", "web"]).exits(0);
+}
+
+#[test]
+fn a_policy_that_keeps_nothing_of_a_name_deletes_nothing_of_it() {
+    let world = World::new();
+    world.init_small();
+    let images: Vec<String> = (0..10).map(|number| format!("vm{number}")).collect();
+    for image in &images {
+        world.write(image, &noise(1, 1 << 16));
+    }
+    let backup: Vec<&str> = ["backup"].into_iter().chain(images.iter().map(String::as_str)).collect();
+    world.run(&backup).exits(0);
+    world.run(&[&backup[..], &["--tag", "gold"]].concat()).exits(0);
+    world.run(&backup).exits(0);
+    let all = names(&world);
+    let typo = ["forget", "--keep-tag", "glod"];
+    world.run(&typo).exits(1).says("nothing of vm0 is deleted").says("add --allow-empty");
+    world.run(&["forget", "--keep-tag", "glod", "--keep-last", "0", "--gc"]).exits(1);
+    let plan = world.run(&[&["--json"], &typo[..]].concat()).exits(1).json();
+    assert_eq!(plan["refused"].as_array().unwrap().len(), 10);
+    assert_eq!((plan["deleted"].as_array().unwrap().len(), names(&world)), (0, all));
+    // The rules fit the names that have the tag. Their newest backup stays as well.
+    world.write("other", &noise(2, 1 << 16));
+    world.run(&["backup", "other"]).exits(0);
+    let plan = world.run(&["--json", "forget", "--keep-tag", "gold"]).exits(3).json();
+    assert_eq!(plan["refused"], serde_json::json!(["other"]));
+    assert_eq!(plan["deleted"].as_array().unwrap().len(), 10);
+    assert_eq!(names(&world).len(), 21);
+    world.run(&["forget", "other", "--keep-tag", "gold", "--allow-empty"]).exits(0);
+    assert_eq!(names(&world).len(), 20);
 }

@@ -39,6 +39,9 @@ fn a_policy_deletes_and_a_collection_gives_the_space_back() {
     assert_eq!(planned["state"], "done");
     assert_eq!(planned["result"]["forget"]["deleted"].as_array().unwrap().len(), 3);
     assert_eq!(served.owner("GET", "/v1/backups", &[], None).json()["backups"].as_array().unwrap().len(), 4);
+    let typo = done(&served, &json!({"kind": "forget", "keep": {"tags": ["typo"]}}));
+    assert_eq!(typo["result"]["forget"]["refused"].as_array().unwrap().len(), 1);
+    assert_eq!(typo["result"]["forget"]["deleted"], json!([]));
     let forgotten = done(&served, &json!({"kind": "forget", "keep": {"last": 1}}));
     assert_eq!(forgotten["result"]["forget"]["kept"][0]["backup"], "web@3");
     assert_eq!(forgotten["result"]["forget"]["kept"][0]["reasons"], json!(["last"]));
@@ -54,7 +57,7 @@ fn a_policy_deletes_and_a_collection_gives_the_space_back() {
     assert_eq!(checked["progress"]["done_bytes"], checked["progress"]["total_bytes"]);
     let list = served.owner("GET", "/v1/jobs", &[], None).json();
     let kinds: Vec<_> = list["jobs"].as_array().unwrap().iter().map(|job| job["kind"].clone()).collect();
-    assert_eq!(kinds, ["check", "gc", "forget", "forget"]);
+    assert_eq!(kinds, ["check", "gc", "forget", "forget", "forget"]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn a_project_deletes_its_own_and_is_not_told_what_that_frees() {
         let refused = DeletionPlan::of(&writer, &blue(), &ask(&other)).unwrap_err();
         assert!(matches!(refused, RepositoryError::NoSuchBackup { .. }), "{other}: {refused}");
         let refused =
-            api::protect(&writer, &blue(), &other.parse().unwrap(), Protection::Always).unwrap_err();
+            api::protect(&writer, &blue(), &other.parse().unwrap(), Protection::Always, false).unwrap_err();
         assert!(matches!(refused, RepositoryError::NoSuchBackup { .. }), "{other}: {refused}");
     }
     assert_eq!(plan.apply(&writer, &Silent).unwrap(), 1);
@@ -61,15 +61,15 @@ fn a_policy_is_of_what_is_seen() {
     let folder = tempfile::tempdir().unwrap();
     let writer = store(folder.path());
     let policy = RetentionPolicy { last: Keep::Number(1), ..RetentionPolicy::default() };
-    let plan = ForgetPlan::of(&writer, &blue(), &policy, None).unwrap();
+    let plan = ForgetPlan::of(&writer, &blue(), &policy, None, false).unwrap();
     let names = |rows: &[api::BackupRef]| rows.iter().map(|row| row.backup.clone()).collect::<Vec<_>>();
     assert_eq!(names(&plan.goes.rows), ["web@0", "web@1"]);
     assert_eq!((plan.kept[0].row.backup.as_str(), plan.goes.freed_bytes), ("web@2", None));
     let red = ImageName::new("red:web").unwrap();
-    let none = ForgetPlan::of(&writer, &blue(), &policy, Some(&red)).unwrap_err();
+    let none = ForgetPlan::of(&writer, &blue(), &policy, Some(&red), false).unwrap_err();
     assert!(matches!(none, RepositoryError::NoSuchBackup { .. }), "{none}");
     plan.goes.apply(&writer, &Silent).unwrap();
-    let all = ForgetPlan::of(&writer, &View::everything(), &policy, None).unwrap();
+    let all = ForgetPlan::of(&writer, &View::everything(), &policy, None, false).unwrap();
     assert_eq!(names(&all.goes.rows), ["red:web@0", "red:web@1", "web@0", "web@1"]);
 }
 

@@ -60,6 +60,9 @@ pub(in crate::cli) struct ForgetArgs {
     /// Keep all that have this tag; may be given several times
     #[arg(long, value_name = "TAG")]
     keep_tag: Vec<String>,
+    /// Delete all backups of a name if the rules keep none of them
+    #[arg(long)]
+    pub(in crate::cli) allow_empty: bool,
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
@@ -135,6 +138,9 @@ pub(in crate::cli) struct ProtectArgs {
     /// Until then: a date or a time in UTC, e.g. 2027-01-31 or 2027-01-31T12:00:00Z
     #[arg(long, value_name = "DATE", value_parser = moment)]
     pub(in crate::cli) until: Option<Timestamp>,
+    /// Let the protection end earlier than it does now
+    #[arg(long, requires = "until")]
+    pub(in crate::cli) shorten: bool,
 }
 
 /// Reads a date or a time in UTC.

@@ -88,7 +88,9 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
                 }
             })
         }
-        JobRequest::Forget { name, keep, dry_run } => forget(app, job, name.as_deref(), keep, *dry_run),
+        JobRequest::Forget { name, keep, dry_run, allow_empty } => {
+            forget(app, job, name.as_deref(), keep, *dry_run, *allow_empty)
+        }
     }
 }
 
@@ -98,17 +100,27 @@ fn forget(
     name: Option<&str>,
     keep: &KeepRules,
     dry_run: bool,
+    allow_empty: bool,
 ) -> Result<JobResult, Refused> {
     let view = &job.caller.view;
     let name = name.map(|name| view.full(name)).transpose()?;
     let policy = keep.policy().map_err(|error| Refused::new(Refusal::Invalid, error.to_string()))?;
-    let ForgetPlan { kept, goes } = ForgetPlan::of(app.writer(), view, &policy, name.as_ref())?;
+    let plan = ForgetPlan::of(app.writer(), view, &policy, name.as_ref(), allow_empty)?;
+    let ForgetPlan { kept, goes, refused } = plan;
     let done = if dry_run { goes.rows.len() } else { goes.apply(app.writer(), job.as_ref())? };
     let cancelled = done < goes.rows.len();
     let (mut deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
     deleted.truncate(done);
     let freed_bytes = freed_bytes.filter(|_| !cancelled);
-    Ok(JobResult::Forget(ForgetDocument { dry_run, kept, deleted, freed_bytes, gc: None, cancelled }))
+    Ok(JobResult::Forget(ForgetDocument {
+        dry_run,
+        kept,
+        deleted,
+        freed_bytes,
+        gc: None,
+        refused,
+        cancelled,
+    }))
 }
 
 /// Says whether a job was ended before it was through.

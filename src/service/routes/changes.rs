@@ -69,8 +69,11 @@ pub(super) async fn protect(
     extract::Json(request): extract::Json<ProtectionRequest>,
 ) -> Result<Json<ProtectionDocument>, Refused> {
     let wrong = |_| Refused::new(Refusal::Invalid, "\"until\" is a time, as in 2027-01-31T12:00:00Z");
-    let until = request.until.map(|text| text.parse().map_err(wrong)).transpose()?;
-    set(&app, caller, backup, until.map_or(Protection::Always, Protection::Until)).await
+    let until: Option<jiff::Timestamp> = request.until.map(|text| text.parse().map_err(wrong)).transpose()?;
+    if until.is_some_and(|until| until <= jiff::Timestamp::now()) {
+        return Err(Refused::new(Refusal::Invalid, "\"until\" is in the past"));
+    }
+    set(&app, caller, backup, until.map_or(Protection::Always, Protection::Until), request.shorten).await
 }
 
 /// Takes the protection of a backup back.
@@ -84,7 +87,7 @@ pub(super) async fn unprotect(
     caller: Caller,
     Path(backup): Path<String>,
 ) -> Result<Json<ProtectionDocument>, Refused> {
-    set(&app, caller, backup, Protection::None).await
+    set(&app, caller, backup, Protection::None, false).await
 }
 
 async fn set(
@@ -92,11 +95,12 @@ async fn set(
     caller: Caller,
     backup: String,
     protection: Protection,
+    shorten: bool,
 ) -> Result<Json<ProtectionDocument>, Refused> {
     caller.must_be(Role::Operator)?;
     let asked = selector(&backup)?;
     app.blocking(&caller, move |app, caller| {
-        let document = api::protect(app.writer(), &caller.view, &asked, protection)?;
+        let document = api::protect(app.writer(), &caller.view, &asked, protection, shorten)?;
         tracing::info!(
             who = caller.who,
             backup,

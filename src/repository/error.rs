@@ -1,0 +1,312 @@
+//! Why a repository cannot do what it was asked to do.
+
+use std::path::PathBuf;
+
+use crate::error::ErrorKind;
+use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError};
+use crate::repository::settings;
+use crate::storage::StorageError;
+use crate::store::StoreError;
+use crate::store::pack::PackError;
+
+/// A repository that cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// The operating system failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A manifest failed.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no repository at the path.
+    #[error("there is no repository at {}: make one with \"ekko init\"", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The folder exists and is empty: it may be a mount point that is not mounted.
+    #[error(
+        "{} is an empty folder: if it is a mount point, mount it; if a repository is to be made in it, run \"ekko init\"",
+        path.display()
+    )]
+    EmptyFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An `init` was interrupted before it was complete.
+    #[error(
+        "the repository {} is incomplete: its creation was interrupted; run \"ekko init\" again",
+        path.display()
+    )]
+    Incomplete {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is something else at the path.
+    #[error("{} exists and holds something else than a repository", path.display())]
+    Occupied {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a repository at the path already.
+    #[error("there is a repository at {} already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A newer release wrote it.
+    #[error("{} has format {found}; this release reads up to {}: use a newer ekko", path.display(), settings::FORMAT)]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A file of settings cannot be read.
+    #[error("{} cannot be understood: {what}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// A file of settings is not what was written.
+    #[error("{} is damaged: {what}", path.display())]
+    SettingsDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// Another process changes the repository.
+    #[error(
+        "the repository {} is in use by {}: try again later, or with --wait",
+        path.display(),
+        process.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"))
+    )]
+    InUse {
+        /// The repository.
+        path: PathBuf,
+        /// The process, if it said who it is.
+        process: Option<u32>,
+    },
+    /// The filesystem cannot lock files.
+    #[error("{} lies on a filesystem that cannot lock files ({source}): a repository cannot be changed there", path.display())]
+    CannotLock {
+        /// The repository.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// No such backup.
+    #[error("there is no backup {what} in {}", path.display())]
+    NoSuchBackup {
+        /// The repository.
+        path: PathBuf,
+        /// What was asked for.
+        what: String,
+    },
+    /// The manifest of a backup is not the one that was committed.
+    #[error("the manifest {} is not the one that was committed as {backup}", path.display())]
+    WrongManifest {
+        /// The file.
+        path: PathBuf,
+        /// The backup.
+        backup: String,
+    },
+    /// The backup may not be deleted.
+    #[error("{backup} is protected: nothing was deleted; \"ekko unprotect {backup}\" allows it")]
+    Protected {
+        /// The backup.
+        backup: String,
+    },
+    /// The name is taken.
+    #[error("{name} names other backups already: nothing was renamed")]
+    NameTaken {
+        /// The name.
+        name: ImageName,
+    },
+    /// The disk that holds the repository is full.
+    #[error(
+        "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
+         is used again when there is room ({reason})",
+        path.display()
+    )]
+    Full {
+        /// The repository.
+        path: PathBuf,
+        /// Which operation found it full.
+        reason: String,
+        /// Whether this job found it full: if not, another one did, which stopped this one.
+        found: bool,
+    },
+    /// A backup that was made elsewhere does not fit into the repository.
+    #[error("cannot import {backupset}@{incremental} as {name}: {what}")]
+    CannotImport {
+        /// Its backupset.
+        backupset: BackupsetId,
+        /// Its number.
+        incremental: Incremental,
+        /// The name it was to have.
+        name: ImageName,
+        /// What does not fit.
+        what: String,
+    },
+    /// A protection would end earlier than it does.
+    #[error(
+        "cannot protect {backup} until {until}: it is protected {longer}; to end that earlier, add --shorten"
+    )]
+    ProtectedLonger {
+        /// The backup.
+        backup: String,
+        /// When the protection would end.
+        until: jiff::Timestamp,
+        /// How long the backup is protected: "for ever", or "until" a time.
+        longer: String,
+    },
+    /// A write failed before.
+    #[error("the repository stopped writing after a failure: {reason}")]
+    Poisoned {
+        /// The first failure.
+        reason: String,
+    },
+    /// The folder that was opened does not lie at its path any longer.
+    #[error(
+        "cannot use the repository {}: its folder was moved or unmounted; mount it, or move it back: it is then used \
+         again; if it lies there, restart the service",
+        path.display()
+    )]
+    Moved {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The index is being made anew, or is about to be.
+    #[error("the index of {} is being made anew: try again later", path.display())]
+    IndexBeingReplaced {
+        /// The repository.
+        path: PathBuf,
+    },
+    /// Another backup of the same disk is being made.
+    #[error("a backup of {name} is running already: one at a time is made of a disk")]
+    BackupRunning {
+        /// The name.
+        name: ImageName,
+    },
+    /// A list of backups is so long that no backup is added to it.
+    #[error(
+        "cannot add a backup of {name}: {} has {bytes} bytes, and above {} no backup is added; remove old ones with \
+         \"ekko forget\" and \"ekko gc\", or back up under a new name",
+        path.display(),
+        settings::NEW_BACKUPS_LIMIT
+    )]
+    ListFull {
+        /// The file.
+        path: PathBuf,
+        /// The name of the image.
+        name: ImageName,
+        /// How long the list is, in bytes.
+        bytes: u64,
+    },
+    /// A name has as many backups as it may have.
+    #[error(
+        "cannot add a backup of {name}: it has {backups} backups, and {most} is the most; remove old ones with \"ekko forget\" \
+         and \"ekko gc\""
+    )]
+    TooManyBackups {
+        /// The name.
+        name: ImageName,
+        /// How many it has, with those that were deleted and are not collected.
+        backups: usize,
+        /// How many it may have.
+        most: usize,
+    },
+    /// There are as many names as there may be.
+    #[error(
+        "cannot add the name {name}: there are {names} names, and {most} is the most; back up under a name that is there, \
+         or raise names_per_project"
+    )]
+    TooManyNames {
+        /// The name.
+        name: ImageName,
+        /// How many there are.
+        names: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A file of settings would be longer than is read.
+    #[error(
+        "cannot write {}: it would have {bytes} bytes, and Ekko reads {} at most; remove old backups with \"ekko forget\" \
+         and \"ekko gc\"",
+        path.display(),
+        settings::SETTINGS_LIMIT
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// How long it would be, in bytes.
+        bytes: u64,
+    },
+    /// A backupset has no incremental left.
+    #[error("backupset {backupset} has no number left for another backup")]
+    NoIncremental {
+        /// The backupset.
+        backupset: String,
+    },
+}
+
+impl From<PackError> for RepositoryError {
+    fn from(error: PackError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl RepositoryError {
+    /// Returns what kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Storage(error) => error.kind(),
+            Self::Manifest(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::NotFound { .. } | Self::NoSuchBackup { .. } => ErrorKind::NotFound,
+            Self::EmptyFolder { .. }
+            | Self::Incomplete { .. }
+            | Self::Occupied { .. }
+            | Self::Exists { .. }
+            | Self::CannotImport { .. }
+            | Self::Protected { .. }
+            | Self::ProtectedLonger { .. }
+            | Self::NameTaken { .. }
+            | Self::ListFull { .. }
+            | Self::TooManyBackups { .. }
+            | Self::TooManyNames { .. }
+            | Self::TooLong { .. }
+            | Self::Settings { .. } => ErrorKind::Invalid,
+            Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
+                ErrorKind::Unsupported
+            }
+            Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
+            Self::InUse { .. } | Self::BackupRunning { .. } | Self::IndexBeingReplaced { .. } => {
+                ErrorKind::Busy
+            }
+            Self::Full { .. } | Self::Poisoned { .. } | Self::Moved { .. } => ErrorKind::Io,
+        }
+    }
+
+    /// Says whether the index is to be replaced by a new one.
+    pub fn distrusts_index(&self) -> bool {
+        matches!(self, Self::Store(error) if error.distrusts_index())
+    }
+
+    /// Says whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Storage(error) | Self::Manifest(ManifestError::Storage(error)) => error.is_full(),
+            Self::Store(error) => error.is_full(),
+            _ => false,
+        }
+    }
+}
