@@ -3,7 +3,7 @@
 #
 # usage: tests/crash.sh [JOB...]
 #
-# It takes an hour or more on two cores. What is done is written to target/crash.log: run it again and it goes on from
+# It takes about half an hour on two cores with nothing else to do. What is done is written to target/crash.log: run it again and it goes on from
 # there. Remove the file to begin from the start. The seed is 1 unless EKKO_CRASH_SEED gives another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
