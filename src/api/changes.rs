@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::api::View;
 use crate::manifest::ImageName;
 use crate::progress::Progress;
-use crate::repository::retention::{Candidate, NEWEST, RetentionPolicy};
+use crate::repository::retention::{Candidate, FUTURE, NEWEST, PROTECTED, RetentionPolicy};
 use crate::repository::{
     Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
     Repository, RepositoryError, SharedWriter,
@@ -214,7 +214,7 @@ pub struct KeptBackup {
 }
 
 /// The reason of a backup of a refused name.
-const REFUSED: &str = "refused";
+pub const REFUSED: &str = "refused";
 
 /// What a policy keeps, and what goes.
 #[derive(Clone, Debug, Default)]
@@ -283,14 +283,17 @@ impl ForgetPlan {
                 })
                 .collect();
             let mut reasons = policy.apply(&candidates, now);
-            let is_refused = reasons.iter().all(Vec::is_empty) && !backups.is_empty() && !allow_empty;
+            // Neither protection nor a date in the future is a rule of the policy.
+            let rules_keep = reasons.iter().flatten().any(|why| ![PROTECTED, FUTURE].contains(why));
+            let would_delete = reasons.iter().any(Vec::is_empty);
+            let is_refused = !rules_keep && would_delete && !allow_empty;
             if is_refused {
                 plan.refused.push(view.shown(name).unwrap_or_default().to_owned());
             }
             let newest = Repository::newest(seen, name).map(|(set, backup)| (set.id, backup.incremental));
             for ((set, backup), why) in backups.iter().zip(&mut reasons) {
                 let is_newest = newest == Some((set.id, backup.incremental));
-                if why.is_empty() && (is_refused || is_newest && !allow_empty) {
+                if why.is_empty() && (is_refused || is_newest && rules_keep) {
                     why.push(if is_refused { REFUSED } else { NEWEST });
                 }
             }
@@ -397,10 +400,14 @@ mod tests {
             });
         }
         let policy = RetentionPolicy { last: Keep::Number(2), ..RetentionPolicy::default() };
-        let plan = ForgetPlan::divide(&View::everything(), &[Arc::new(set)], &policy, None, false);
-        let kept: Vec<_> = plan.kept.iter().map(|it| (it.row.incremental, it.reasons.join(","))).collect();
-        assert_eq!(kept, [(1, "last".to_owned()), (2, "last".to_owned()), (3, NEWEST.to_owned())]);
-        let goes: Vec<_> = plan.goes.rows.iter().map(|row| row.incremental).collect();
-        assert_eq!((goes, plan.refused), (vec![0], Vec::<String>::new()));
+        let sets = [Arc::new(set)];
+        for allow_empty in [false, true] {
+            let plan = ForgetPlan::divide(&View::everything(), &sets, &policy, None, allow_empty);
+            let kept: Vec<_> =
+                plan.kept.iter().map(|it| (it.row.incremental, it.reasons.join(","))).collect();
+            assert_eq!(kept, [(1, "last".to_owned()), (2, "last".to_owned()), (3, NEWEST.to_owned())]);
+            let goes: Vec<_> = plan.goes.rows.iter().map(|row| row.incremental).collect();
+            assert_eq!((goes, plan.refused), (vec![0], Vec::<String>::new()));
+        }
     }
 }

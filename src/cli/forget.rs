@@ -1,6 +1,6 @@
 //! `ekko forget`
 
-use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, View};
+use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, REFUSED, View};
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
 use crate::cli::delete::{change, show, shown};
@@ -8,6 +8,7 @@ use crate::cli::error::CliError;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
 use crate::repository::RepositoryError;
+use crate::repository::retention::{FUTURE, PROTECTED};
 
 pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliError> {
     let policy = args.policy();
@@ -54,7 +55,10 @@ pub(super) fn refused(document: &ForgetDocument, context: &Context) -> Option<Ou
         );
         context.progress().failure(&what);
     }
-    let outcome = if document.deleted.is_empty() { Outcome::Failed } else { Outcome::Problems };
+    let mut reasons = document.kept.iter().flat_map(|kept| &kept.reasons);
+    let rules_keep = reasons.any(|why| ![REFUSED, PROTECTED, FUTURE].contains(&why.as_str()));
+    let is_useless = document.deleted.is_empty() && !rules_keep;
+    let outcome = if is_useless { Outcome::Failed } else { Outcome::Problems };
     (!document.refused.is_empty()).then_some(outcome)
 }
 

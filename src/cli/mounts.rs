@@ -22,8 +22,10 @@ pub(super) struct MountPoint {
 
 /// Returns advice if a path is at or below a mount point where nothing is mounted.
 pub(super) fn advice(path: &Path) -> Option<String> {
-    let mounted = mounted(&fs::read(MOUNTED).ok()?);
-    let MountPoint { path, named_by } = missing(&resolve(path), &configured(), &mounted)?;
+    let (mounted, configured) = (mounted(&fs::read(MOUNTED).ok()?), configured());
+    let absolute = std::path::absolute(path).ok()?;
+    let missing = |path: &Path| missing(path, &configured, &mounted);
+    let MountPoint { path, named_by } = missing(&resolve(path)).or_else(|| missing(&absolute))?;
     let (path, named_by) = (path.display(), named_by.display());
     Some(format!(
         "{named_by} names the mount point {path}, and nothing is mounted there: run \"mount {path}\" first"
@@ -32,14 +34,16 @@ pub(super) fn advice(path: &Path) -> Option<String> {
 
 /// Returns the deepest configured mount point at or above `path`, if nothing is mounted there.
 fn missing(path: &Path, configured: &[MountPoint], mounted: &[PathBuf]) -> Option<MountPoint> {
-    let above = configured.iter().filter(|point| path.starts_with(&point.path));
+    // In a root that is no mount point, as that of a chroot, nothing is mounted at `/`.
+    let above =
+        configured.iter().filter(|point| path.starts_with(&point.path) && point.path != Path::new("/"));
     let deepest = above.max_by_key(|point| point.path.components().count())?;
     (!mounted.contains(&deepest.path)).then(|| deepest.clone())
 }
 
 fn configured() -> Vec<MountPoint> {
-    let named =
-        |path: PathBuf, named_by: &Path| MountPoint { path: resolve(&path), named_by: named_by.to_owned() };
+    // Their paths are compared as they are written: looking at one could wait for a server that is away.
+    let named = |path: PathBuf, named_by: &Path| MountPoint { path, named_by: named_by.to_owned() };
     let fstab = Path::new(FSTAB);
     let mut points: Vec<_> =
         in_fstab(&fs::read(fstab).unwrap_or_default()).map(|path| named(path, fstab)).collect();

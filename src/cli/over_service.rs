@@ -18,7 +18,7 @@ use crate::cli::{Outcome, check, delete, forget, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
 use crate::remote::{RemoteError, RemoteRepository, part};
-use crate::repository::{BackupSelector, Protection};
+use crate::repository::{BackupSelector, Protection, Which};
 
 /// How often it is asked how far a job is.
 const ASKS: Duration = Duration::from_millis(300);
@@ -255,8 +255,17 @@ pub(super) fn protect(
     remote: &RemoteRepository,
 ) -> Result<ProtectionDocument, CliError> {
     // The request is repeated when its answer is lost, and the name may mean another backup by then: it is looked up once.
-    let found: BackupDetails = remote.get(&format!("/v1/backups/{}", part(&backup.to_string())))?;
-    let exact = format!("{}@{}", found.backupset, found.incremental);
+    let found = remote.get(&format!("/v1/backups/{}", part(&backup.to_string())));
+    let exact = match found {
+        Ok(BackupDetails { backupset, incremental, .. }) => format!("{backupset}@{incremental}"),
+        // Its manifest is damaged. A number means the same backup the next time, and its protection may have to end.
+        Err(RemoteError::Refused { problem, .. })
+            if problem.kind == Refusal::Corrupt && backup.which != Which::Latest =>
+        {
+            backup.to_string()
+        }
+        Err(error) => return Err(error.into()),
+    };
     let path = format!("/v1/backups/{}/protection", part(&exact));
     Ok(match protection {
         Protection::None => remote.send("DELETE", &path, None::<&()>)?,

@@ -8,7 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::codec::CompressionSetting;
 use crate::repository::lock::Lock;
@@ -23,9 +23,6 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// How the names of temporary folders begin. A UUID follows.
 const TEMPORARY: &str = ".ekko-init-";
-
-/// The age from which `init` removes the temporary folder of a crashed call.
-const ABANDONED: Duration = Duration::from_hours(1);
 
 /// The properties of a new repository.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +49,6 @@ pub(super) fn create(path: &Path, options: &InitOptions) -> Result<Repository, R
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    remove_abandoned(parent);
     let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
     let created = create_in_place(&RootStorage::at(&temporary), &Layout::new(&temporary), options)
         .and_then(|()| take_name(&temporary, path));
@@ -87,7 +83,7 @@ pub(super) fn create_in_place(
 ) -> Result<(), RepositoryError> {
     let root = layout.root();
     match storage.list(root) {
-        Ok(names) => check_free(root, &names)?,
+        Ok(_) => check_free(storage, root)?,
         Err(error) if error.is_not_found() => storage.create_folder(root)?,
         Err(error) if root.exists() => {
             tracing::debug!(%error, "not a folder");
@@ -97,7 +93,7 @@ pub(super) fn create_in_place(
     }
     let _lock = Lock::take(storage, layout, WAIT)?;
     // Another call may have been faster.
-    check_free(root, &storage.list(root)?)?;
+    check_free(storage, root)?;
     let settings = Settings {
         repository: uuid::Uuid::new_v4(),
         segment_size: options.segment_size,
@@ -120,37 +116,29 @@ pub(super) fn create_in_place(
 }
 
 /// Makes sure that nothing but the rest of a call that was cut short is in a folder.
-fn check_free(root: &Path, names: &[String]) -> Result<(), RepositoryError> {
+fn check_free(storage: &dyn Storage, root: &Path) -> Result<(), RepositoryError> {
+    let names = storage.list(root)?;
     if names.iter().any(|name| name == "ekko.toml") {
         return Err(RepositoryError::Exists { path: root.to_owned() });
     }
-    if is_unfinished(names) { Ok(()) } else { Err(RepositoryError::Occupied { path: root.to_owned() }) }
+    if is_unfinished(storage, root, &names) {
+        Ok(())
+    } else {
+        Err(RepositoryError::Occupied { path: root.to_owned() })
+    }
 }
 
 /// The names in a new repository but for `ekko.toml`, which comes last.
 const FILES: [&str; 4] = ["state", "reserve", "lock", "ekko.toml.tmp"];
 const FOLDERS: [&str; 3] = ["packs", "manifests", "index"];
 
-/// Says whether a folder is empty, or contains only files of an `init` that was cut short.
-pub(super) fn is_unfinished(names: &[String]) -> bool {
-    names.iter().all(|name| FILES.contains(&name.as_str()) || FOLDERS.contains(&name.as_str()))
-}
-
-/// Removes the temporary folders that calls which crashed left in `parent`.
-fn remove_abandoned(parent: &Path) {
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let unique = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY));
-        let ours = unique.is_some_and(|unique| uuid::Uuid::try_parse(unique).is_ok());
-        let age = entry.metadata().and_then(|it| it.modified()).ok().and_then(age_of);
-        if ours && age.is_some_and(|age| age >= ABANDONED) {
-            remove(&entry.path());
-        }
-    }
-}
-
-fn age_of(time: SystemTime) -> Option<Duration> {
-    SystemTime::now().duration_since(time).ok()
+/// Says whether a folder is empty, or contains only what an `init` that was cut short leaves. A repository with data that lost
+/// its `ekko.toml` is not unfinished.
+pub(super) fn is_unfinished(storage: &dyn Storage, root: &Path, names: &[String]) -> bool {
+    names.iter().all(|name| {
+        let is_empty = || storage.list(&root.join(name)).is_ok_and(|names| names.is_empty());
+        FILES.contains(&name.as_str()) || FOLDERS.contains(&name.as_str()) && is_empty()
+    })
 }
 
 /// Removes a repository that was not finished, or that lost the race for its name, unless another process holds its lock.

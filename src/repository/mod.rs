@@ -87,7 +87,9 @@ impl Repository {
                 let path = path.to_owned();
                 Err(match storage.list(&path) {
                     Ok(names) if names.is_empty() => RepositoryError::EmptyFolder { path },
-                    Ok(names) if init::is_unfinished(&names) => RepositoryError::Incomplete { path },
+                    Ok(names) if init::is_unfinished(storage.as_ref(), &path, &names) => {
+                        RepositoryError::Incomplete { path }
+                    }
                     Ok(_) => RepositoryError::Occupied { path },
                     Err(_) if path.exists() => RepositoryError::Occupied { path },
                     Err(_) => RepositoryError::NotFound { path },

@@ -71,15 +71,25 @@ impl RepositoryWriter {
     /// Returns the copies that gc has not freed meanwhile.
     fn still_there(&self, damaged: &[DamagedCopy]) -> Result<Vec<DamagedCopy>, RepositoryError> {
         let at = |copy: &DamagedCopy| (copy.place.place, copy.place.key);
-        let named: HashSet<_> = damaged.iter().map(at).collect();
+        let other = |copy: &DamagedCopy| copy.other.map(|place| (place, copy.place.key));
+        let named: HashSet<_> =
+            damaged.iter().flat_map(|copy| [Some(at(copy)), other(copy)]).flatten().collect();
         let mut there = HashSet::new();
-        self.repository.catalog()?.for_each_segment(|pack, entry| {
+        let problems = self.repository.catalog()?.for_each_segment(|pack, entry| {
             let place = (RecordPlace { pack, offset: entry.offset }, entry.key);
             if named.contains(&place) {
                 there.insert(place);
             }
         })?;
-        Ok(damaged.iter().filter(|copy| there.contains(&at(copy))).copied().collect())
+        // Nothing is known of the copies in a pack whose table cannot be read now.
+        let unknown: HashSet<_> = problems.iter().map(|problem| problem.pack).collect();
+        let is_there =
+            |copy: &&DamagedCopy| there.contains(&at(copy)) || unknown.contains(&copy.place.place.pack);
+        let known = |copy: &DamagedCopy| DamagedCopy {
+            other: other(copy).filter(|place| there.contains(place)).map(|(place, _)| place),
+            ..*copy
+        };
+        Ok(damaged.iter().filter(is_there).map(known).collect())
     }
 
     /// Reads copies once more, and divides them into those that are whole and those that are not.

@@ -108,7 +108,7 @@ impl RetentionPolicy {
                 why.push("tag");
             }
             if backup.protected {
-                why.push("protected");
+                why.push(PROTECTED);
             }
         }
         reasons
@@ -131,6 +131,9 @@ impl RetentionPolicy {
         ]
     }
 }
+
+/// The reason of a protected backup.
+pub const PROTECTED: &str = "protected";
 
 /// The reason of a backup that is dated in the future.
 pub const FUTURE: &str = "future";

@@ -203,6 +203,9 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
                 if addition.apply(&mut set) {
                     set.write(storage, layout)?;
                     finished += 1;
+                } else {
+                    // Its list may have its name without a sync, too.
+                    storage.sync_folder(&layout.set(addition.backupset))?;
                 }
             }
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
@@ -222,6 +225,7 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;
@@ -338,37 +342,58 @@ mod tests {
         assert_eq!(lengths(&repository), (vec![2], 1));
     }
 
-    /// A process is killed when the file has its name, before that is durable; the next one is cut off by a power loss at any
-    /// operation.
+    /// Writes a file as a process does that is killed before it syncs the folder. Takes four operations.
+    fn put_without_sync_of_the_name(storage: &FaultStorage, path: &Path, text: &str) {
+        let temporary = path.with_extension("other");
+        let file = storage.create(&temporary).unwrap();
+        file.write_at(text.as_bytes(), 0).unwrap();
+        file.sync().unwrap();
+        storage.rename(&temporary, path).unwrap();
+    }
+
+    /// A process is killed when the file has its name, or when the first set was replaced as well, before that is durable; the
+    /// next one is cut off by a power loss at any operation.
     #[test]
     fn a_power_loss_while_a_crash_is_finished_leaves_all_of_them_or_none() {
-        let (mut at, mut seen) = (0, Vec::new());
-        loop {
-            let (folder, before, together) = two();
-            let root = before.layout.root().to_owned();
-            let plan = FaultPlan::PowerLoss { at: at + 4, keep: Keep::Nothing };
-            let fault = FaultStorage::new(folder.path(), plan).unwrap();
-            let repository = Repository::open_with(Arc::new(fault.clone()), &root).unwrap();
-            let path = repository.layout.together();
-            let (temporary, text) =
-                (path.with_extension("other"), together.text(&repository.layout).unwrap());
-            let file = fault.create(&temporary).unwrap();
-            file.write_at(text.as_bytes(), 0).unwrap();
-            file.sync().unwrap();
-            fault.rename(&temporary, &path).unwrap();
-            drop(file);
-            let finished = finish(&repository, &Silent).is_ok();
-            fault.lose_power().unwrap();
-            let after = Repository::open(&root).unwrap();
-            let (lengths, problems) = lengths(&after);
-            assert!(problems == 0 && lengths[0] == lengths[1], "{lengths:?} after {:#?}", fault.log());
-            assert!(finish(&after, &Silent).unwrap());
-            seen.push(lengths[0]);
-            if finished {
-                break;
+        for first_is_replaced in [false, true] {
+            let (mut at, mut seen) = (0, Vec::new());
+            loop {
+                let (folder, before, together) = two();
+                let (root, layout) = (before.layout.root().to_owned(), before.layout.clone());
+                let prepared = if first_is_replaced { 9 } else { 4 };
+                let plan = FaultPlan::PowerLoss { at: at + prepared, keep: Keep::Nothing };
+                let fault = FaultStorage::new(folder.path(), plan).unwrap();
+                let repository = Repository::open_with(Arc::new(fault.clone()), &root).unwrap();
+                put_without_sync_of_the_name(&fault, &layout.together(), &together.text(&layout).unwrap());
+                if first_is_replaced {
+                    let addition = &together.additions[0];
+                    let mut set = Backupset::read(&fault, &layout, addition.backupset).unwrap();
+                    assert!(addition.apply(&mut set));
+                    fault.sync_folder(&layout.sets()).unwrap();
+                    put_without_sync_of_the_name(
+                        &fault,
+                        &layout.set_settings(set.id),
+                        &set.text(&layout).unwrap(),
+                    );
+                }
+                let finished = finish(&repository, &Silent).is_ok();
+                fault.lose_power().unwrap();
+                let after = Repository::open(&root).unwrap();
+                if first_is_replaced {
+                    // The file is durable: until all of it is, it stays.
+                    assert!(finish(&after, &Silent).unwrap());
+                }
+                let (lengths, problems) = lengths(&after);
+                assert!(problems == 0 && lengths[0] == lengths[1], "{lengths:?} after {:#?}", fault.log());
+                assert!(finish(&after, &Silent).unwrap());
+                seen.push(lengths[0]);
+                if finished {
+                    break;
+                }
+                at += 1;
             }
-            at += 1;
+            let first = if first_is_replaced { 2 } else { 1 };
+            assert_eq!((seen.first(), seen.last()), (Some(&first), Some(&2)), "{seen:?}");
         }
-        assert_eq!((seen.first(), seen.last()), (Some(&1), Some(&2)), "{seen:?}");
     }
 }

@@ -81,7 +81,8 @@ impl Work {
         let arriving = ARRIVING.max(6 * segment);
         let reading = READING.max(12 * segment);
         let reader = disk_reader(size, 1, RangeReader::MOST_PLAN_BYTES);
-        let spare = ((READERS - 1) * units(reader)).min(units(reading).saturating_sub(units(reader)));
+        // With large segments few readers fit. A caller who is alone must still get several.
+        let spare = ((READERS - 1) * units(reader)).min(units(reading) / 2);
         let decoders = (DECODING / (2 * segment)).clamp(2, limits.blocking_threads.max(2));
         Self {
             threads: shares("its threads", limits.blocking_threads, KEPT_THREADS),

@@ -195,6 +195,8 @@ fn a_policy_that_keeps_nothing_of_a_name_deletes_nothing_of_it() {
     world.run(&backup).exits(0);
     world.run(&[&backup[..], &["--tag", "gold"]].concat()).exits(0);
     world.run(&backup).exits(0);
+    // A protected backup is not one that the rules keep.
+    world.run(&["protect", "vm3@0"]).exits(0);
     let all = names(&world);
     let typo = ["forget", "--keep-tag", "glod"];
     world.run(&typo).exits(1).says("nothing of vm0 is deleted").says("add --allow-empty");
@@ -202,6 +204,7 @@ fn a_policy_that_keeps_nothing_of_a_name_deletes_nothing_of_it() {
     let plan = world.run(&[&["--json"], &typo[..]].concat()).exits(1).json();
     assert_eq!(plan["refused"].as_array().unwrap().len(), 10);
     assert_eq!((plan["deleted"].as_array().unwrap().len(), names(&world)), (0, all));
+    world.run(&["unprotect", "vm3@0"]).exits(0);
     // The rules fit the names that have the tag. Their newest backup stays as well.
     world.write("other", &noise(2, 1 << 16));
     world.run(&["backup", "other"]).exits(0);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
 
 use crate::harness::{World, noise, ran};
 
@@ -103,21 +102,16 @@ fn an_interrupted_init_is_reported_and_completed() {
 }
 
 #[test]
-fn init_removes_what_a_crashed_init_left_beside_the_repository() {
+fn a_repository_with_data_that_lost_its_settings_is_not_created_again() {
     let world = World::new();
-    let (old, new) = ([1; 16], [2; 16]);
-    let name = |bytes| format!(".ekko-init-{}", uuid::Uuid::from_bytes(bytes).simple());
-    for bytes in [old, new] {
-        fs::create_dir_all(world.path(&name(bytes)).join("packs")).unwrap();
-        world.write(&format!("{}/reserve", name(bytes)), b"reserved");
-    }
-    fs::create_dir(world.path(".ekko-init-mine")).unwrap();
-    let two_hours_ago = SystemTime::now() - Duration::from_hours(2);
-    fs::File::open(world.path(&name(old))).unwrap().set_modified(two_hours_ago).unwrap();
     world.run(&["init"]).exits(0);
-    let mut left = vec![".ekko-init-mine".to_owned(), name(new), "R".to_owned()];
-    left.sort();
-    assert_eq!(names(&world), left);
+    world.write("web", &noise(1, 1 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    fs::rename(world.path("R/ekko.toml"), world.path("ekko.toml")).unwrap();
+    world.run(&["list"]).exits(2).says("something else");
+    world.run(&["init"]).exits(2).says("something else");
+    fs::rename(world.path("ekko.toml"), world.path("R/ekko.toml")).unwrap();
+    assert_eq!(world.run(&["restore", "web", "-"]).exits(0).stdout, noise(1, 1 << 16));
 }
 
 #[test]

@@ -117,6 +117,13 @@ impl Served {
         }
     }
 
+    /// Returns the status, or nothing if the connection ends without an answer.
+    pub fn status_if_answered(&self, path: &str) -> Option<u16> {
+        let config = ureq::Agent::config_builder().http_status_as_error(false);
+        let answer = config.build().new_agent().get(format!("{}{path}", self.address)).call();
+        Some(answer.ok()?.status().as_u16())
+    }
+
     pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, None, None)
     }

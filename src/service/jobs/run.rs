@@ -61,6 +61,9 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
             let document = api::collect(app.writer(), &options, job.as_ref())?;
             if !document.dry_run {
                 app.metrics().freed(&document);
+            }
+            // One that ended early, or that freed nothing because of a problem, left the garbage that quotas count.
+            if !document.dry_run && !document.cancelled && document.problems.is_empty() {
                 let kept = options.keep_unfinished;
                 app.quotas().collected(kept.unwrap_or_else(|| app.repository().settings().keep_unfinished));
             }
