@@ -220,7 +220,7 @@ fn check(root: &Path, acknowledged: &[Acknowledged], disks: &[Vec<u8>], case: &s
         Err(
             RepositoryError::NotFound { .. }
             | RepositoryError::EmptyFolder { .. }
-            | RepositoryError::Occupied { .. },
+            | RepositoryError::Incomplete { .. },
         ) => {
             assert!(acknowledged.is_empty(), "{case}: the repository is gone");
             Repository::init(root, &small_segments())

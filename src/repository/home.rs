@@ -58,6 +58,7 @@ pub(super) fn check_id(repository: &Repository) -> Result<(), RepositoryError> {
         | Err(
             RepositoryError::NotFound { .. }
             | RepositoryError::EmptyFolder { .. }
+            | RepositoryError::Incomplete { .. }
             | RepositoryError::Occupied { .. },
         ) => Err(RepositoryError::Moved { path: path.to_owned() }),
         Err(error) => Err(error),
