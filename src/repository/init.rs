@@ -49,11 +49,15 @@ pub(super) fn create(path: &Path, options: &InitOptions) -> Result<Repository, R
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    // The error names the folder that is missing, and not the temporary one.
+    OsStorage.list(parent)?;
     let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
     let created = create_in_place(&RootStorage::at(&temporary), &Layout::new(&temporary), options)
         .and_then(|()| take_name(&temporary, path));
     if let Err(error) = created {
-        remove(&temporary);
+        if temporary.exists() {
+            remove(&temporary);
+        }
         return Err(error);
     }
     OsStorage.sync_folder(parent)?;

@@ -89,6 +89,15 @@ fn of_several_calls_of_init_at_once_exactly_one_creates_the_repository() {
 }
 
 #[test]
+fn a_folder_that_is_missing_above_the_repository_is_named() {
+    let world = World::new();
+    let mut ekko = Command::new(env!("CARGO_BIN_EXE_ekko"));
+    let output = ekko.args(["-r", "none/store", "init"]).current_dir(world.path(".")).output().unwrap();
+    let said = ran(output).exits(1).says("cannot list none: No such file").stderr;
+    assert!(!said.contains(".ekko-init") && !said.contains("WARN"), "{said}");
+}
+
+#[test]
 fn an_interrupted_init_is_reported_and_completed() {
     let world = World::new();
     world.write("web", &noise(1, 1 << 16));
