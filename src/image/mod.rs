@@ -18,11 +18,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
-pub use in_use::source_use;
+pub use in_use::{DiskUse, source_use, target_use};
 pub use lookalike::LookAlike;
 pub use nbd::{NbdError, NbdTarget, NbdTask, is_nbd};
 pub use open::{Format, ImageOptions, OpenImage, is_remote, open_image};
 pub use raw::{RawImage, Reading};
+pub use served::Qcow2Target;
 
 use open::probe;
 

@@ -1,5 +1,6 @@
 //! An export that is written to.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use crate::image::ImageError;
@@ -26,6 +27,11 @@ impl NbdTarget {
             return Err(failed(NbdError::Refused { what: "the export cannot be written to".to_owned() }));
         }
         Ok(Self { path: path.to_owned(), link })
+    }
+
+    /// Makes one of a link to a server that Ekko started, which has not been greeted yet.
+    pub(in crate::image) fn of_own_server(path: &Path, stream: UnixStream) -> Result<Self, NbdError> {
+        Ok(Self { path: path.to_owned(), link: Link::to_own(stream, &[])? })
     }
 
     /// Returns the size of the export in bytes.

@@ -1,4 +1,5 @@
-//! RBD images of a Ceph cluster, and files in formats that QEMU reads and Ekko does not, through a `qemu-nbd` of our own.
+//! RBD images of a Ceph cluster, and files in formats that QEMU reads and Ekko does not, through a `qemu-nbd` of our own. qcow2 files
+//! are written through one ([`Qcow2Target`]).
 //!
 //! librbd is what QEMU reads RBD with, and where it is there is QEMU as a rule; its server is a process of its own, so what
 //! goes wrong in librbd, or in a reader of a format, does not go wrong in a backup.
@@ -11,20 +12,25 @@
 //!
 //! - A shell starts the server and waits for the end of a pipe, of which only this process has the other side. The kernel closes
 //!   that side when this process ends, also after SIGKILL. Then the shell kills the server. The server is the shell's child, so
-//!   the shell cannot kill another process of the same id.
+//!   the shell cannot kill another process of the same id. If a line comes through the pipe instead, the shell lets the server end
+//!   by itself: it has to write what it knows of a qcow2 file.
 //! - The server takes one link, and ends with it (it is not `--persistent`). If somebody kills the shell alone, the server ends
 //!   when this process closes its link or ends.
 //!
 //! Nothing of it stays in a folder: the socket is bound, connected to and removed before the server starts. The server inherits
 //! the listening socket (as from systemd, `LISTEN_FDS`) with the link already waiting in it, so nobody else can have it.
 
+mod target;
+
 use std::fs::File;
-use std::io::{self, PipeWriter, Read, Seek};
+use std::io::{self, PipeWriter, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+pub use target::Qcow2Target;
 
 use crate::image::nbd::{NbdError, NbdImage, NbdTask, at_short_path};
 use crate::image::{Extent, Format, Image, ImageError, Reading};
@@ -32,15 +38,15 @@ use crate::image::{Extent, Format, Image, ImageError, Reading};
 /// What begins the name of an image: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE...]`, as QEMU has it.
 const SCHEME: &str = "rbd:";
 
-/// Runs the command in its arguments with the socket at 0 as the descriptor 3, and kills it when the pipe at 1 ends. Its status
-/// is that of the command.
+/// Runs the command in its arguments with the socket at 0 as the descriptor 3. Kills it when the pipe at 1 ends, and waits for its
+/// end when a line comes through the pipe. Its status is that of the command.
 const SUPERVISOR: &str = "\
     exec 3<&0 4<&1 </dev/null >/dev/null\n\
     sh -c 'LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec \"$@\" 4<&-' sh \"$@\" &\n\
     server=$!\n\
     exec 3<&-\n\
     read -r end <&4\n\
-    kill -9 \"$server\" 2>/dev/null\n\
+    test -n \"$end\" || kill -9 \"$server\" 2>/dev/null\n\
     wait \"$server\"";
 
 /// The status of a shell that cannot find a command.
@@ -72,18 +78,14 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts a server for what QEMU names `image`. Returns it, and a link to it that it has not answered yet.
-    fn start(image: &Path, format: Format, reading: Reading) -> io::Result<(Self, UnixStream)> {
+    /// Starts a server with these options for what QEMU names `image`. Returns it, and a link to it that it has not answered yet.
+    fn start(image: &Path, options: &[&str]) -> io::Result<(Self, UnixStream)> {
         let (listener, link) = connected()?;
         let (end, lifeline) = io::pipe()?;
         let log = tempfile::tempfile()?;
-        let cache = match reading {
-            Reading::Direct => "none",
-            Reading::Cached => "writeback",
-        };
         let supervisor = Command::new("sh")
-            .args(["-c", SUPERVISOR, "sh", "qemu-nbd", "--read-only"])
-            .args([format!("--format={format}"), format!("--cache={cache}")])
+            .args(["-c", SUPERVISOR, "sh", "qemu-nbd"])
+            .args(options)
             .arg("--")
             .arg(image)
             .stdin(OwnedFd::from(listener))
@@ -93,6 +95,17 @@ impl Server {
             .process_group(0)
             .spawn()?;
         Ok((Self { supervisor, lifeline: Some(lifeline), log }, link))
+    }
+
+    /// Waits until it has ended by itself, as it does when its link has ended, and makes sure that nothing went wrong.
+    fn finish(&mut self) -> Result<(), NbdError> {
+        if let Some(mut lifeline) = self.lifeline.take() {
+            lifeline.write_all(b"end\n")?;
+        }
+        if self.supervisor.wait()?.success() {
+            return Ok(());
+        }
+        Err(NbdError::Refused { what: self.last_words() })
     }
 
     /// Ends it. Returns its status: a signal if it had not ended by itself.
@@ -106,7 +119,7 @@ impl Server {
     /// Ends it, and finds out why it gave no link, if that is because it ended.
     fn why(&mut self, error: NbdError, what: &str) -> NbdError {
         match self.end() {
-            Ok(Some(NOT_FOUND)) => NbdError::Lacks { what: format!("qemu-nbd, which reads {what}") },
+            Ok(Some(NOT_FOUND)) => NbdError::Lacks { what: format!("qemu-nbd, which {what}") },
             Ok(Some(_)) => NbdError::Refused { what: self.last_words() },
             Ok(None) | Err(_) => error,
         }
@@ -162,9 +175,14 @@ impl ServedImage {
         what: &str,
     ) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
-        let (mut server, link) =
-            Server::start(image, format, reading).map_err(|error| failed(error.into()))?;
-        let export = NbdImage::of_own_server(path, link).map_err(|error| failed(server.why(error, what)))?;
+        let cache = match reading {
+            Reading::Direct => "--cache=none",
+            Reading::Cached => "--cache=writeback",
+        };
+        let options = ["--read-only", &format!("--format={format}"), cache];
+        let (mut server, link) = Server::start(image, &options).map_err(|error| failed(error.into()))?;
+        let export = NbdImage::of_own_server(path, link)
+            .map_err(|error| failed(server.why(error, &format!("reads {what}"))))?;
         Ok(Self { path: path.to_owned(), export, _server: server })
     }
 }
