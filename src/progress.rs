@@ -43,6 +43,15 @@ pub enum Notice {
         /// Why the list is not used.
         why: String,
     },
+    /// A backup is read that garbage collection may free meanwhile, if the backup is deleted.
+    Unleased {
+        /// The backup.
+        backup: String,
+        /// What reads it: "restore".
+        job: String,
+        /// Why there is no lease.
+        why: String,
+    },
     /// Two different segments share one SHA-1; both are kept.
     TwinStored {
         /// The SHA-1 in hexadecimal.

@@ -139,11 +139,8 @@ impl Scene {
                 let mut bytes = Vec::new();
                 let options = ekko::restore::RestoreOptions {
                     jobs: 2,
-                    force: false,
                     sync: false,
-                    range: None,
-                    limit: None,
-                    certificates: None,
+                    ..ekko::restore::RestoreOptions::default()
                 };
                 let manifest = self.kept_manifest();
                 let repository = writer.repository();

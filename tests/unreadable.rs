@@ -37,8 +37,7 @@ fn restores(repository: &Repository, image: &str, disk: &[u8]) -> Vec<String> {
     let (sets, _) = repository.backupsets().unwrap();
     let set = sets.iter().find(|set| set.name == name(image)).unwrap();
     let manifest = repository.manifest(set, &set.backups[0]).unwrap();
-    let options =
-        RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None, certificates: None };
+    let options = RestoreOptions { jobs: 2, sync: false, ..RestoreOptions::default() };
     let (mut bytes, told) = (Vec::new(), Told::default());
     let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &told).unwrap();
     assert!(summary.damaged.is_empty(), "{image}: {:?}", summary.damaged);

@@ -143,8 +143,9 @@ fuzz_target!(|input: (u8, u8, Vec<(u32, u8)>, &[u8])| {
     let target = folder.path().join("out");
     let _ = std::fs::remove_file(&target);
     let options =
-        RestoreOptions { jobs: 1, force: true, sync: false, range: None, limit: None, certificates: None };
-    let Ok((manifest, summary)) = remote.restore("web", &target, &options, &Silent) else { return };
+        RestoreOptions { jobs: 1, force: true, sync: false, ..RestoreOptions::default() };
+    let Ok(manifest) = remote.manifest("web") else { return };
+    let Ok(summary) = remote.restore(&manifest, &target, &options, &Silent) else { return };
     let written = std::fs::read(&target).unwrap();
     check(&manifest, &written, &summary.damaged.iter().map(|one| one.index.0).collect::<Vec<_>>());
 });

@@ -152,12 +152,9 @@ fn read(root: &Path) {
         let end = manifest.info().geometry.size_of_disk().min(1 << 20);
         let options = RestoreOptions {
             jobs: 1,
-            force: false,
             sync: false,
             range: Some(0..end),
-            limit: None,
-            certificates: None,
-        };
+            ..RestoreOptions::default() };
         let _ = restore_to_stream(&repository, &manifest, &mut std::io::sink(), &options, &Silent);
     }
 }

@@ -90,7 +90,7 @@ pub fn verify(
     manifest.verify()?;
     let info = manifest.info();
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
-    let _lease = repository.lease(info.backupset, info.incremental)?;
+    let _lease = repository.lease_for("verify", info, progress)?;
     let mut tables = Tables { catalog: repository.catalog()? };
     verify_from(&mut tables, manifest, image, options, progress)
 }

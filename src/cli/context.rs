@@ -206,14 +206,23 @@ impl Context {
         Ok(lines.finish()?)
     }
 
+    /// Returns what tells why the command failed, for another thread.
+    pub(super) fn teller(&self) -> impl Fn(&CliError) + Send + use<> {
+        let (console, json) = (Arc::clone(&self.console), self.json);
+        let stream = if self.data_on_stdout.get() { Stream::Stderr } else { Stream::Stdout };
+        move |error| {
+            let CliError::Failed { kind, message } = error else { return };
+            if json {
+                let document = ErrorDocument { error: ErrorBody { kind: kind.name(), message } };
+                let _ = Json::to(stream).document(&document);
+            } else {
+                console.failure(message);
+            }
+        }
+    }
+
     /// Tells why the command failed. If nobody reads that either, nothing can be done.
     pub(super) fn fail(&self, error: &CliError) {
-        let CliError::Failed { kind, message } = error else { return };
-        if self.json {
-            let document = ErrorDocument { error: ErrorBody { kind: kind.name(), message } };
-            let _ = self.print(&document, |_| Ok(()));
-        } else {
-            self.console.failure(message);
-        }
+        self.teller()(error);
     }
 }

@@ -81,7 +81,7 @@ impl From<ManifestError> for CliError {
 
 impl From<RestoreError> for CliError {
     fn from(error: RestoreError) -> Self {
-        if error.is_broken_pipe() { Self::BrokenPipe } else { Self::new(error.kind(), error.to_string()) }
+        Self::new(error.kind(), error.to_string())
     }
 }
 

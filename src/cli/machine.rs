@@ -1,8 +1,6 @@
 //! Moments of machines, for the commands that restore, show and delete them.
 
-use std::fs::{self, DirBuilder};
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,14 +9,14 @@ use serde::Serialize;
 use crate::cli::args::RestoreArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::restore::{Damaged, tell_damaged};
+use crate::cli::restore::{Damaged, Lacking, lacking, options_of, tell_damaged, words};
+use crate::cli::signals::clean_up_after_signals;
+use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
-use crate::machine::{MACHINE_FILE, Moment, is_moment};
+use crate::machine::{MachineTargets, Moment, is_moment, restore_machine};
 use crate::manifest::ManifestReader;
 use crate::repository::{Addressed, BackupRecord, Backupset, Repository};
-use crate::restore::{RestoreOptions, restore_to_path};
-use crate::storage::{NewFile, StorageError};
 
 /// What a moment consists of.
 #[derive(Serialize)]
@@ -121,9 +119,13 @@ pub(super) fn disks_of<'a>(
 #[derive(Serialize)]
 struct Document {
     backup: String,
-    target: String,
+    /// The folder, if one was named.
+    target: Option<String>,
+    complete: bool,
     disks: Vec<Restored>,
     attached: Vec<String>,
+    /// Attached files that have no target.
+    skipped: Vec<String>,
     seconds: f64,
 }
 
@@ -133,12 +135,19 @@ struct Restored {
     target: String,
     segments: u64,
     written_bytes: u64,
+    incomplete: Vec<Lacking>,
     damaged: Vec<Damaged>,
 }
 
-/// Restores all of a moment into a folder.
+/// Restores all of a moment: into a folder, to targets of its own, or both.
 pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliError> {
     let begun = Instant::now();
+    if args.target.as_deref() == Some(Path::new("-")) {
+        return Err(CliError::new(
+            ErrorKind::Invalid,
+            "a machine cannot be restored to stdout: name a folder",
+        ));
+    }
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
@@ -153,101 +162,61 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
     } else {
         repository.backupsets()?.0
     };
-    let found: Vec<_> = moment.disks.iter().map(|disk| (disk, disk.find(&sets))).collect();
-    let missing: Vec<_> = found.iter().filter_map(|(_, found)| found.as_ref().err().cloned()).collect();
-    if !missing.is_empty() {
-        let message = format!(
-            "{} is not whole, and nothing was restored: {}; what is there can be restored disk by disk",
-            args.backup,
-            missing.join("; ")
-        );
-        return Err(CliError::new(ErrorKind::NotFound, message));
-    }
-    make_folder(&args.target, args.force)?;
-    let options = RestoreOptions {
-        jobs: args.jobs.number(),
-        force: args.force,
-        sync: !args.no_sync,
-        range: None,
-        limit: args.limit_rate,
-        certificates: None,
+    let options = options_of(args, None);
+    clean_up_after_signals(options.cleanup.clone(), context)?;
+    let targets = MachineTargets {
+        folder: args.target.clone(),
+        named: args.to.iter().map(|it| (it.name.clone(), it.target.clone())).collect(),
     };
+    let restored = restore_machine(&repository, &moment, &sets, &targets, &options, context.progress())?;
     let addressed = Addressed::of(&sets);
-    let mut disks = Vec::new();
-    for (disk, found) in &found {
-        let Ok((set, backup)) = found else { continue };
-        let manifest = repository.manifest(set, backup)?;
-        let target = disk.file.within(&args.target);
-        let summary = restore_to_path(&repository, &manifest, &target, &options, context.progress())?;
+    let disks = restored.disks.into_iter().map(|part| {
+        let (set, backup) = part.backup;
         let backup = addressed.backup_id(set, backup.incremental).to_string();
-        let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
-        // At once: the next disk may end in an error.
+        let incomplete = lacking(&part.summary.damaged);
+        let damaged: Vec<_> = part.summary.damaged.into_iter().map(Damaged::from).collect();
         tell_damaged(&damaged, &format!("of {backup} is left zero"), context);
-        disks.push(Restored {
+        Restored {
             backup,
-            target: target.display().to_string(),
-            segments: summary.segments,
-            written_bytes: summary.written_bytes,
+            target: part.target.display().to_string(),
+            segments: part.summary.segments,
+            written_bytes: part.summary.written_bytes,
+            incomplete,
             damaged,
-        });
-    }
-    for attachment in &moment.attached {
-        write(&attachment.name.within(&args.target), &attachment.bytes, args.force)?;
-    }
-    write(&args.target.join(MACHINE_FILE), &moment.description(), args.force)?;
+        }
+    });
+    let disks: Vec<_> = disks.collect();
     let document = Document {
         backup: own,
-        target: args.target.display().to_string(),
+        target: args.target.as_ref().map(|target| target.display().to_string()),
+        complete: disks.iter().all(|disk| disk.damaged.is_empty()),
         disks,
-        attached: moment.attached.iter().map(|attachment| attachment.name.to_string()).collect(),
+        attached: restored.attached.iter().map(ToString::to_string).collect(),
+        skipped: restored.skipped.iter().map(ToString::to_string).collect(),
         seconds: begun.elapsed().as_secs_f64(),
     };
-    context.print(&document, |out| {
-        document.disks.iter().try_for_each(|disk| {
-            let written = format::bytes(disk.written_bytes);
-            writeln!(out, "restored {} to {}: {written} written", disk.backup, disk.target)
-        })?;
-        let (backup, files) = (&document.backup, document.attached.len());
-        writeln!(
-            out,
-            "restored {backup} to {}: {} disks and {files} attached files in {:.1} s",
-            document.target,
-            document.disks.len(),
-            document.seconds
-        )
-    })?;
-    let whole = document.disks.iter().all(|disk| disk.damaged.is_empty());
-    Ok(if whole { context.outcome() } else { Outcome::Problems })
+    context.print(&document, |out| print(&document, out))?;
+    Ok(if document.complete { context.outcome() } else { Outcome::Problems })
 }
 
-/// Makes the folder that a machine is restored to. One that is there must be empty, unless files in it may be overwritten.
-fn make_folder(path: &Path, force: bool) -> Result<(), CliError> {
-    let failed =
-        |error| CliError::new(ErrorKind::Io, format!("cannot make the folder {}: {error}", path.display()));
-    match fs::read_dir(path) {
-        Ok(mut entries) => {
-            if force || entries.next().is_none() {
-                return Ok(());
-            }
-            let message = format!(
-                "{} is not empty: name a new folder, or use --force to overwrite files in it",
-                path.display()
-            );
-            Err(CliError::new(ErrorKind::Invalid, message))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            DirBuilder::new().mode(0o700).create(path).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
+fn print(document: &Document, out: &mut Lines) -> io::Result<()> {
+    for disk in &document.disks {
+        let written = format::bytes(disk.written_bytes);
+        writeln!(out, "restored {} to {}: {written} written", disk.backup, disk.target)?;
     }
-}
-
-fn write(path: &Path, bytes: &[u8], force: bool) -> Result<(), CliError> {
-    let failed = |error: StorageError| CliError::new(error.kind(), error.to_string());
-    let file = NewFile::begin(path, force).map_err(failed)?;
-    // It may be a machine's description with passwords in it.
-    let mut out = file.create().map_err(failed)?;
-    out.write_all(bytes)
-        .map_err(|error| CliError::new(ErrorKind::Io, format!("cannot write {}: {error}", path.display())))?;
-    file.finish().map_err(failed)
+    if !document.skipped.is_empty() {
+        let files = document.skipped.join(", ");
+        writeln!(out, "not restored: {files}; add --to NAME=FILE, or name a folder")?;
+    }
+    let Document { backup, seconds, .. } = document;
+    let to = document.target.as_ref().map_or_else(String::new, |target| format!(" to {target}"));
+    let (disks, files) = (document.disks.len(), document.attached.len());
+    let restored =
+        format!("restored {backup}{to}: {disks} disks and {files} attached files in {seconds:.1} s");
+    if document.complete {
+        return writeln!(out, "{restored}");
+    }
+    let lacking = document.disks.iter().filter(|disk| !disk.incomplete.is_empty());
+    let lacking = lacking.map(|disk| format!("{} lacks {}", disk.target, words(&disk.incomplete)));
+    writeln!(out, "INCOMPLETE: {restored}, but {}", lacking.collect::<Vec<_>>().join("; "))
 }

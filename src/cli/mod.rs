@@ -28,6 +28,7 @@ mod rebuild;
 mod restore;
 mod serve;
 mod show;
+mod signals;
 mod stats;
 mod terminal;
 mod token;

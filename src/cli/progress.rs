@@ -139,6 +139,10 @@ impl Progress for Console {
             Notice::ReadInFull { name, why } => {
                 format!("warning: {name} is read in full: {why}")
             }
+            Notice::Unleased { backup, job, why } => format!(
+                "warning: cannot lease {backup}: {why}; if somebody deletes it and \"ekko gc\" runs before this {job} ends, the \
+                 {job} loses its data: run no gc until then"
+            ),
             Notice::TwinStored { hash } => {
                 format!("warning: two different segments have the SHA-1 {hash}; both are kept")
             }

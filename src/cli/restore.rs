@@ -6,28 +6,70 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::check::{VerifyOptions, verify};
-use crate::cli::args::RestoreArgs;
+use crate::cli::args::{RestoreArgs, RestoreFormat};
 use crate::cli::backup::read_list;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::signals::clean_up_after_signals;
 use crate::cli::{Outcome, format, terminal};
 use crate::error::ErrorKind;
-use crate::image::{Format, ImageOptions, open_image};
+use crate::image::{Format, ImageOptions, is_nbd, open_image};
+use crate::machine::is_moment;
 use crate::manifest::ManifestReader;
 use crate::remote::RemoteRepository;
 use crate::repository::{Addressed, Repository};
-use crate::restore::{DamagedSegment, RestoreOptions, restore_in_place, restore_to_path, restore_to_stream};
+use crate::restore::{
+    Cleanup, CleanupEntry, DamagedSegment, RestoreError, RestoreOptions, TargetFormat, TargetPlan,
+    plan_in_place, restore_in_place, restore_to_path, restore_to_stream,
+};
 
 #[derive(Serialize)]
 struct Document {
     backup: String,
     target: String,
+    complete: bool,
     segments: u64,
     written_bytes: u64,
+    incomplete: Vec<Lacking>,
     damaged: Vec<Damaged>,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     new_backupset: Option<String>,
+    /// Whether what is lacking is zeros, or what was there before.
+    #[serde(skip)]
+    in_place: bool,
+}
+
+/// A range of a restored disk that could not be had: neighbouring damaged segments together.
+#[derive(Serialize)]
+pub(super) struct Lacking {
+    offset: u64,
+    length: u64,
+}
+
+/// Returns the ranges that could not be had, in order.
+pub(super) fn lacking(damaged: &[DamagedSegment]) -> Vec<Lacking> {
+    let mut all: Vec<Lacking> = Vec::new();
+    for Range { start, end } in damaged.iter().map(|damaged| damaged.range.clone()) {
+        match all.last_mut() {
+            Some(last) if last.offset + last.length == start => last.length = end - last.offset,
+            _ => all.push(Lacking { offset: start, length: end - start }),
+        }
+    }
+    all
+}
+
+/// How many ranges are named in a line.
+const NAMED: usize = 8;
+
+/// Names ranges for a person.
+pub(super) fn words(lacking: &[Lacking]) -> String {
+    let named = lacking.iter().take(NAMED);
+    let named = named.map(|it| format!("{} at {}", format::bytes(it.length), format::bytes(it.offset)));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let Some(more) = lacking.len().checked_sub(NAMED).filter(|more| *more > 0) else { return named };
+    let bytes = lacking.iter().skip(NAMED).map(|it| it.length).sum();
+    format!("{named} and {more} more ranges ({})", format::bytes(bytes))
 }
 
 /// A segment that could not be had.
@@ -57,16 +99,39 @@ pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) 
     }
 }
 
+const QCOW2_TO_STDOUT: &str = "qcow2 cannot be written to stdout: name a file";
+
+/// Returns how a person wants a disk restored.
+pub(super) fn options_of(args: &RestoreArgs, range: Option<Range<u64>>) -> RestoreOptions {
+    RestoreOptions {
+        jobs: args.jobs.number(),
+        force: args.force,
+        target_in_use: args.target_in_use,
+        ignore_space: args.ignore_space,
+        keep_partial: args.keep_partial,
+        format: match args.format {
+            RestoreFormat::Raw => TargetFormat::Raw,
+            RestoreFormat::Qcow2 => TargetFormat::Qcow2,
+        },
+        sync: !args.no_sync,
+        range,
+        limit: args.limit_rate,
+        certificates: args.tls.tls_certificates.clone(),
+        cleanup: Cleanup::default(),
+    }
+}
+
 /// Returns the ranges in which a target is to be written: those that are said to have changed, or that differ.
 fn differing(
     args: &RestoreArgs,
+    target: &Path,
     repository: &Repository,
     manifest: &ManifestReader,
     context: &Context,
 ) -> Result<Vec<Range<u64>>, CliError> {
     let certificates = args.tls.tls_certificates.clone();
     let options = ImageOptions { format: Some(Format::Raw), certificates, ..ImageOptions::default() };
-    let image = open_image(&args.target, &options)?.image;
+    let image = open_image(target, &options)?.image;
     let size = manifest.info().geometry.size_of_disk();
     let Some(path) = &args.delta else {
         let options = VerifyOptions { jobs: args.jobs.number() };
@@ -93,13 +158,55 @@ fn differing(
     Ok(ranges)
 }
 
+/// A machine's archive is no disk: it never goes over one.
+fn refuse_archive(args: &RestoreArgs, target: &Path, manifest: &ManifestReader) -> Result<(), CliError> {
+    if !is_moment(manifest.info()) || target == Path::new("-") {
+        return Ok(());
+    }
+    let over = args.in_place || args.delta.is_some() || args.over.is_some();
+    let exists = is_nbd(target) || std::fs::symlink_metadata(target).is_ok();
+    if over || exists || args.format != RestoreFormat::Raw {
+        let (backup, target) = (&args.backup, target.display());
+        let message = format!(
+            "cannot restore {backup} to {target}: {backup} is a machine, and its archive is no disk; use --machine with a folder, \
+             or with --to DISK=TARGET for each disk, or restore one disk ({}/DISK)",
+            manifest.info().name
+        );
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
+/// Makes sure that stdout can take a disk, and returns what says that it is incomplete until then.
+fn begin_stdout(args: &RestoreArgs, options: &RestoreOptions) -> Result<CleanupEntry, CliError> {
+    if terminal::data_is_watched() {
+        let backup = &args.backup;
+        let message = format!(
+            "cannot restore {backup} to a terminal: redirect stdout, for example to a program (| PROGRAM) or a file (> FILE)"
+        );
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    let entry = options.cleanup.direct(Path::new("-"));
+    entry.touch();
+    Ok(entry)
+}
+
+/// Enters stdout as complete if the disk is restored.
+fn complete_stdout<T>(entry: CleanupEntry, restored: Result<T, RestoreError>) -> Result<T, RestoreError> {
+    let restored = restored?;
+    entry.complete(|| Ok::<_, RestoreError>(()))?;
+    Ok(restored)
+}
+
 pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliError> {
-    let to_stdout = args.target == Path::new("-");
+    // The parser lets nothing else through.
+    let target = args.target.as_deref().unwrap_or(Path::new("-"));
+    let to_stdout = target == Path::new("-");
     if to_stdout {
         context.reserve_stdout();
     }
     if let Some(remote) = context.network()? {
-        return from_service(args, &remote, context);
+        return from_service(args, target, &remote, context);
     }
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
@@ -114,36 +221,42 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         return Err(CliError::new(ErrorKind::Invalid, message));
     }
     let manifest = repository.manifest(set, backup)?;
+    refuse_archive(args, target, &manifest)?;
     let size = manifest.info().geometry.size_of_disk();
     let range = (args.offset.is_some() || args.length.is_some()).then(|| {
         let start = args.offset.unwrap_or(0);
         start..args.length.map_or(size.max(start), |length| start.saturating_add(length))
     });
-    let options = RestoreOptions {
-        jobs: args.jobs.number(),
-        force: args.force,
-        sync: !args.no_sync,
-        range,
-        limit: args.limit_rate,
-        certificates: args.tls.tls_certificates.clone(),
-    };
+    let options = options_of(args, range);
     let in_place = args.in_place || args.delta.is_some();
     if in_place && to_stdout {
         return Err(CliError::new(ErrorKind::Invalid, "stdout holds nothing that could be compared"));
+    }
+    if to_stdout && args.format != RestoreFormat::Raw {
+        return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
     }
     if args.over.is_some() {
         // Else it would be known after hours that somebody else has the repository.
         context.open_writer(1, false)?.close()?;
     }
+    clean_up_after_signals(options.cleanup.clone(), context)?;
+    let progress = context.progress();
     let summary = if in_place {
-        let ranges = differing(args, &repository, &manifest, context)?;
-        restore_in_place(&repository, &manifest, &args.target, &ranges, &options, context.progress())?
+        let plan = plan_in_place(&manifest, target, &options)?;
+        if !options.ignore_space {
+            TargetPlan::check_room([&plan])?;
+        }
+        let ranges = differing(args, target, &repository, &manifest, context)?;
+        restore_in_place(&repository, &manifest, plan, &ranges, &options, progress)?
     } else if to_stdout {
+        let entry = begin_stdout(args, &options)?;
         let mut stdout = terminal::data();
-        restore_to_stream(&repository, &manifest, &mut stdout, &options, context.progress())?
+        let restored = restore_to_stream(&repository, &manifest, &mut stdout, &options, progress);
+        complete_stdout(entry, restored)?
     } else {
-        restore_to_path(&repository, &manifest, &args.target, &options, context.progress())?
+        restore_to_path(&repository, &manifest, target, &options, progress)?
     };
+    let incomplete = lacking(&summary.damaged);
     let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
     tell_damaged(&damaged, if in_place { "is left as it was" } else { "is left zero" }, context);
     let begin_set = |name| {
@@ -157,34 +270,42 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         new_backupset.map_err(|error| error.after("the disk is restored, but no new backupset was begun"))?;
     let document = Document {
         backup: Addressed::of(&sets).backup_id(set, backup.incremental).to_string(),
-        target: args.target.display().to_string(),
+        target: target.display().to_string(),
+        complete: damaged.is_empty(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,
+        incomplete,
         damaged,
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset,
+        in_place,
     };
     tell(&document, context)
 }
 
 /// Tells what a restore did; damaged segments have been named.
 fn tell(document: &Document, context: &Context) -> Result<Outcome, CliError> {
+    let Document { backup, target, seconds, complete, .. } = document;
     context.print(document, |out| {
+        let written = format::bytes(document.written_bytes);
+        let restored = format!("restored {backup} to {target}: {written} written in {seconds:.1} s");
+        if *complete {
+            return writeln!(out, "{restored}");
+        }
+        let are = if document.in_place { "are as they were before" } else { "are zeros" };
         writeln!(
             out,
-            "restored {} to {}: {} written in {:.1} s",
-            document.backup,
-            document.target,
-            format::bytes(document.written_bytes),
-            document.seconds,
+            "INCOMPLETE: {restored}, but {} could not be read and {are}",
+            words(&document.incomplete)
         )
     })?;
-    Ok(if document.damaged.is_empty() { Outcome::Done } else { Outcome::Problems })
+    Ok(if *complete { Outcome::Done } else { Outcome::Problems })
 }
 
 /// Restores a backup that another host has.
 fn from_service(
     args: &RestoreArgs,
+    target: &Path,
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
@@ -193,30 +314,36 @@ fn from_service(
         let message = "a restore over the network is of a whole disk, to a new place";
         return Err(CliError::new(ErrorKind::Unsupported, message));
     }
-    let backup = args.backup.to_string();
-    let options = RestoreOptions {
-        jobs: args.jobs.number(),
-        force: args.force,
-        sync: !args.no_sync,
-        range: None,
-        limit: args.limit_rate,
-        certificates: args.tls.tls_certificates.clone(),
-    };
-    let (manifest, summary) = if args.target == Path::new("-") {
-        remote.restore_to_stream(&backup, &mut terminal::data(), &options, context.progress())?
+    let to_stdout = target == Path::new("-");
+    if to_stdout && args.format != RestoreFormat::Raw {
+        return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
+    }
+    let options = options_of(args, None);
+    let manifest = remote.manifest(&args.backup.to_string())?;
+    refuse_archive(args, target, &manifest)?;
+    clean_up_after_signals(options.cleanup.clone(), context)?;
+    let summary = if to_stdout {
+        let entry = begin_stdout(args, &options)?;
+        let mut stdout = terminal::data();
+        let restored = remote.restore_to_stream(&manifest, &mut stdout, &options, context.progress());
+        complete_stdout(entry, restored)?
     } else {
-        remote.restore(&backup, &args.target, &options, context.progress())?
+        remote.restore(&manifest, target, &options, context.progress())?
     };
+    let incomplete = lacking(&summary.damaged);
     let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
     tell_damaged(&damaged, "is left zero", context);
     let document = Document {
         backup: format!("{}@{}", args.backup.name, manifest.info().incremental),
-        target: args.target.display().to_string(),
+        target: target.display().to_string(),
+        complete: damaged.is_empty(),
         segments: summary.segments,
         written_bytes: summary.written_bytes,
+        incomplete,
         damaged,
         seconds: summary.elapsed.as_secs_f64(),
         new_backupset: None,
+        in_place: false,
     };
     tell(&document, context)
 }

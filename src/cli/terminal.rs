@@ -12,6 +12,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::panic::PanicHookInfo;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -39,6 +40,19 @@ impl Stream {
 /// Says whether a person may be looking at stderr.
 pub(super) fn is_watched() -> bool {
     io::stderr().is_terminal()
+}
+
+/// Says whether stdout is a terminal.
+pub(super) fn data_is_watched() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Says whether nobody reads stdout or stderr any longer.
+pub(super) fn is_reader_gone() -> bool {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let mut ends = [PollFd::new(&stdout, PollFlags::empty()), PollFd::new(&stderr, PollFlags::empty())];
+    let looked = poll(&mut ends, Some(&Timespec::default()));
+    looked.is_ok() && ends.iter().any(|end| end.revents().contains(PollFlags::ERR))
 }
 
 /// Lines of text for a person. Not a [`Write`]: bytes do not tell a newline of the program from one of the data.

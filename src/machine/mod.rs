@@ -10,6 +10,10 @@
 mod backup;
 mod moment;
 mod names;
+mod restore;
+
+use std::io;
+use std::path::PathBuf;
 
 use crate::backup::BackupError;
 use crate::error::ErrorKind;
@@ -20,6 +24,7 @@ use crate::restore::RestoreError;
 pub use backup::{MachineBackup, MachineOptions, MachineSource, MachineSummary, back_up_machine};
 pub use moment::{ATTACHED_LIMIT, MachineDisk, Moment, is_moment};
 pub use names::{Attachment, FileName, InvalidFileName, MACHINE_FILE, disk_file, machine_files};
+pub use restore::{MachineTargets, RestoredMachine, RestoredPart, restore_machine};
 
 /// The attribute of the manifest of a machine's moment and of its disks' backups.
 const MACHINE: &str = "machine";
@@ -93,6 +98,67 @@ pub enum MachineError {
         /// The backup.
         backup: String,
     },
+    /// Backups of disks are gone, and with them the moment.
+    #[error(
+        "cannot restore all of {machine}, so nothing was restored: {}; restore the disks that are there one by one",
+        missing.join("; ")
+    )]
+    MissingDisks {
+        /// The machine.
+        machine: ImageName,
+        /// What is missing, and why.
+        missing: Vec<String>,
+    },
+    /// The machine has no part of this name.
+    #[error("the machine has no {name}: it has {known}")]
+    NoSuchPart {
+        /// The name.
+        name: String,
+        /// The names of its parts.
+        known: String,
+    },
+    /// A disk and an attached file have this name.
+    #[error(
+        "{name} is a disk and an attached file: write {other} for the file, or MACHINE/{name} for the disk"
+    )]
+    AmbiguousPart {
+        /// The name.
+        name: String,
+        /// The longer name of the file.
+        other: String,
+    },
+    /// A part has two targets.
+    #[error("{name} has two targets: name one")]
+    PartTwice {
+        /// The part.
+        name: String,
+    },
+    /// Two parts have one target.
+    #[error("two parts of the machine have the target {}: nothing was written", path.display())]
+    TargetTwice {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Disks have no target.
+    #[error("no target for {names}: add --to NAME=TARGET for each, or name a folder for the rest")]
+    NoTarget {
+        /// The disks.
+        names: String,
+    },
+    /// Files of the folder would be overwritten.
+    #[error("{} is not empty: name a new folder, or use --force to overwrite files in it", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder cannot be used.
+    #[error("cannot restore into {}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// What a moment says makes no sense.
     #[error("{backup} cannot be understood as a moment of a machine: {what}")]
     Invalid {
@@ -125,13 +191,20 @@ impl MachineError {
             Self::Moment(source) => source.kind(),
             Self::Repository(error) => error.kind(),
             Self::Restore(error) => error.kind(),
-            Self::LetGo => ErrorKind::Io,
+            Self::LetGo | Self::Folder { .. } => ErrorKind::Io,
             Self::Name(_)
             | Self::NameTwice { .. }
             | Self::OtherMachine { .. }
             | Self::TooLarge { .. }
             | Self::TooMany { .. }
+            | Self::NoSuchPart { .. }
+            | Self::AmbiguousPart { .. }
+            | Self::PartTwice { .. }
+            | Self::TargetTwice { .. }
+            | Self::NoTarget { .. }
+            | Self::NotEmpty { .. }
             | Self::NotAMachine { .. } => ErrorKind::Invalid,
+            Self::MissingDisks { .. } => ErrorKind::NotFound,
             Self::Invalid { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,
         }
     }

@@ -232,14 +232,7 @@ impl Moment {
             let what = format!("its archive has {size} bytes, and {ARCHIVE_LIMIT} is the most it may have");
             return Err(MachineError::Invalid { backup: backup(), what });
         }
-        let options = RestoreOptions {
-            jobs: 1,
-            force: false,
-            sync: false,
-            range: None,
-            limit: None,
-            certificates: None,
-        };
+        let options = RestoreOptions::default();
         let mut archive = Vec::new();
         let summary = restore_to_stream(repository, manifest, &mut archive, &options, progress)?;
         if let Some(damaged) = summary.damaged.first() {

@@ -4,6 +4,7 @@
 //! names and the BLAKE3 that came with it.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +18,8 @@ use crate::remote::stream::InOrderStream;
 use crate::remote::tries::Tries;
 use crate::remote::{RemoteRepository, part};
 use crate::restore::{
-    DamagedSegment, RestoreError, RestoreOptions, RestoreSummary, SegmentSink, SegmentSupply, restore_from,
+    DamagedSegment, PreparedSegments, RestoreError, RestoreOptions, RestoreSummary, SegmentSink,
+    SegmentSupply, restore_from,
 };
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKey};
 
@@ -26,40 +28,36 @@ use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, SegmentKe
 const BATCH: u32 = 64 << 20;
 
 impl RemoteRepository {
-    /// Restores a backup to a file or a block device.
+    /// Restores the backup of a manifest that the service sent to a file or a block device.
     ///
     /// # Errors
     ///
     /// If the target or the service fails, or refuses.
     pub fn restore(
         &self,
-        backup: &str,
+        manifest: &ManifestReader,
         target: &Path,
         options: &RestoreOptions,
         progress: &dyn Progress,
-    ) -> Result<(ManifestReader, RestoreSummary), RestoreError> {
-        let manifest = self.manifest(backup)?;
-        let summary = restore_from(&Supply::of(&self.link, &manifest), &manifest, target, options, progress)?;
-        Ok((manifest, summary))
+    ) -> Result<RestoreSummary, RestoreError> {
+        restore_from(&Supply::of(&self.link, manifest), manifest, target, options, progress)
     }
 
-    /// Restores a backup to a stream, in order, zeros included. A damaged segment is named in the summary, and its range is
-    /// zero.
+    /// Restores the backup of a manifest that the service sent to a stream, in order, zeros included. A damaged segment is named in
+    /// the summary, and its range is zero.
     ///
     /// # Errors
     ///
     /// If the stream or the service fails, or refuses.
     pub fn restore_to_stream(
         &self,
-        backup: &str,
+        manifest: &ManifestReader,
         stream: &mut (dyn Write + Send),
         options: &RestoreOptions,
         progress: &dyn Progress,
-    ) -> Result<(ManifestReader, RestoreSummary), RestoreError> {
-        let manifest = self.manifest(backup)?;
+    ) -> Result<RestoreSummary, RestoreError> {
         let output = InOrderStream::new(stream, manifest.info().geometry, progress);
-        let summary = output.run(&Supply::of(&self.link, &manifest), &manifest, options)?;
-        Ok((manifest, summary))
+        output.run(&Supply::of(&self.link, manifest), manifest, options)
     }
 }
 
@@ -84,14 +82,32 @@ impl<'a> Supply<'a> {
     }
 }
 
+/// All segments of a backup, by a service.
+struct Supplied<'a> {
+    supply: &'a Supply<'a>,
+    manifest: &'a ManifestReader,
+}
+
 impl SegmentSupply for Supply<'_> {
-    fn fetch_all(
-        &self,
-        manifest: &ManifestReader,
+    /// The service has just sent the manifest. It is asked for whole disks alone.
+    fn prepare<'a>(
+        &'a self,
+        manifest: &'a ManifestReader,
+        _: Vec<Range<u32>>,
+        _: &dyn Progress,
+    ) -> Result<Box<dyn PreparedSegments + 'a>, RestoreError> {
+        Ok(Box::new(Supplied { supply: self, manifest }))
+    }
+}
+
+impl PreparedSegments for Supplied<'_> {
+    fn fetch(
+        self: Box<Self>,
         sink: &dyn SegmentSink,
         pace: &Pace,
         progress: &dyn Progress,
     ) -> Result<Vec<DamagedSegment>, RestoreError> {
+        let Self { supply, manifest } = *self;
         let geometry = manifest.info().geometry;
         let most = (BATCH / geometry.segment_size().bytes()).max(1);
         let segments = Mutex::new(manifest.segments().peekable());
@@ -123,7 +139,7 @@ impl SegmentSupply for Supply<'_> {
                     {
                         let bytes = batch.wanted.iter().map(|(index, _)| u64::from(geometry.length(*index)));
                         pace.spend(bytes.sum(), || results().1.is_some());
-                        match fetcher.fetch(self, &batch, geometry, sink, progress) {
+                        match fetcher.fetch(supply, &batch, geometry, sink, progress) {
                             Ok(damaged) => results().0.extend(damaged),
                             Err(error) => {
                                 results().1.get_or_insert(error);

@@ -1,7 +1,6 @@
 //! Restoring to a stream, in order.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -25,6 +24,7 @@ pub(super) struct InOrderStream<'a> {
 
 struct Output<'a> {
     stream: &'a mut (dyn Write + Send),
+    size: u64,
     /// Up to where the disk is written, in bytes.
     position: u64,
 }
@@ -35,7 +35,11 @@ impl<'a> InOrderStream<'a> {
         geometry: Geometry,
         progress: &'a dyn Progress,
     ) -> Self {
-        Self { output: Mutex::new(Output { stream, position: 0 }), geometry, progress }
+        Self {
+            output: Mutex::new(Output { stream, size: geometry.size_of_disk(), position: 0 }),
+            geometry,
+            progress,
+        }
     }
 
     /// Writes a disk.
@@ -49,10 +53,12 @@ impl<'a> InOrderStream<'a> {
         let size = self.geometry.size_of_disk();
         let part = Part::begin(self.progress, "restore", size);
         // One thread fetches the segments in the order of the manifest.
-        let damaged = supply.fetch_all(manifest, &self, &Pace::new(1, options.limit), self.progress)?;
+        let all = 0..self.geometry.segments();
+        let prepared = supply.prepare(manifest, vec![all], self.progress)?;
+        let damaged = prepared.fetch(&self, &Pace::new(1, options.limit), self.progress)?;
         let mut output = self.output.into_inner().unwrap_or_else(PoisonError::into_inner);
         output.zeros_to(size)?;
-        output.stream.flush().map_err(failed)?;
+        output.flush()?;
         drop(part);
         Ok(RestoreSummary {
             segments: u64::from(self.geometry.segments()),
@@ -63,15 +69,19 @@ impl<'a> InOrderStream<'a> {
     }
 }
 
-fn failed(source: std::io::Error) -> RestoreError {
-    RestoreError::Target { operation: "write to", path: PathBuf::from("-"), source }
-}
-
 impl Output<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.stream.write_all(bytes).map_err(failed)?;
+        self.stream.write_all(bytes).map_err(|source| self.failed(source))?;
         self.position += bytes.len() as u64;
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), RestoreError> {
+        self.stream.flush().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> RestoreError {
+        RestoreError::Stream { written: self.position, size: self.size, source }
     }
 
     fn zeros_to(&mut self, end: u64) -> Result<(), RestoreError> {

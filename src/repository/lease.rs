@@ -6,14 +6,16 @@
 //! made *before* its holder makes sure that the backup is there; so a lease that is not seen is one of a backup
 //! that was deleted too late to be collected.
 //!
-//! A lease is advice to others, not part of the store: where the folder cannot be written, there is none.
+//! A lease is advice to others, not part of the store: where the folder cannot be written, there is none, and whoever reads is told
+//! what that means.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::manifest::{BackupsetId, Incremental};
+use crate::manifest::{BackupsetId, Incremental, ManifestInfo};
+use crate::progress::{Notice, Progress};
 use crate::repository::layout::canonical;
 use crate::repository::{Deletion, Layout, Repository, RepositoryError};
 use crate::storage::{Access, Storage, StorageError};
@@ -40,13 +42,45 @@ impl Repository {
     /// # Errors
     /// The backup is not there.
     pub fn lease(&self, set: BackupsetId, incremental: Incremental) -> Result<Lease, RepositoryError> {
-        let held = take(self.storage.as_ref(), &self.layout, set, incremental)
-            .inspect_err(|error| tracing::debug!(%error, "no lease can be had here"));
-        let lease = Lease { held: held.ok(), storage: Arc::clone(&self.storage) };
+        Ok(self.try_lease(set, incremental)?.0)
+    }
+
+    /// The same for a job, which is told if there can be no lease, and what that means.
+    ///
+    /// # Errors
+    /// The backup is not there.
+    pub fn lease_for(
+        &self,
+        job: &str,
+        info: &ManifestInfo,
+        progress: &dyn Progress,
+    ) -> Result<Lease, RepositoryError> {
+        let (lease, failed) = self.try_lease(info.backupset, info.incremental)?;
+        if let Some(error) = failed {
+            let (name, number) = (&info.name, info.incremental);
+            progress.notice(Notice::Unleased {
+                backup: format!("{name}@{number}"),
+                job: job.to_owned(),
+                why: error.to_string(),
+            });
+        }
+        Ok(lease)
+    }
+
+    fn try_lease(
+        &self,
+        set: BackupsetId,
+        incremental: Incremental,
+    ) -> Result<(Lease, Option<StorageError>), RepositoryError> {
+        let (held, failed) = match take(self.storage.as_ref(), &self.layout, set, incremental) {
+            Ok(held) => (Some(held), None),
+            Err(error) => (None, Some(error)),
+        };
+        let lease = Lease { held, storage: Arc::clone(&self.storage) };
         let found = self.backupset(set)?;
         // Not one that is deleted already: it may be about to be collected.
         if found.backups.iter().any(|record| record.incremental == incremental) {
-            return Ok(lease);
+            return Ok((lease, failed));
         }
         let what = format!("{set}@{incremental}");
         Err(RepositoryError::NoSuchBackup { path: self.layout.root().to_owned(), what })

@@ -1,14 +1,17 @@
 //! Restores, and segments, that could not be.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
-use crate::image::ImageError;
+use crate::image::{DiskUse, ImageError};
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
+use crate::restore::cleanup::TargetFate;
 use crate::segment::{SegmentIndex, SegmentKey};
+use crate::storage::StorageError;
 use crate::store::StoreError;
 use crate::store::pack::PackError;
 
@@ -34,11 +37,49 @@ pub enum RestoreError {
         /// The target.
         path: PathBuf,
     },
-    /// The target is mounted or belongs to another device.
-    #[error("{} is in use (mounted, or part of another device): nothing was written", path.display())]
+    /// The target is a symbolic link to a file that does not exist.
+    #[error(
+        "cannot restore to {}: it is a symbolic link to a file that does not exist; name that file instead",
+        path.display()
+    )]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// There is nothing to be rolled back.
+    #[error(
+        "cannot restore to {}: there is no such file or device; check the path, or restore without --in-place and --delta",
+        path.display()
+    )]
+    NoTarget {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The folder of the target does not exist.
+    #[error("cannot restore to {}: there is no folder {}; create it first", path.display(), folder.display())]
+    NoFolder {
+        /// The target.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Only a file can have the format.
+    #[error("cannot restore to {}: --format qcow2 writes a file; leave it out for a device or an export", path.display())]
+    NoFileForFormat {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Somebody else uses the target.
+    #[error(
+        "cannot restore to {}: it is {how}; {}, or add --target-in-use to overwrite it nevertheless",
+        path.display(),
+        how.remedy()
+    )]
     TargetInUse {
         /// The target.
         path: PathBuf,
+        /// Who uses it.
+        how: DiskUse,
     },
     /// The target device is smaller than the disk.
     #[error("{} has {size} bytes, and the disk has {needed}: nothing was written", path.display())]
@@ -49,6 +90,34 @@ pub enum RestoreError {
         size: u64,
         /// The disk's size in bytes.
         needed: u64,
+    },
+    /// The filesystem of the target has too little room.
+    #[error(
+        "cannot restore to {}: up to {} are needed there and {} are free; free space, restore elsewhere, or add --ignore-space \
+         if the disk compresses or has many blocks of zeros",
+        folder.display(),
+        Bytes(*needed),
+        Bytes(*free)
+    )]
+    NoRoom {
+        /// The folder of the target.
+        folder: PathBuf,
+        /// How many bytes are free.
+        free: u64,
+        /// How many are needed at most.
+        needed: u64,
+    },
+    /// Another restore is writing the temporary file of the target.
+    #[error("cannot restore: another restore is writing {}; wait until it has ended", partial.display())]
+    PartialInUse {
+        /// The temporary file.
+        partial: PathBuf,
+    },
+    /// Something that no restore left has the temporary name of the target.
+    #[error("cannot restore: {} is in the way, and no restore left it; move it away", partial.display())]
+    PartialTaken {
+        /// The temporary name.
+        partial: PathBuf,
     },
     /// The disk does not have the bytes that were asked for.
     #[error("the disk has {size} bytes: there are none from {start} to {end}")]
@@ -83,15 +152,23 @@ pub enum RestoreError {
         what: String,
     },
     /// An export could not be opened or written to.
-    #[error("{source}; {}", if *opened { "the target is incomplete" } else { "nothing was written" })]
+    #[error("{source}")]
     Export {
         /// What failed.
         source: ImageError,
-        /// Whether the export was open by then.
-        opened: bool,
+    },
+    /// The stream that the disk is written to took not all of it.
+    #[error("{}", stream_ended(*written, *size, source))]
+    Stream {
+        /// How many bytes it took.
+        written: u64,
+        /// How many it was to take.
+        size: u64,
+        /// What the operating system said.
+        source: io::Error,
     },
     /// An operation on the target failed.
-    #[error("cannot {operation} {}: {source}; the target is incomplete", path.display())]
+    #[error("cannot {operation} {}: {source}", path.display())]
     Target {
         /// What was tried.
         operation: &'static str,
@@ -100,6 +177,41 @@ pub enum RestoreError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// An operation on a name failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The restore had begun to write when it failed.
+    #[error("{source}; {fate}")]
+    Unfinished {
+        /// What failed.
+        source: Box<RestoreError>,
+        /// What became of the target.
+        fate: TargetFate,
+    },
+}
+
+/// A number of bytes for a person.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    #[expect(clippy::cast_precision_loss, reason = "a person is told a rounded number")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.iter().find(|(unit, _)| self.0 >= *unit) {
+            Some((unit, name)) => write!(f, "{:.1} {name}", self.0 as f64 / *unit as f64),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+fn stream_ended(written: u64, size: u64, source: &io::Error) -> String {
+    let (written, size) = (Bytes(written), Bytes(size));
+    match source.kind() {
+        io::ErrorKind::BrokenPipe => format!(
+            "the restore to stdout is incomplete: its reader ended after {written} of {size} had been written"
+        ),
+        _ => format!("the restore to stdout is incomplete: cannot write after {written} of {size}: {source}"),
+    }
 }
 
 impl From<StoreError> for RestoreError {
@@ -123,11 +235,17 @@ impl RestoreError {
             Self::Elsewhere { kind, .. } => *kind,
             Self::TargetExists { .. }
             | Self::NotATarget { .. }
+            | Self::DanglingLink { .. }
+            | Self::NoFileForFormat { .. }
             | Self::TargetTooSmall { .. }
+            | Self::PartialTaken { .. }
             | Self::OutsideDisk { .. } => ErrorKind::Invalid,
-            Self::TargetInUse { .. } => ErrorKind::Busy,
+            Self::NoFolder { .. } | Self::NoTarget { .. } => ErrorKind::NotFound,
+            Self::TargetInUse { .. } | Self::PartialInUse { .. } => ErrorKind::Busy,
+            Self::Storage(error) => error.kind(),
+            Self::Unfinished { source, .. } => source.kind(),
             Self::Damaged { .. } => ErrorKind::Corrupt,
-            Self::Sink { .. } => ErrorKind::Io,
+            Self::NoRoom { .. } | Self::Stream { .. } | Self::Sink { .. } => ErrorKind::Io,
             Self::Export { source, .. } => source.kind(),
             Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -136,9 +254,9 @@ impl RestoreError {
         }
     }
 
-    /// Says whether whoever reads the stream has gone away.
-    pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Target { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    /// Says first what failed and then what became of the target.
+    pub(super) fn with_fate(self, fate: TargetFate) -> Self {
+        Self::Unfinished { source: Box::new(self), fate }
     }
 }
 

@@ -7,28 +7,34 @@
 //! Memory: the plan covers 2^18 segments at a time (about 40 MB), and each thread has buffers for one
 //! segment, whatever the disk's size.
 
+mod cleanup;
 mod error;
 mod fetch;
-mod medium;
+mod options;
 mod plan;
 mod range;
 mod stream;
+mod supply;
 mod target;
 
 use std::io::Write;
-use std::num::NonZeroU64;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use cleanup::{Cleanup, CleanupEntry, Stopped, TargetFate};
 pub use error::{RestoreError, SegmentError};
+pub use options::{RestoreOptions, TargetFormat};
 pub use range::{RangePart, RangeReader, RangeWindow};
+pub use supply::{PreparedSegments, SegmentSink, SegmentSupply};
+pub use target::{PartialFolder, RestoredFile, TargetPlan};
 
 use crate::manifest::ManifestReader;
 use crate::pace::Pace;
 use crate::progress::{Notice, Part, Progress};
 use crate::repository::Repository;
-use crate::segment::{Geometry, SegmentIndex, SegmentKey};
+use crate::restore::target::{Target, Written};
+use crate::segment::{Geometry, SegmentIndex};
 use crate::store::CatalogProblem;
 
 /// A segment that could not be restored; its range in the target is zero.
@@ -40,78 +46,6 @@ pub struct DamagedSegment {
     pub range: Range<u64>,
     /// Why, in words.
     pub error: String,
-}
-
-/// Where the segments of a backup come from: a repository here, or a service elsewhere.
-pub trait SegmentSupply: Sync {
-    /// Fetches the present segments of a backup and gives them to `sink`, in whatever order. Returns what could not be had,
-    /// in the order of the places. Begins no part of the progress; the caller does.
-    ///
-    /// # Errors
-    ///
-    /// If nothing more can be had, or `sink` refuses.
-    fn fetch_all(
-        &self,
-        manifest: &ManifestReader,
-        sink: &dyn SegmentSink,
-        pace: &Pace,
-        progress: &dyn Progress,
-    ) -> Result<Vec<DamagedSegment>, RestoreError>;
-}
-
-impl SegmentSupply for Repository {
-    fn fetch_all(
-        &self,
-        manifest: &ManifestReader,
-        sink: &dyn SegmentSink,
-        pace: &Pace,
-        progress: &dyn Progress,
-    ) -> Result<Vec<DamagedSegment>, RestoreError> {
-        fetch_segments(self, manifest, sink, pace, progress)
-    }
-}
-
-/// Where segments go, in whatever order they are fetched. Called from several threads.
-pub trait SegmentSink: Sync {
-    /// Takes the verified bytes of the segment at `index`.
-    fn segment(&self, index: SegmentIndex, key: SegmentKey, plain: &[u8]) -> Result<(), RestoreError>;
-
-    /// Is told of a segment that cannot be had.
-    fn damaged(&self, damaged: &DamagedSegment) -> Result<(), RestoreError>;
-}
-
-/// How a disk is restored.
-#[derive(Clone, Debug)]
-pub struct RestoreOptions {
-    /// How many threads read, decode and verify, at least one.
-    pub jobs: usize,
-    /// Whether a target that exists is overwritten.
-    pub force: bool,
-    /// Whether the target is made durable before this returns.
-    pub sync: bool,
-    /// Which bytes of the disk are restored, to the beginning of the target; all if nothing is said.
-    pub range: Option<Range<u64>>,
-    /// The most bytes that are restored a second.
-    pub limit: Option<NonZeroU64>,
-    /// The folder with the certificates for an encrypted link to an NBD server.
-    pub certificates: Option<PathBuf>,
-}
-
-impl RestoreOptions {
-    fn pace(&self) -> Pace {
-        Pace::new(self.jobs, self.limit)
-    }
-
-    /// Returns the bytes of a disk that are restored.
-    fn bytes_of(&self, geometry: Geometry) -> Result<Range<u64>, RestoreError> {
-        let size = geometry.size_of_disk();
-        let range = self.range.clone().unwrap_or(0..size);
-        if range.start <= range.end && range.end <= size {
-            Ok(range)
-        } else {
-            Err(RestoreError::OutsideDisk { start: range.start, end: range.end, size })
-        }
-    }
 }
 
 /// What a restore did.
@@ -127,10 +61,102 @@ pub struct RestoreSummary {
     pub elapsed: Duration,
 }
 
+/// A disk that is restored and durable. A file has its temporary name until it is published.
+#[derive(Debug)]
+pub struct RestoredDisk {
+    target: Target,
+    sync: bool,
+    summary: RestoreSummary,
+}
+
+impl RestoredDisk {
+    /// Ends the restore if the target has no temporary name: it is complete, whatever fails later.
+    #[must_use]
+    pub fn publish_direct(mut self) -> Self {
+        self.target.publish_direct();
+        self
+    }
+
+    /// Gives a file its name.
+    ///
+    /// # Errors
+    ///
+    /// If somebody uses the file that is replaced, or has made one meanwhile. The disk then keeps its temporary name.
+    pub fn publish(self) -> Result<RestoreSummary, RestoreError> {
+        self.target.publish(self.sync)?;
+        Ok(self.summary)
+    }
+}
+
+/// Examines a target for a backup and changes nothing. [`TargetPlan::check_room`] comes next.
+///
+/// # Errors
+///
+/// If the target cannot be restored to.
+pub fn plan_target(
+    manifest: &ManifestReader,
+    target: &Path,
+    options: &RestoreOptions,
+) -> Result<TargetPlan, RestoreError> {
+    let geometry = manifest.info().geometry;
+    let range = options.bytes_of(geometry)?;
+    let size = range.end - range.start;
+    TargetPlan::new(target, size, data_bytes(manifest).min(size), Written::All, options)
+}
+
+/// The same of a disk that exists and is to be rolled back.
+///
+/// # Errors
+///
+/// If the disk cannot be written to.
+pub fn plan_in_place(
+    manifest: &ManifestReader,
+    target: &Path,
+    options: &RestoreOptions,
+) -> Result<TargetPlan, RestoreError> {
+    let size = manifest.info().geometry.size_of_disk();
+    TargetPlan::new(target, size, data_bytes(manifest).min(size), Written::Some, options)
+}
+
+/// Examines a target for a small file, which is always a file.
+///
+/// # Errors
+///
+/// If the target cannot be written to.
+pub fn plan_bytes(target: &Path, length: u64, options: &RestoreOptions) -> Result<TargetPlan, RestoreError> {
+    let raw = RestoreOptions { format: TargetFormat::Raw, ..options.clone() };
+    let plan = TargetPlan::new(target, length, length, Written::All, &raw)?;
+    if plan.is_file() { Ok(plan) } else { Err(RestoreError::NotATarget { path: target.to_owned() }) }
+}
+
+/// Writes a small file to a target that was examined.
+///
+/// # Errors
+///
+/// If writing fails.
+pub fn restore_bytes(
+    plan: TargetPlan,
+    bytes: &[u8],
+    options: &RestoreOptions,
+) -> Result<RestoredFile, RestoreError> {
+    RestoredFile::write(plan, bytes, options)
+}
+
+/// Returns how many bytes the present segments have at most.
+fn data_bytes(manifest: &ManifestReader) -> u64 {
+    u64::from(manifest.present()) * u64::from(manifest.info().geometry.segment_size().bytes())
+}
+
 /// Restores a backup to a file, which is made sparse, or to a block device, whose other bytes are zeroed up
 /// to the disk's size.
 ///
-/// A damaged segment does not stop it: the segment is named in the summary and its range left zero.
+/// A file appears under its name when it is complete. A damaged segment does not stop the restore: the segment is named in the
+/// summary and its range left zero.
+///
+/// # Errors
+///
+/// If the target cannot be restored to (nothing is changed then), or if reading or writing fails: the error says what became of
+/// the target.
 pub fn restore_to_path(
     repository: &Repository,
     manifest: &ManifestReader,
@@ -138,13 +164,10 @@ pub fn restore_to_path(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
-    if options.range.is_some() {
-        return range_to_path(repository, manifest, target, options, progress);
-    }
     restore_from(repository, manifest, target, options, progress)
 }
 
-/// The same of a whole disk, wherever its segments come from.
+/// The same, wherever the segments come from.
 ///
 /// # Errors
 ///
@@ -156,22 +179,53 @@ pub fn restore_from(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
+    let plan = plan_target(manifest, target, options)?;
+    if !options.ignore_space {
+        TargetPlan::check_room([&plan])?;
+    }
+    restore_planned(supply, manifest, plan, options, progress)?.publish()
+}
+
+/// Restores a backup to a target that was examined.
+///
+/// # Errors
+///
+/// As [`restore_from`].
+pub fn restore_planned(
+    supply: &dyn SegmentSupply,
+    manifest: &ManifestReader,
+    plan: TargetPlan,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoredDisk, RestoreError> {
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
-    let mut summary =
-        RestoreSummary { segments: u64::from(geometry.segments()), ..RestoreSummary::default() };
-    let target = target::Target::open(target, geometry.size_of_disk(), geometry, options)?;
-    let part = Part::begin(progress, "restore", geometry.size_of_disk());
-    let result = target
-        .zero_gaps(manifest, 0..geometry.segments(), progress)
-        .and_then(|()| supply.fetch_all(manifest, &target, &options.pace(), progress));
+    let range = options.bytes_of(geometry)?;
+    let touched = segments_of(geometry, &range);
+    let prepared = supply.prepare(manifest, vec![touched.clone()], progress)?;
+    let part = Part::begin(progress, "restore", range.end - range.start);
+    let target = Target::begin(plan, geometry, range, Written::All, options)?;
+    let zeroed = target.zero_gaps(manifest, touched, progress);
+    let restored = zeroed.and_then(|()| prepared.fetch(&target, &options.pace(), progress));
     drop(part);
-    summary.written_bytes = target.written_bytes();
-    target.finish(result.is_ok(), options.sync)?;
-    summary.damaged = result?;
-    summary.elapsed = begun.elapsed();
-    Ok(summary)
+    let segments = u64::from(geometry.segments());
+    finished(target, restored, segments, options, begun)
+}
+
+/// Makes a target durable that all was written to, or ends it.
+fn finished(
+    mut target: Target,
+    restored: Result<Vec<DamagedSegment>, RestoreError>,
+    segments: u64,
+    options: &RestoreOptions,
+    begun: Instant,
+) -> Result<RestoredDisk, RestoreError> {
+    let restored = restored.and_then(|damaged| target.complete(options.sync).map(|()| damaged));
+    let damaged = restored.map_err(|error| error.with_fate(target.abandon()))?;
+    let written_bytes = target.written_bytes();
+    let summary = RestoreSummary { segments, written_bytes, damaged, elapsed: begun.elapsed() };
+    Ok(RestoredDisk { target, sync: options.sync, summary })
 }
 
 /// Rolls a disk that exists back: writes the segments that the ranges, in bytes and in order, touch, and no others. What is
@@ -179,7 +233,7 @@ pub fn restore_from(
 pub fn restore_in_place(
     repository: &Repository,
     manifest: &ManifestReader,
-    target: &Path,
+    plan: TargetPlan,
     ranges: &[Range<u64>],
     options: &RestoreOptions,
     progress: &dyn Progress,
@@ -198,35 +252,14 @@ pub fn restore_in_place(
     }
     let length = |index: u32| u64::from(geometry.length(SegmentIndex(index)));
     let bytes = touched.iter().cloned().flatten().map(length).sum();
-    let target = target::Target::open_in_place(target, geometry, options)?;
+    let segments = touched.iter().map(|run| u64::from(run.end - run.start)).sum();
+    let prepared = repository.prepare(manifest, touched.clone(), progress)?;
+    let target = Target::begin(plan, geometry, 0..geometry.size_of_disk(), Written::Some, options)?;
     let part = Part::begin(progress, "restore", bytes);
     let zeroed = touched.iter().try_for_each(|run| target.zero_gaps(manifest, run.clone(), progress));
-    let result =
-        zeroed.and_then(|()| fetch_some(repository, manifest, &touched, &target, &options.pace(), progress));
+    let restored = zeroed.and_then(|()| prepared.fetch(&target, &options.pace(), progress));
     drop(part);
-    target.finish(result.is_ok(), options.sync)?;
-    Ok(RestoreSummary {
-        segments: touched.iter().map(|run| u64::from(run.end - run.start)).sum(),
-        written_bytes: target.written_bytes(),
-        damaged: result?,
-        elapsed: begun.elapsed(),
-    })
-}
-
-/// Restores a part of a disk to the beginning of a target, in order.
-fn range_to_path(
-    repository: &Repository,
-    manifest: &ManifestReader,
-    target: &Path,
-    options: &RestoreOptions,
-    progress: &dyn Progress,
-) -> Result<RestoreSummary, RestoreError> {
-    let geometry = manifest.info().geometry;
-    let range = options.bytes_of(geometry)?;
-    let target = target::Target::open(target, range.end - range.start, geometry, options)?;
-    let result = restore_to_stream(repository, manifest, &mut target.stream(), options, progress);
-    target.finish(result.is_ok(), options.sync)?;
-    Ok(RestoreSummary { written_bytes: target.written_bytes(), ..result? })
+    finished(target, restored, segments, options, begun)?.publish()
 }
 
 /// Fetches every present segment of a backup and gives it to `sink`, in the order of the packs. Returns what
@@ -238,38 +271,8 @@ pub fn fetch_segments(
     pace: &Pace,
     progress: &dyn Progress,
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
-    manifest.verify()?;
     let all = 0..manifest.info().geometry.segments();
-    fetch_some(repository, manifest, &[all], sink, pace, progress)
-}
-
-/// The same of some segments: runs in order, which do not overlap.
-fn fetch_some(
-    repository: &Repository,
-    manifest: &ManifestReader,
-    runs: &[Range<u32>],
-    sink: &dyn SegmentSink,
-    pace: &Pace,
-    progress: &dyn Progress,
-) -> Result<Vec<DamagedSegment>, RestoreError> {
-    let info = manifest.info();
-    let geometry = info.geometry;
-    // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
-    let _lease = repository.lease(info.backupset, info.incremental)?;
-    let catalog = repository.catalog()?;
-    let mut damaged = Vec::new();
-    let (first, behind) = (runs.first().map_or(0, |run| run.start), runs.last().map_or(0, |run| run.end));
-    let is_wanted = |index: SegmentIndex| {
-        let at = runs.partition_point(|run| run.end <= index.0);
-        runs.get(at).is_some_and(|run| run.start <= index.0)
-    };
-    for window in plan::windows(first..behind) {
-        let (plan, problems) = plan::Plan::of(manifest, &catalog, window, is_wanted)?;
-        tell(&problems, progress);
-        damaged.extend(fetch::run(&catalog, &plan, sink, geometry, pace, progress)?);
-    }
-    damaged.sort_by_key(|damaged| damaged.index);
-    Ok(damaged)
+    repository.prepare(manifest, vec![all], progress)?.fetch(sink, pace, progress)
 }
 
 /// Restores a backup to a stream, in order, zeros included.
@@ -283,9 +286,8 @@ pub fn restore_to_stream(
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
-    let info = manifest.info();
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
-    let _lease = repository.lease(info.backupset, info.incremental)?;
+    let _lease = repository.lease_for("restore", manifest.info(), progress)?;
     let catalog = repository.catalog()?;
     let range = options.bytes_of(geometry)?;
     let segments = segments_of(geometry, &range);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::bounded;
@@ -63,12 +62,13 @@ impl<'a> Output<'a> {
         self.write(plain.get(wanted).unwrap_or(&[]))
     }
 
+    fn failed(&self, source: std::io::Error) -> RestoreError {
+        let Range { start, end } = self.range;
+        RestoreError::Stream { written: self.position - start, size: end - start, source }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.stream.write_all(bytes).map_err(|source| RestoreError::Target {
-            operation: "write to",
-            path: PathBuf::from("-"),
-            source,
-        })?;
+        self.stream.write_all(bytes).map_err(|source| self.failed(source))?;
         self.position += bytes.len() as u64;
         Ok(())
     }
@@ -171,11 +171,7 @@ impl<'a> Output<'a> {
     /// Writes the zeros up to the end of the disk.
     pub(super) fn finish(mut self, progress: &dyn Progress) -> Result<RestoreSummary, RestoreError> {
         self.zeros_to(self.range.end, progress)?;
-        self.stream.flush().map_err(|source| RestoreError::Target {
-            operation: "write to",
-            path: PathBuf::from("-"),
-            source,
-        })?;
+        self.stream.flush().map_err(|source| self.failed(source))?;
         Ok(RestoreSummary {
             written_bytes: self.position - self.range.start,
             damaged: self.damaged,

@@ -330,7 +330,10 @@ fn a_disk_is_rolled_back_by_writing_what_differs() {
             assert!(world.read("disk") == before, "{size}");
         }
     }
-    world.run(&["restore", "web@0", "gone", "--force", "--in-place"]).exits(1).says("no such file");
+    world
+        .run(&["restore", "web@0", "gone", "--force", "--in-place"])
+        .exits(1)
+        .says("there is no such file or device");
     world.run(&["restore", "web@0", "-", "--force", "--in-place"]).exits(2).says("stdout");
 }
 

@@ -16,5 +16,6 @@ mod manifest;
 mod reading;
 mod restore;
 mod signals;
+mod targets;
 mod terminal;
 mod usage;

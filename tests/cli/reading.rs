@@ -121,7 +121,8 @@ fn a_reader_that_goes_away_is_no_failure() {
     world.init_small();
     world.write("web", &noise(6, 200 << 16));
     world.run(&["backup", "web"]).exits(0);
-    for arguments in [&["restore", "web", "-"][..], &["manifest", "dump", "web"]] {
+    // It is one of a restore: "a_stream_that_is_not_taken_to_its_end_is_a_failure".
+    for arguments in [&["manifest", "dump", "web"][..]] {
         let mut child =
             world.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = Vec::new();

@@ -12,7 +12,10 @@ fn a_new_file_is_sparse_and_equal() {
     world.write("disk", &disk);
     world.run(&["backup", "disk"]).exits(0);
     let document = world.json(&["restore", "disk", "out"]);
-    assert_eq!(keys(&document), ["backup", "damaged", "seconds", "segments", "target", "written_bytes"]);
+    let all =
+        ["backup", "complete", "damaged", "incomplete", "seconds", "segments", "target", "written_bytes"];
+    assert_eq!(keys(&document), all);
+    assert_eq!((&document["complete"], &document["incomplete"]), (&true.into(), &serde_json::json!([])));
     assert_eq!(document["written_bytes"], 8192, "only blocks with data are written");
     assert_eq!(world.read("out"), disk);
     assert!(fs::metadata(world.path("out")).unwrap().blocks() * 512 <= 64 << 10);
@@ -121,8 +124,17 @@ fn a_damaged_segment_is_named_and_the_rest_is_restored() {
     assert_eq!(damaged.as_array().unwrap().len(), 1);
     assert_eq!(keys(&damaged[0]), ["error", "length", "offset", "segment"]);
     assert_eq!((&damaged[0]["segment"], &damaged[0]["offset"]), (&2.into(), &(2 << 16).into()));
+    assert_eq!(ran.json()["complete"], false);
+    assert_eq!(ran.json()["incomplete"], serde_json::json!([{ "offset": 2 << 16, "length": 1 << 16 }]));
     let ran = world.run(&["restore", "disk", "-"]).exits(3).says("segment 2");
     assert_eq!(ran.stdout, expected);
+    let last = ran.stderr.lines().last().unwrap();
+    assert!(last.starts_with("INCOMPLETE: restored disk@0 to -: "), "{last}");
+    assert!(last.ends_with("but 64.0 KiB at 128.0 KiB could not be read and are zeros"), "{last}");
+    // What was there before stays where nothing can be restored.
+    world.write("old", &noise(8, 5 << 16));
+    let ran = world.run(&["restore", "--force", "--in-place", "disk", "old"]).exits(3);
+    assert!(ran.text().contains("INCOMPLETE: ") && ran.text().ends_with(" are as they were before\n"));
 }
 
 #[test]

@@ -99,10 +99,11 @@ fn other_commands_end_at_the_first_signal() {
     world.run(&BACKUP).exits(0);
     let restore = ["restore", "--limit-rate", "1MiB", "web/vda", "out"];
     let mut child = world.command(&restore).spawn().unwrap();
-    until(|| world.path("out").exists());
+    until(|| world.path("out.ekko-partial").exists());
     send("TERM", &child);
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
-    world.run(&["restore", "--force", "web/vda", "out"]).exits(0);
+    assert!(!world.path("out").exists() && !world.path("out.ekko-partial").exists());
+    world.run(&["restore", "web/vda", "out"]).exits(0);
     assert!(world.read("out") == world.read("a"));
 }

@@ -154,8 +154,7 @@ pub fn backup(
 pub fn restore(repository: &Repository, set: &Backupset, backup: &BackupRecord) -> (Vec<u8>, RestoreSummary) {
     let manifest = repository.manifest(set, backup).unwrap();
     let mut bytes = Vec::new();
-    let options =
-        RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None, certificates: None };
+    let options = RestoreOptions { jobs: 2, sync: false, ..RestoreOptions::default() };
     let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &Told::default()).unwrap();
     (bytes, summary)
 }

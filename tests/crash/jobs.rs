@@ -94,6 +94,8 @@ pub struct Target {
     pub disk: Option<Disk>,
     /// Whether the file is complete as soon as it has its name.
     pub is_atomic: bool,
+    /// The disk that the file was before. An atomic one is never anything else than one of the two.
+    pub old: Option<Disk>,
     /// What makes the file complete after a crash.
     pub again: &'static str,
 }
@@ -154,11 +156,15 @@ const JOB: Job = Job {
 };
 
 const fn restored(again: &'static str) -> Target {
-    Target { file: "out/disk", disk: Some(Disk(0, 1)), is_atomic: false, again }
+    Target { file: "out/disk", disk: Some(Disk(0, 1)), is_atomic: true, old: None, again }
+}
+
+const fn replaced(again: &'static str) -> Target {
+    Target { old: Some(Disk(2, 0)), ..restored(again) }
 }
 
 const fn exported(file: &'static str, again: &'static str) -> Target {
-    Target { file, disk: None, is_atomic: true, again }
+    Target { file, disk: None, is_atomic: true, old: None, again }
 }
 
 /// The jobs. `{device}` is a block device where this machine lets us make one, else a file of fixed size.
@@ -345,7 +351,19 @@ pub const JOBS: &[Job] = &[
         name: "restore-force",
         before: &[BACKUPS, &["restore old@0 out/disk"]],
         work: Work::Commands(&[run("restore --force web@1 out/disk")]),
-        target: Some(restored("restore --force web@1 out/disk")),
+        target: Some(replaced("restore --force web@1 out/disk")),
+        ..JOB
+    },
+    Job {
+        name: "restore-machine",
+        before: &[&[INIT, MACHINE]],
+        there: MACHINE_BACKUPS,
+        work: Work::Commands(&[run("restore --machine vm out/vm")]),
+        target: Some(Target {
+            file: "out/vm/b.raw",
+            disk: Some(Disk(4, 0)),
+            ..restored("restore --machine --force vm out/vm")
+        }),
         ..JOB
     },
     Job {
@@ -358,7 +376,7 @@ pub const JOBS: &[Job] = &[
         name: "restore-in-place",
         before: &[BACKUPS, &["restore old@0 out/disk"]],
         work: Work::Commands(&[run("restore --force --in-place web@1 out/disk")]),
-        target: Some(restored("restore --force --in-place web@1 out/disk")),
+        target: Some(Target { is_atomic: false, ..replaced("restore --force --in-place web@1 out/disk") }),
         ..JOB
     },
     Job {
@@ -369,6 +387,7 @@ pub const JOBS: &[Job] = &[
             file: "out/device",
             disk: Some(Disk(0, 1)),
             is_atomic: false,
+            old: Some(Disk(2, 0)),
             again: "restore --force web@1 {device}",
         }),
         ..JOB
@@ -381,6 +400,7 @@ pub const JOBS: &[Job] = &[
             file: "out/device",
             disk: Some(Disk(0, 1)),
             is_atomic: false,
+            old: Some(Disk(2, 0)),
             again: "restore --force --in-place web@1 {device}",
         }),
         ..JOB

@@ -277,7 +277,8 @@ impl Stage {
         if is_done && !is_complete() {
             return Err(format!("{} was acknowledged, and is not complete", target.file));
         }
-        if target.is_atomic && path.exists() && !is_complete() {
+        let is_old = || fs::read(&path).ok() == target.old.and_then(content);
+        if target.is_atomic && path.exists() && !is_complete() && !is_old() {
             return Err(format!("{} has its name, and is not complete", target.file));
         }
         if self.is_of_clients() && served.is_none() {

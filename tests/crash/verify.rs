@@ -95,14 +95,7 @@ fn restore_all(repository: &Repository, wanted: &Wanted) -> Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| format!("{name} does not restore: {error}");
         let manifest = repository.manifest(set, backup).map_err(|error| failed(&error))?;
         let mut bytes = Vec::new();
-        let options = RestoreOptions {
-            jobs: 1,
-            force: false,
-            sync: false,
-            range: None,
-            limit: None,
-            certificates: None,
-        };
+        let options = RestoreOptions { jobs: 1, sync: false, ..RestoreOptions::default() };
         let told = Told::default();
         let summary = restore_to_stream(repository, &manifest, &mut bytes, &options, &told)
             .map_err(|error| failed(&error))?;

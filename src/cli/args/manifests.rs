@@ -73,6 +73,9 @@ pub(in crate::cli) struct ExportArgs {
     /// Replace files that exist
     #[arg(long)]
     pub(in crate::cli) force: bool,
+    /// Replace a file although it is mounted, attached, or open for writing by another process
+    #[arg(long, requires = "force")]
+    pub(in crate::cli) target_in_use: bool,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
 }
@@ -106,6 +109,9 @@ pub(in crate::cli) struct ImportArgs {
     /// Replace an output that exists
     #[arg(long, requires = "output")]
     pub(in crate::cli) force: bool,
+    /// Replace a file although it is mounted, attached, or open for writing by another process
+    #[arg(long, requires = "force")]
+    pub(in crate::cli) target_in_use: bool,
     #[command(flatten)]
     pub(in crate::cli) jobs: Jobs,
 }
@@ -120,6 +126,9 @@ pub(in crate::cli) struct GenerateArgs {
     /// Replace a file that exists
     #[arg(long)]
     pub(in crate::cli) force: bool,
+    /// Replace a file although it is mounted, attached, or open for writing by another process
+    #[arg(long, requires = "force")]
+    pub(in crate::cli) target_in_use: bool,
     /// The size of a segment, a power of two from 64KiB to 64MiB
     #[arg(long, value_name = "SIZE", value_parser = segment_size, default_value = "4MiB")]
     pub(in crate::cli) segment_size: SegmentSize,

@@ -2,6 +2,7 @@
 
 mod changes;
 mod manifests;
+mod restore;
 mod serve;
 mod sources;
 mod tokens;
@@ -15,6 +16,7 @@ pub(in crate::cli) use changes::{
     DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
+pub(in crate::cli) use restore::{RestoreArgs, RestoreFormat};
 pub(in crate::cli) use serve::ServeArgs;
 pub(in crate::cli) use sources::{BackupArgs, CbtArgs, ImageArgs, MachineArgs, TlsArgs};
 pub(in crate::cli) use tokens::{TokenCommand, TokenCreateArgs, TokenRevokeArgs};
@@ -251,48 +253,6 @@ impl Jobs {
     pub(in crate::cli) fn number(&self) -> usize {
         self.jobs.map_or_else(cores, usize::from)
     }
-}
-
-#[derive(Args, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
-pub(in crate::cli) struct RestoreArgs {
-    /// The backup: NAME, NAME@latest or NAME@NUMBER
-    pub(in crate::cli) backup: BackupSelector,
-    /// A file, a block device at least as large as the disk, or - for stdout
-    pub(in crate::cli) target: PathBuf,
-    /// Restore all of a machine at the moment that the backup is: a file for each disk, and what lay beside them, into the
-    /// folder that the target names
-    #[arg(long, conflicts_with_all = ["over", "in_place", "delta", "offset", "length"])]
-    pub(in crate::cli) machine: bool,
-    /// Overwrite a target that exists
-    #[arg(long)]
-    pub(in crate::cli) force: bool,
-    /// Say that the disk of this name is replaced by what is restored: its next backup begins a new backupset
-    #[arg(long, value_name = "NAME")]
-    pub(in crate::cli) over: Option<ImageName>,
-    /// Write only what differs: the target is read and compared first
-    #[arg(long, requires = "force", conflicts_with_all = ["offset", "length", "delta"])]
-    pub(in crate::cli) in_place: bool,
-    /// Write only what this list says has changed on the target since the backup; the lists of backup --cbt. The rest is
-    /// not looked at
-    #[arg(long, value_name = "LIST", requires = "force", conflicts_with_all = ["offset", "length"])]
-    pub(in crate::cli) delta: Option<PathBuf>,
-    /// Do not wait until the target is durable
-    #[arg(long)]
-    pub(in crate::cli) no_sync: bool,
-    #[command(flatten)]
-    pub(in crate::cli) tls: TlsArgs,
-    /// Restore the disk from this byte on, to the beginning of the target, e.g. 1MiB
-    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
-    pub(in crate::cli) offset: Option<u64>,
-    /// Restore so many bytes, not all up to the disk's end
-    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
-    pub(in crate::cli) length: Option<u64>,
-    /// Restore at most so many bytes a second, e.g. 100MiB
-    #[arg(long, value_name = "BYTES", value_parser = rate)]
-    pub(in crate::cli) limit_rate: Option<NonZeroU64>,
-    #[command(flatten)]
-    pub(in crate::cli) jobs: Jobs,
 }
 
 #[derive(Args, Debug)]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::args::{ExportArgs, Format};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::manifest::{Named, open_named};
+use crate::cli::manifest::{Named, open_named, refuse_disk_in_use};
 use crate::cli::{Outcome, restore};
 use crate::error::ErrorKind;
 use crate::exchange::{ExportOptions, ExportSummary, ForeignFormat, export_backup, export_file};
@@ -21,6 +21,7 @@ struct Document {
 }
 
 pub(super) fn run(args: &ExportArgs, context: &Context) -> Result<Outcome, CliError> {
+    refuse_disk_in_use(&args.out, args.force, args.target_in_use)?;
     let Named { manifest, repository } = open_named(&args.source, context)?;
     let (format, name) = match args.format {
         Format::Sqlite => (ForeignFormat::Sqlite, "sqlite"),

@@ -13,9 +13,11 @@ use crate::cli::args::ManifestCommand;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::error::ErrorKind;
+use crate::image::target_use;
 use crate::manifest::ManifestReader;
 use crate::progress::{Notice, Progress};
 use crate::repository::{BackupSelector, InvalidSelector, Repository, RepositoryError};
+use crate::restore::RestoreError;
 
 pub(super) fn run(command: &ManifestCommand, context: &Context) -> Result<Outcome, CliError> {
     match command {
@@ -36,6 +38,17 @@ pub(super) struct Named {
 /// Opens the manifest of a backup, or of a file.
 pub(super) fn open(source: &str, context: &Context) -> Result<ManifestReader, CliError> {
     Ok(open_named(source, context)?.manifest)
+}
+
+/// What a manifest replaces may be a disk by mistake: one that somebody uses stays, unless that was said too.
+pub(super) fn refuse_disk_in_use(path: &Path, force: bool, target_in_use: bool) -> Result<(), CliError> {
+    if force
+        && !target_in_use
+        && let Some(how) = target_use(path)
+    {
+        return Err(RestoreError::TargetInUse { path: path.to_owned(), how }.into());
+    }
+    Ok(())
 }
 
 /// Opens the manifest of a backup, or of a file: what begins with `/`, `./` or `../` is a file, and so is

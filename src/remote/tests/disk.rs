@@ -118,9 +118,9 @@ fn number(path: &str, name: &str) -> u32 {
 }
 
 fn restore(service: &Scripted, target: &Path) -> Result<RestoreSummary, RestoreError> {
-    let options =
-        RestoreOptions { jobs: 2, force: false, sync: false, range: None, limit: None, certificates: None };
-    Ok(repository(&service.address).restore("web", target, &options, &Silent)?.1)
+    let options = RestoreOptions { jobs: 2, sync: false, ..RestoreOptions::default() };
+    let remote = repository(&service.address);
+    remote.restore(&remote.manifest("web")?, target, &options, &Silent)
 }
 
 /// Restores from a service that answers what a function does not like to answer; what it wrote, and what came of it.
@@ -273,11 +273,11 @@ fn a_stream_is_written_in_order_through_cuts() {
         let cut = bytes.len().min(2 * SIZE);
         raw([head(200, &[], bytes.len()).as_bytes(), &bytes[..cut]].concat())
     });
-    let options =
-        RestoreOptions { jobs: 4, force: false, sync: false, range: None, limit: None, certificates: None };
+    let options = RestoreOptions { jobs: 4, sync: false, ..RestoreOptions::default() };
     let mut out = Vec::new();
-    let (_, summary) =
-        repository(&service.address).restore_to_stream("web", &mut out, &options, &Silent).unwrap();
+    let remote = repository(&service.address);
+    let manifest = remote.manifest("web").unwrap();
+    let summary = remote.restore_to_stream(&manifest, &mut out, &options, &Silent).unwrap();
     assert!(out == disk.plain.concat() && summary.damaged.is_empty());
     assert_eq!(summary.written_bytes, out.len() as u64);
 }

@@ -156,6 +156,7 @@ pub(super) fn told(notice: Notice) -> Option<String> {
         | Notice::LooksLike { .. }
         | Notice::ReadInFull { .. }
         | Notice::TwinStored { .. }
+        | Notice::Unleased { .. }
         | Notice::Waiting { .. }
         | Notice::GoesOn { .. } => None,
     }

@@ -89,14 +89,7 @@ impl World {
         let seen = caller.view.seen(repository.backupsets().unwrap().0);
         let (set, backup) = caller.view.find(repository, &seen, &backup.parse().unwrap()).unwrap();
         let manifest = repository.manifest(set, backup).unwrap();
-        let options = RestoreOptions {
-            jobs: 1,
-            force: false,
-            sync: false,
-            range: None,
-            limit: None,
-            certificates: None,
-        };
+        let options = RestoreOptions { jobs: 1, sync: false, ..RestoreOptions::default() };
         let mut bytes = Vec::new();
         restore_to_stream(repository, &manifest, &mut bytes, &options, &Silent).unwrap();
         bytes
