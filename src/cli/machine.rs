@@ -148,6 +148,8 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
             "a machine cannot be restored to stdout: name a folder",
         ));
     }
+    let options = options_of(args);
+    clean_up_after_signals(options.cleanup.clone(), context)?;
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
@@ -162,8 +164,6 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
     } else {
         repository.backupsets()?.0
     };
-    let options = options_of(args, None);
-    clean_up_after_signals(options.cleanup.clone(), context)?;
     let targets = MachineTargets {
         folder: args.target.clone(),
         named: args.to.iter().map(|it| (it.name.clone(), it.target.clone())).collect(),

@@ -88,7 +88,11 @@ pub fn main() -> ExitCode {
     tell_of_panics(log);
     let context = Context::new(&cli.global, log);
     context.start_log(level);
-    match run(cli.command, &context) {
+    let prepared = match signals::meaning(&cli.command) {
+        Some(meaning) => signals::tell_of_signals(meaning, &context),
+        None => Ok(()),
+    };
+    match prepared.and_then(|()| run(cli.command, &context)) {
         Ok(outcome) => outcome.code(),
         // Whoever read our output has gone; that is no failure of ours.
         Err(CliError::BrokenPipe) => ExitCode::SUCCESS,

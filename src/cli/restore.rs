@@ -102,7 +102,7 @@ pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) 
 const QCOW2_TO_STDOUT: &str = "qcow2 cannot be written to stdout: name a file";
 
 /// Returns how a person wants a disk restored.
-pub(super) fn options_of(args: &RestoreArgs, range: Option<Range<u64>>) -> RestoreOptions {
+pub(super) fn options_of(args: &RestoreArgs) -> RestoreOptions {
     RestoreOptions {
         jobs: args.jobs.number(),
         force: args.force,
@@ -114,7 +114,7 @@ pub(super) fn options_of(args: &RestoreArgs, range: Option<Range<u64>>) -> Resto
             RestoreFormat::Qcow2 => TargetFormat::Qcow2,
         },
         sync: !args.no_sync,
-        range,
+        range: None,
         limit: args.limit_rate,
         certificates: args.tls.tls_certificates.clone(),
         cleanup: Cleanup::default(),
@@ -205,8 +205,10 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     if to_stdout {
         context.reserve_stdout();
     }
+    let mut options = options_of(args);
+    clean_up_after_signals(options.cleanup.clone(), context)?;
     if let Some(remote) = context.network()? {
-        return from_service(args, target, &remote, context);
+        return from_service(args, target, &remote, &options, context);
     }
     let repository = context.open()?;
     let (sets, problems) = repository.backupsets()?;
@@ -223,11 +225,10 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     let manifest = repository.manifest(set, backup)?;
     refuse_archive(args, target, &manifest)?;
     let size = manifest.info().geometry.size_of_disk();
-    let range = (args.offset.is_some() || args.length.is_some()).then(|| {
+    options.range = (args.offset.is_some() || args.length.is_some()).then(|| {
         let start = args.offset.unwrap_or(0);
         start..args.length.map_or(size.max(start), |length| start.saturating_add(length))
     });
-    let options = options_of(args, range);
     let in_place = args.in_place || args.delta.is_some();
     if in_place && to_stdout {
         return Err(CliError::new(ErrorKind::Invalid, "stdout holds nothing that could be compared"));
@@ -239,7 +240,6 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         // Else it would be known after hours that somebody else has the repository.
         context.open_writer(1, false)?.close()?;
     }
-    clean_up_after_signals(options.cleanup.clone(), context)?;
     let progress = context.progress();
     let summary = if in_place {
         let plan = plan_in_place(&manifest, target, &options)?;
@@ -307,6 +307,7 @@ fn from_service(
     args: &RestoreArgs,
     target: &Path,
     remote: &RemoteRepository,
+    options: &RestoreOptions,
     context: &Context,
 ) -> Result<Outcome, CliError> {
     let part_of_disk = args.offset.is_some() || args.length.is_some();
@@ -318,17 +319,15 @@ fn from_service(
     if to_stdout && args.format != RestoreFormat::Raw {
         return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
     }
-    let options = options_of(args, None);
     let manifest = remote.manifest(&args.backup.to_string())?;
     refuse_archive(args, target, &manifest)?;
-    clean_up_after_signals(options.cleanup.clone(), context)?;
     let summary = if to_stdout {
-        let entry = begin_stdout(args, &options)?;
+        let entry = begin_stdout(args, options)?;
         let mut stdout = terminal::data();
-        let restored = remote.restore_to_stream(&manifest, &mut stdout, &options, context.progress());
+        let restored = remote.restore_to_stream(&manifest, &mut stdout, options, context.progress());
         complete_stdout(entry, restored)?
     } else {
-        remote.restore(&manifest, target, &options, context.progress())?
+        remote.restore(&manifest, target, options, context.progress())?
     };
     let incomplete = lacking(&summary.damaged);
     let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();

@@ -1,7 +1,7 @@
-//! Signals that end a restore: what it was writing never looks complete.
+//! Signals that end a command: one line says what that means, and what a restore was writing never looks complete.
 //!
-//! The first INT, TERM, HUP or PIPE ends the process as soon as incomplete files are removed, or kept if that was asked for. The
-//! process then dies of the signal, as its parent expects. If that hangs, a second INT or TERM ends it at once; one that comes within
+//! The first INT, TERM, HUP or PIPE ends the process, a restore as soon as incomplete files are removed, or kept if that was asked
+//! for. The process then dies of the signal, as its parent expects. If that hangs, a second INT or TERM ends it at once; one that comes within
 //! [`PATIENCE`] means the same as the first, as `timeout` sends TERM to the process and to its group.
 
 use std::io;
@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::{emulate_default_handler, signal_name};
 
+use crate::cli::args::Command;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal;
@@ -22,16 +23,53 @@ use crate::restore::{Cleanup, TargetFate};
 /// After a signal, how long another one means the same.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Returns what the end of a command by a signal means. A restore says what became of its target, and a backup with commands
+/// before or after it stops in order.
+pub(super) fn meaning(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Backup(args) if args.machine.before.is_none() && args.machine.after.is_none() => {
+            Some("the next backup uses the data that was stored already")
+        }
+        Command::Gc(_) => Some("no backup is harmed; the next \"ekko gc\" frees the rest"),
+        Command::Check(_) => Some("the check is incomplete"),
+        Command::Verify(_) => Some("the comparison is incomplete"),
+        _ => None,
+    }
+}
+
+/// From now on a signal ends the process with a line that says what that means.
+pub(super) fn tell_of_signals(meaning: &'static str, context: &Context) -> Result<(), CliError> {
+    end_after(context, move |name, end| {
+        end(format!("stopped by {name}: {meaning}"));
+    })
+}
+
 /// From now on a signal ends the restores that enter their targets in `cleanup`, and then the process.
 pub(super) fn clean_up_after_signals(cleanup: Cleanup, context: &Context) -> Result<(), CliError> {
+    end_after(context, move |name, end| {
+        // Held until the process ends: no file gets its name after this.
+        let stopped = cleanup.stop();
+        end(message(name, stopped.fates()));
+    })
+}
+
+/// Has the first signal call `then` with its name, and with what tells a line and ends the process.
+fn end_after(
+    context: &Context,
+    then: impl FnOnce(&str, &dyn Fn(String)) + Send + 'static,
+) -> Result<(), CliError> {
     let failed = |error: io::Error| {
-        CliError::new(ErrorKind::Io, format!("cannot prepare for signals, so nothing was restored: {error}"))
+        CliError::new(ErrorKind::Io, format!("cannot prepare for signals, so nothing was done: {error}"))
     };
     let ends_now = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    let ignored = ignored_signals();
+    // What `nohup` or a shell's `&` has ignored stays ignored. (SIGPIPE is ignored by every Rust program.)
+    let is_heard = |signal: &i32| *signal == SIGPIPE || ignored & (1 << (*signal - 1)) == 0;
+    for signal in [SIGINT, SIGTERM].into_iter().filter(is_heard) {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&ends_now)).map_err(failed)?;
     }
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGPIPE]).map_err(failed)?;
+    let heard = [SIGINT, SIGTERM, SIGHUP, SIGPIPE].into_iter().filter(is_heard);
+    let mut signals = Signals::new(heard).map_err(failed)?;
     let tell = context.teller();
     let wait = move || {
         // If nobody reads our output any longer, the write that failed says so.
@@ -43,13 +81,20 @@ pub(super) fn clean_up_after_signals(cleanup: Cleanup, context: &Context) -> Res
             std::thread::sleep(PATIENCE);
             ends_now.store(true, Ordering::Release);
         });
-        // Held until the process ends: no file gets its name after this.
-        let stopped = cleanup.stop();
         let name = signal_name(signal).unwrap_or("a signal");
-        tell(&CliError::new(ErrorKind::Io, message(name, stopped.fates())));
-        let _ = emulate_default_handler(signal);
+        then(name, &|line| {
+            tell(&CliError::new(ErrorKind::Io, line));
+            let _ = emulate_default_handler(signal);
+        });
     };
     std::thread::Builder::new().name("ekko-signals".to_owned()).spawn(wait).map(drop).map_err(failed)
+}
+
+/// Returns the signals that this process ignores, as bits: the first is that of signal 1.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Says in one line what became of each target.

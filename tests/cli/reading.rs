@@ -122,7 +122,7 @@ fn a_reader_that_goes_away_is_no_failure() {
     world.write("web", &noise(6, 200 << 16));
     world.run(&["backup", "web"]).exits(0);
     // It is one of a restore: "a_stream_that_is_not_taken_to_its_end_is_a_failure".
-    for arguments in [&["manifest", "dump", "web"][..]] {
+    for arguments in [&["manifest", "dump", "web"][..], &["list"]] {
         let mut child =
             world.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = Vec::new();

@@ -85,17 +85,41 @@ fn a_second_signal_ends_a_backup_at_once() {
     }
 }
 
+#[test]
+fn a_signal_that_was_ignored_stays_ignored() {
+    let world = machine();
+    world.run(&BACKUP).exits(0);
+    let script = "trap '' HUP; exec \"$0\" -r R restore --limit-rate 256KiB web/vda out";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_ekko")]).current_dir(world.path(""));
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    until(|| world.path("out.ekko-partial").exists());
+    send("HUP", &child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(world.read("out") == world.read("a"));
+}
+
 /// Without a command that is owed nothing keeps the first signal from ending Ekko.
 #[test]
 fn other_commands_end_at_the_first_signal() {
     let world = machine();
     world.write("a", &noise(4, 32 << 20));
     let slow = ["--limit-rate", "1MiB"];
-    let mut child = world.command(&[&BACKUP[..], &slow].concat()).spawn().unwrap();
-    until(|| backups_in_progress(&world) > 0);
-    send("INT", &child);
-    let status = child.wait().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+    for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("PIPE", 13)] {
+        let mut command = world.command(&[&BACKUP[..], &slow].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until(|| backups_in_progress(&world) > 0);
+        send(signal, &child);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(number));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let meaning = "the next backup uses the data that was stored already";
+        // An earlier line may say that what the backup before has left is used.
+        assert!(said.ends_with(&format!("ekko: stopped by SIG{signal}: {meaning}\n")), "{said}");
+        for left in fs::read_dir(world.path("R/manifests")).unwrap().map(|it| it.unwrap().path()) {
+            let _ = fs::remove_dir_all(left);
+        }
+    }
     world.run(&BACKUP).exits(0);
     let restore = ["restore", "--limit-rate", "1MiB", "web/vda", "out"];
     let mut child = world.command(&restore).spawn().unwrap();

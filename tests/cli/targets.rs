@@ -334,12 +334,18 @@ fn a_file_that_is_replaced_keeps_its_owner_mode_and_links() {
     // Only root can give a file to somebody.
     let given = std::os::unix::fs::chown(world.path("old"), Some(12345), Some(23456)).is_ok();
     let own = fs::metadata(world.path("old")).unwrap();
+    // Not every filesystem has attributes.
+    let flags = rustix::fs::XattrFlags::empty();
+    let is_labelled = rustix::fs::setxattr(world.path("old"), "user.label", b"web", flags).is_ok();
     symlink("old", world.path("link")).unwrap();
     world.run(&["restore", "--force", "web", "link"]).exits(0);
     assert_eq!(fs::read_link(world.path("link")).unwrap(), Path::new("old"));
     let new = fs::metadata(world.path("old")).unwrap();
     assert_eq!((new.mode() & 0o7777, new.uid(), new.gid()), (0o640, own.uid(), own.gid()));
     assert!(!given || new.uid() == 12345);
+    let mut label = [0; 3];
+    let length = rustix::fs::getxattr(world.path("old"), "user.label", &mut label);
+    assert!(!is_labelled || (length == Ok(3) && label == *b"web"));
     assert!(world.read("old") == noise(1, SIZE));
     symlink("nothing", world.path("dangling")).unwrap();
     world.run(&["restore", "web", "dangling"]).exits(2).says("a symbolic link to a file that does not exist");

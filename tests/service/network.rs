@@ -1,6 +1,5 @@
 //! Backups and restores over networks that pause and cut, and beside other clients.
 
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -141,8 +140,46 @@ fn a_stream_ends_with_its_reader() {
     done(&served.address, &token, &["backup", &web]);
     let mut child = begun(&served.address, &token, &["restore", "web", "-"]);
     drop(child.stdout.take());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert!(Path::new(&served.folder().join("web")).exists());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the restore to stdout is incomplete: its reader ended after"), "{said}");
+}
+
+#[test]
+fn a_restore_over_the_network_touches_no_target_in_use_and_leaves_nothing_after_a_signal() {
+    let served = served("");
+    let token = token(&served.repository(), "blue", "backup");
+    let bytes = disk(8, 1_000_000);
+    done(&served.address, &token, &["backup", &source(&served, "web", &bytes)]);
+    let out = served.folder().join("out");
+    std::fs::write(&out, b"old").unwrap();
+    let restore = ["restore", "--force", "web", out.to_str().unwrap()];
+    let mut holder = Command::new("sh");
+    holder.args(["-c", "exec 3>>\"$0\"; echo ready; read end"]).arg(&out);
+    let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+    let refused = run(&served.address, &token, &restore);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("open for writing by process {} (sh)", holder.id())), "{said}");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    let slow = [&restore[..], &["--limit-rate", "64KiB", "--jobs", "1"]].concat();
+    let child = begun(&served.address, &token, &slow);
+    until("the file is there", || served.folder().join("out.ekko-partial").exists());
+    let kill = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
+    assert!(kill.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.starts_with("ekko: stopped by SIGTERM: the incomplete ") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(!served.folder().join("out.ekko-partial").exists());
+    assert_eq!(std::fs::read(&out).unwrap(), b"old");
+    done(&served.address, &token, &restore);
+    assert!(std::fs::read(&out).unwrap() == bytes);
 }
 
 #[test]
