@@ -6,9 +6,13 @@
 //! ends leaves goes to those that are still there. (Turns that change hands after every piece cost a sixth of the speed on
 //! two cores: who is next is woken on a core that is still busy.)
 
+mod threads;
+
 use std::num::NonZeroU64;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use threads::{each_on_a_thread, on_threads};
 
 /// How long a wait goes on before it is looked whether the job has ended meanwhile.
 const LOOK: Duration = Duration::from_millis(100);

@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backup::BackupError;
@@ -12,6 +13,7 @@ use crate::backup::pieces::{PIECE, Pieces};
 use crate::backup::plan::Plan;
 use crate::codec::{Codec, CodecError, CompressionSetting, Decoder, Encoder};
 use crate::image::Image;
+use crate::pace::each_on_a_thread;
 use crate::segment::{Fingerprint, Geometry, GeometryError, SegmentHash, SegmentIndex, SegmentSize, is_zero};
 use crate::storage::{AlignedBuffer, Storage, StorageError};
 
@@ -245,17 +247,12 @@ fn busy<T: Sync, C>(
         rate(bytes, begun.elapsed())
     };
     let cores = cores.max(1);
-    let rates: Vec<f64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores)
-            .map(|core| {
-                scope.spawn({
-                    let one = &one;
-                    move || one(core * items.len() / cores)
-                })
-            })
-            .collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    let rates = Mutex::new(Vec::new());
+    each_on_a_thread(0..cores, "ekko-benchmark", |core| {
+        let rate = one(core * items.len() / cores);
+        rates.lock().unwrap_or_else(PoisonError::into_inner).push(rate);
     });
+    let rates: Vec<f64> = rates.into_inner().unwrap_or_else(PoisonError::into_inner);
     rates.iter().sum::<f64>() / rate(cores as u64, Duration::from_secs(1))
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::check::CheckError;
 use crate::check::copies::Copy;
 use crate::codec::Decoder;
+use crate::pace::each_on_a_thread;
 use crate::progress::{Part, Progress};
 use crate::segment::{SegmentHash, SegmentKey};
 use crate::store::pack::PackError;
@@ -34,22 +35,17 @@ pub(super) fn read_data(
     let found = Mutex::new(Vec::new());
     let decoders = (0..jobs.max(1)).map(|_| Decoder::new()).collect::<Result<Vec<_>, _>>();
     let decoders = decoders.map_err(|source| StoreError::from(PackError::Decoder { source }))?;
-    std::thread::scope(|scope| {
-        for mut decoder in decoders {
-            let (next, found, order) = (&next, &found, &order);
-            scope.spawn(move || {
-                let (mut stored, mut plain) = (Vec::new(), Vec::new());
-                while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if progress.is_cancelled() {
-                        return;
-                    }
-                    let Some(place) = place(at) else { return };
-                    if let Err(error) = read(catalog, place, &mut decoder, &mut stored, &mut plain) {
-                        found.lock().unwrap_or_else(PoisonError::into_inner).push((*at, error));
-                    }
-                    progress.advance(u64::from(place.stored_length));
-                }
-            });
+    each_on_a_thread(decoders, "ekko-check", |mut decoder| {
+        let (mut stored, mut plain) = (Vec::new(), Vec::new());
+        while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if progress.is_cancelled() {
+                return;
+            }
+            let Some(place) = place(at) else { return };
+            if let Err(error) = read(catalog, place, &mut decoder, &mut stored, &mut plain) {
+                found.lock().unwrap_or_else(PoisonError::into_inner).push((*at, error));
+            }
+            progress.advance(u64::from(place.stored_length));
         }
     });
     drop(part);

@@ -10,6 +10,7 @@ use crate::codec::CompressionSetting;
 use crate::exchange::ExchangeError;
 use crate::exchange::flat::{FlatFolder, FlatReader};
 use crate::manifest::{ImageName, ManifestReader, ManifestWriter, SegmentRef};
+use crate::pace::each_on_a_thread;
 use crate::progress::{Part, Progress};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryWriter, SharedWriter};
 use crate::segment::{Fingerprint, Geometry, SegmentHash, SegmentIndex, Twin};
@@ -189,28 +190,23 @@ fn take_window(
 ) -> Result<Vec<Taken>, ExchangeError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new((Vec::with_capacity(window.len()), None));
-    std::thread::scope(|scope| {
-        for worker in workers {
-            let (next, done) = (&next, &done);
-            scope.spawn(move || {
-                loop {
-                    let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((index, segment)) = window.get(position) else { return };
-                    let result = worker.take(*index, segment);
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    let (puts, failure) = &mut *done;
-                    match result {
-                        Ok(put) => puts.push((position, put)),
-                        Err(error) => {
-                            // The others end with the segments that they have.
-                            next.store(window.len(), Ordering::Relaxed);
-                            if failure.as_ref().is_none_or(|(first, _)| position < *first) {
-                                *failure = Some((position, error));
-                            }
-                        }
+    each_on_a_thread(workers, "ekko-import", |worker| {
+        loop {
+            let position = next.fetch_add(1, Ordering::Relaxed);
+            let Some((index, segment)) = window.get(position) else { return };
+            let result = worker.take(*index, segment);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (puts, failure) = &mut *done;
+            match result {
+                Ok(put) => puts.push((position, put)),
+                Err(error) => {
+                    // The others end with the segments that they have.
+                    next.store(window.len(), Ordering::Relaxed);
+                    if failure.as_ref().is_none_or(|(first, _)| position < *first) {
+                        *failure = Some((position, error));
                     }
                 }
-            });
+            }
         }
     });
     let (mut puts, failure) = done.into_inner().unwrap_or_else(PoisonError::into_inner);

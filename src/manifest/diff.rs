@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::manifest::{ManifestError, ManifestReader, Stretch};
+use crate::pace::each_on_a_thread;
 use crate::segment::{Geometry, SegmentIndex};
 
 /// How many hashes are compared at once, before they are compared one by one.
@@ -36,13 +37,10 @@ impl<'a> ManifestDiff<'a> {
     /// One of them is damaged, or their segments are not of one size.
     pub fn of(older: &'a ManifestReader, newer: &'a ManifestReader) -> Result<Self, ManifestError> {
         if !(older.is_verified() && newer.is_verified()) {
-            let (one, other) = std::thread::scope(|scope| {
-                let one = scope.spawn(|| older.verify());
-                let other = newer.verify();
-                // The closure does not panic; if it did, nothing would be verified.
-                (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-            });
-            one.and(other)?;
+            // Both at once; what is verified is so for good, and what is not comes now.
+            each_on_a_thread([older, newer], "ekko-diff", |manifest| drop(manifest.verify()));
+            older.verify()?;
+            newer.verify()?;
         }
         let sizes = [older, newer].map(|manifest| manifest.info().geometry.segment_size().bytes());
         if let [older_size, newer_size] = sizes

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::api::frames::SegmentHead;
 use crate::codec::Decoder;
 use crate::manifest::ManifestReader;
-use crate::pace::Pace;
+use crate::pace::{Pace, on_threads};
 use crate::progress::Progress;
 use crate::remote::link::{Ask, Link};
 use crate::remote::stream::InOrderStream;
@@ -123,30 +123,26 @@ impl PreparedSegments for Supplied<'_> {
             Some(batch)
         };
         let results = Mutex::new((Vec::new(), None::<RestoreError>));
-        std::thread::scope(|scope| {
-            for _ in 0..pace.jobs() {
-                scope.spawn(|| {
-                    let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
-                    let mut fetcher = match Fetcher::new() {
-                        Ok(fetcher) => fetcher,
-                        Err(error) => {
-                            results().1.get_or_insert(error);
-                            return;
-                        }
-                    };
-                    while results().1.is_none()
-                        && let Some(batch) = next()
-                    {
-                        let bytes = batch.wanted.iter().map(|(index, _)| u64::from(geometry.length(*index)));
-                        pace.spend(bytes.sum(), || results().1.is_some());
-                        match fetcher.fetch(supply, &batch, geometry, sink, progress) {
-                            Ok(damaged) => results().0.extend(damaged),
-                            Err(error) => {
-                                results().1.get_or_insert(error);
-                            }
-                        }
+        on_threads(pace.jobs(), "ekko-restore", || {
+            let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fetcher = match Fetcher::new() {
+                Ok(fetcher) => fetcher,
+                Err(error) => {
+                    results().1.get_or_insert(error);
+                    return;
+                }
+            };
+            while results().1.is_none()
+                && let Some(batch) = next()
+            {
+                let bytes = batch.wanted.iter().map(|(index, _)| u64::from(geometry.length(*index)));
+                pace.spend(bytes.sum(), || results().1.is_some());
+                match fetcher.fetch(supply, &batch, geometry, sink, progress) {
+                    Ok(damaged) => results().0.extend(damaged),
+                    Err(error) => {
+                        results().1.get_or_insert(error);
                     }
-                });
+                }
             }
         });
         match results.into_inner().unwrap_or_else(PoisonError::into_inner) {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::manifest::ManifestReader;
+use crate::pace::on_threads;
 use crate::progress::{Part, Progress};
 use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 use crate::segment::{SegmentHash, SegmentKey};
@@ -52,34 +53,30 @@ pub(super) fn prove(
     let cancelled = AtomicBool::new(false);
     let segments: u64 = backups.iter().map(|(_, record)| u64::from(record.segments)).sum();
     let part = Part::begin(progress, "gc", segments * SegmentHash::LENGTH as u64);
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, backups.len().max(1)) {
-            scope.spawn(|| {
-                while let Some((set, record)) = backups.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if progress.is_cancelled() {
-                        cancelled.store(true, Ordering::Release);
-                        return;
-                    }
-                    let opened = repository.manifest(set, record).and_then(|manifest| {
-                        manifest.verify()?;
-                        Ok(manifest)
-                    });
-                    let named = match &opened {
-                        Ok(manifest) => table.named(manifest, candidates, &compared),
-                        Err(_) => Vec::new(),
-                    };
-                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    found.0.extend(named);
-                    match opened {
-                        Ok(_) => {}
-                        Err(error) if error.kind() == crate::error::ErrorKind::Io => found.2 = Some(error),
-                        Err(error) => {
-                            found.1.push(format!("{}@{}: {error}", set.name, record.incremental));
-                        }
-                    }
-                    progress.advance(u64::from(record.segments) * SegmentHash::LENGTH as u64);
-                }
+    on_threads(jobs.clamp(1, backups.len().max(1)), "ekko-proof", || {
+        while let Some((set, record)) = backups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if progress.is_cancelled() {
+                cancelled.store(true, Ordering::Release);
+                return;
+            }
+            let opened = repository.manifest(set, record).and_then(|manifest| {
+                manifest.verify()?;
+                Ok(manifest)
             });
+            let named = match &opened {
+                Ok(manifest) => table.named(manifest, candidates, &compared),
+                Err(_) => Vec::new(),
+            };
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.0.extend(named);
+            match opened {
+                Ok(_) => {}
+                Err(error) if error.kind() == crate::error::ErrorKind::Io => found.2 = Some(error),
+                Err(error) => {
+                    found.1.push(format!("{}@{}: {error}", set.name, record.incremental));
+                }
+            }
+            progress.advance(u64::from(record.segments) * SegmentHash::LENGTH as u64);
         }
     });
     drop(part);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::codec::Decoder;
-use crate::pace::Pace;
+use crate::pace::{Pace, each_on_a_thread};
 use crate::progress::Progress;
 use crate::restore::plan::{Item, Plan};
 use crate::restore::{DamagedSegment, RestoreError, SegmentError, SegmentSink};
@@ -113,42 +113,37 @@ pub(super) fn run(
     let stop = AtomicBool::new(false);
     let results = Mutex::new((Vec::new(), None));
     let fetchers = (0..pace.jobs()).map(|_| Fetcher::new(catalog)).collect::<Result<Vec<_>, _>>()?;
-    std::thread::scope(|scope| {
-        for mut fetcher in fetchers {
-            let (next, stop, results) = (&next, &stop, &results);
-            scope.spawn(move || {
-                let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut bytes = Vec::new();
-                while let Some(item) = plan.items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if stop.load(Ordering::Acquire) {
-                        return;
+    each_on_a_thread(fetchers, "ekko-restore", |mut fetcher| {
+        let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = Vec::new();
+        while let Some(item) = plan.items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.load(Ordering::Acquire) {
+                return;
+            }
+            let lengths = item.targets.iter().map(|index| u64::from(geometry.length(*index)));
+            pace.spend(lengths.sum(), || stop.load(Ordering::Acquire));
+            let fetched = fetcher.fetch(plan, item, &mut bytes);
+            for index in &item.targets {
+                let whole = match &fetched {
+                    Ok(()) => check_length(item, &bytes, geometry, *index)
+                        .map_err(|error| damaged(geometry, *index, &error)),
+                    Err(error) => Err(damaged(geometry, *index, error)),
+                };
+                let written = match whole {
+                    Ok(()) => sink.segment(*index, item.key, &bytes),
+                    Err(damaged) => {
+                        let written = sink.damaged(&damaged);
+                        results().0.push(damaged);
+                        written
                     }
-                    let lengths = item.targets.iter().map(|index| u64::from(geometry.length(*index)));
-                    pace.spend(lengths.sum(), || stop.load(Ordering::Acquire));
-                    let fetched = fetcher.fetch(plan, item, &mut bytes);
-                    for index in &item.targets {
-                        let whole = match &fetched {
-                            Ok(()) => check_length(item, &bytes, geometry, *index)
-                                .map_err(|error| damaged(geometry, *index, &error)),
-                            Err(error) => Err(damaged(geometry, *index, error)),
-                        };
-                        let written = match whole {
-                            Ok(()) => sink.segment(*index, item.key, &bytes),
-                            Err(damaged) => {
-                                let written = sink.damaged(&damaged);
-                                results().0.push(damaged);
-                                written
-                            }
-                        };
-                        if let Err(error) = written {
-                            stop.store(true, Ordering::Release);
-                            results().1.get_or_insert(error);
-                            return;
-                        }
-                        progress.advance(u64::from(geometry.length(*index)));
-                    }
+                };
+                if let Err(error) = written {
+                    stop.store(true, Ordering::Release);
+                    results().1.get_or_insert(error);
+                    return;
                 }
-            });
+                progress.advance(u64::from(geometry.length(*index)));
+            }
         }
     });
     match results.into_inner().unwrap_or_else(PoisonError::into_inner) {

@@ -160,7 +160,10 @@ impl IndexWriter {
         let (wake, woken) = bounded::<()>(1);
         // The disk works beside: at the end little is left to wait for.
         std::thread::scope(|scope| {
-            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| sync_files(&path)));
+            let thread = std::thread::Builder::new().name("ekko-sync".to_owned());
+            let syncing = thread
+                .spawn_scoped(scope, move || woken.iter().try_for_each(|()| sync_files(&path)))
+                .map_err(|error| StorageError::new("start a thread for", self.index().path(), error))?;
             let loaded = self.load_beside(entries, &wake);
             drop(wake);
             let synced = syncing.join().unwrap_or_else(|_| {
