@@ -48,8 +48,15 @@ impl<'a> Order<'a> {
                 continue;
             }
             let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
-            for index in run.map(SegmentIndex) {
-                let Some(segment) = cursor.at(index) else { continue };
+            let mut next = run.start;
+            while next < run.end {
+                let index = SegmentIndex(next);
+                next += 1;
+                let Some(segment) = cursor.at(index) else {
+                    // A large hole costs nothing.
+                    next = cursor.next_present().map_or(run.end, |present| present.0.max(next));
+                    continue;
+                };
                 if fate != Fate::Keep {
                     // The image has a hole where the parent has a segment.
                     return Err(BackupError::ListWrong { segment: index });

@@ -238,6 +238,11 @@ impl Cursor<'_> {
         Some(SegmentRef { key: SegmentKey { hash: SegmentHash::from_bytes(*hash), twin }, incremental, base })
     }
 
+    /// Returns the first place behind the last lookup at which there is a segment.
+    pub fn next_present(&self) -> Option<SegmentIndex> {
+        self.stretch.map(|stretch| stretch.first)
+    }
+
     fn advance(&mut self) {
         self.stretch = stretch(self.hashes, self.runs, self.next);
         self.next += 1;

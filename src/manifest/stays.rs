@@ -55,11 +55,20 @@ impl<'a> Neighbours<'a> {
         let mut gains: Vec<(SegmentKey, u32)> = Vec::new();
         let mut cursors =
             self.manifests().map(|manifest| manifest.map(|it| it.cursor(SegmentIndex(window.start))));
-        for place in window {
+        let mut next = window.start;
+        while next < window.end {
+            let place = next;
             let [before, this, after] = cursors
                 .each_mut()
                 .map(|cursor| cursor.as_mut().and_then(|cursor: &mut Cursor| cursor.at(SegmentIndex(place))))
                 .map(|segment| segment.map(|segment| segment.key));
+            next += 1;
+            if [before, this, after].iter().all(Option::is_none) {
+                // A large hole costs nothing.
+                let present = cursors.iter().flatten().filter_map(Cursor::next_present).min();
+                next = present.map_or(window.end, |present| present.0.max(next));
+                continue;
+            }
             // A neighbour that does not exist differs from everything.
             let same_before = self.before.is_some() && before == this;
             let same_after = self.after.is_some() && after == this;

@@ -110,6 +110,30 @@ quickcheck! {
     }
 }
 
+/// Going through every place of such a disk takes ten seconds or more each time; the limit only shows that nothing does.
+#[test]
+fn what_a_backup_of_a_huge_empty_disk_gains_is_found_without_going_through_its_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let (places, kept, new) = (1 << 30, 1 << 29, (1 << 30) - 1);
+    let manifest = |name: &str, present: &[(u32, u8)]| {
+        let path = at(&folder, name);
+        let mut writer = ManifestWriter::create(&OsStorage, &path, info(places)).unwrap();
+        for (place, seed) in present {
+            writer.push(SegmentIndex(*place), &segment(*seed)).unwrap();
+        }
+        writer.finish().unwrap();
+        ManifestReader::open(&OsStorage, &path).unwrap()
+    };
+    let (before, this) = (manifest("0", &[(kept, 1)]), manifest("1", &[(kept, 1), (new, 2)]));
+    let begun = std::time::Instant::now();
+    for _ in 0..10 {
+        let neighbours = Neighbours { before: Some(&before), this: &this, after: None };
+        let gains: Vec<_> = neighbours.windows().flat_map(|window| neighbours.gains(window)).collect();
+        assert_eq!(gains, [(segment(2).key, 1)]);
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
 /// Counts the stays of a chain, place by place.
 fn recount(chain: &[&Vec<Option<SegmentRef>>]) -> BTreeMap<SegmentKey, u32> {
     let mut counts = BTreeMap::new();
