@@ -27,6 +27,31 @@ pub enum Notice {
         /// Who uses it, in words.
         how: String,
     },
+    /// The source changed while it was read, or somebody had it open who may have changed it: the backup mixes several moments.
+    Inconsistent {
+        /// The disk.
+        name: String,
+        /// How the source changed, in words.
+        why: String,
+    },
+    /// Sectors of the source could not be read, and are zeros in the backup.
+    Unreadable {
+        /// The disk.
+        name: String,
+        /// How many ranges they are.
+        ranges: usize,
+        /// How many bytes the ranges have.
+        bytes: u64,
+    },
+    /// A disk is smaller than in the backup before.
+    Shrank {
+        /// The disk.
+        name: String,
+        /// Its size in bytes in the backup before.
+        was: u64,
+        /// Its size in bytes now.
+        now: u64,
+    },
     /// The source is read as raw and looks like an image of another format.
     LooksLike {
         /// The source.

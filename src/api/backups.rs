@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::api::View;
-use crate::manifest::Incremental;
+use crate::api::{ByteRange, View};
+use crate::manifest::{Incremental, unreadable_ranges};
 use crate::progress::{Notice, Progress};
 use crate::repository::{
     Addressed, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError, RepositoryStats, Which,
@@ -67,6 +67,17 @@ pub struct BackupRow {
     /// Why it may not be what the disk was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspect: Option<String>,
+    /// How the source changed while it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inconsistent: Option<String>,
+    /// How many bytes the ranges with unreadable sectors have: such sectors are zeros in the backup.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub unreadable_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_nothing(number: &u64) -> bool {
+    *number == 0
 }
 
 fn tell(problems: Vec<RepositoryError>, progress: &dyn Progress) {
@@ -132,6 +143,8 @@ pub fn list(
         size_of_disk: backup.size_of_disk,
         segments: backup.segments,
         suspect: backup.suspect.clone(),
+        inconsistent: backup.flaws.inconsistent.clone(),
+        unreadable_bytes: backup.flaws.unreadable_bytes,
     };
     Ok(BackupList { backups: page.iter().map(row).collect(), next_marker })
 }
@@ -171,6 +184,12 @@ pub struct BackupDetails {
     /// Why it may not be what the disk was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspect: Option<String>,
+    /// How the source changed while it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inconsistent: Option<String>,
+    /// The ranges with unreadable sectors: such sectors are zeros in the backup.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<ByteRange>,
     /// What its manifest says beside.
     pub attributes: BTreeMap<String, String>,
     /// The manifest's file on the machine that has the repository.
@@ -220,6 +239,9 @@ pub fn show(
         protected: backup.protection.holds(jiff::Timestamp::now()),
         note: backup.note.clone(),
         suspect: backup.suspect.clone(),
+        inconsistent: backup.flaws.inconsistent.clone(),
+        // Of ranges in an unknown form, the attribute tells.
+        unreadable: unreadable_ranges(info).unwrap_or_default().iter().map(ByteRange::from).collect(),
         attributes: info.attributes.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
         // Where it lies concerns the owner alone.
         manifest: view.project().is_none().then(|| manifest.path().display().to_string()),

@@ -397,6 +397,7 @@ mod tests {
                 protection: Protection::None,
                 note: None,
                 suspect: None,
+                flaws: crate::manifest::FlawMarks::default(),
             });
         }
         let policy = RetentionPolicy { last: Keep::Number(2), ..RetentionPolicy::default() };

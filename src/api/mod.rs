@@ -34,5 +34,5 @@ pub use jobs::{
 };
 pub use own::Own;
 pub use problem::{Problem, Refusal};
-pub use sessions::{Committed, NewSession, SessionState, sign_of_life};
+pub use sessions::{ByteRange, Committed, InvalidFlaws, NewSession, SessionState, SourceFlaws, sign_of_life};
 pub use view::{InvalidProject, Project, View};

@@ -1,12 +1,15 @@
 //! Documents about backups that are being sent.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::View;
-use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::manifest::{
+    BackupsetId, Flaws, ImageName, Inconsistency, Incremental, InvalidText, MOST_UNREADABLE,
+};
 
 /// A backup that a client is about to send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -59,6 +62,9 @@ pub struct SessionState {
     /// The BLAKE3 of that backup's manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// The disk's size in bytes in that backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_size_of_disk: Option<u64>,
     /// How segments are compressed unless the client chooses otherwise.
     pub compression: String,
     /// How many parts of the manifest have come.
@@ -72,6 +78,75 @@ pub struct SessionState {
 pub fn sign_of_life(silence_seconds: u64) -> Duration {
     let fifth = Duration::from_millis(silence_seconds.saturating_mul(200));
     fifth.clamp(Duration::from_millis(100), Duration::from_mins(1))
+}
+
+/// Flaws of a source that its client found while it read it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFlaws {
+    /// How the source changed while it was read, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024)]
+    pub inconsistent: Option<String>,
+    /// The ranges with unreadable sectors, in order: those sectors are zeros in the backup.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 1024)]
+    pub unreadable: Vec<ByteRange>,
+}
+
+/// A range of bytes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByteRange {
+    /// Its first byte.
+    pub offset: u64,
+    /// How many bytes it has.
+    #[schema(minimum = 1)]
+    pub length: u64,
+}
+
+impl From<&Range<u64>> for ByteRange {
+    fn from(range: &Range<u64>) -> Self {
+        Self { offset: range.start, length: range.end.saturating_sub(range.start) }
+    }
+}
+
+impl SourceFlaws {
+    /// Returns the document of flaws; nothing if there are none.
+    pub fn of(flaws: &Flaws) -> Option<Self> {
+        let document = Self {
+            inconsistent: flaws.inconsistent.as_ref().map(ToString::to_string),
+            unreadable: flaws.unreadable.iter().map(ByteRange::from).collect(),
+        };
+        (document != Self::default()).then_some(document)
+    }
+
+    /// Returns the flaws of a disk of `size` bytes.
+    ///
+    /// # Errors
+    /// The text breaks the rules, or the ranges are not in order, empty, off the disk, or too many.
+    pub fn flaws(&self, size: u64) -> Result<Flaws, InvalidFlaws> {
+        let inconsistent = self.inconsistent.as_deref().map(Inconsistency::new).transpose()?;
+        let (mut unreadable, mut behind) = (Vec::new(), 0);
+        for ByteRange { offset, length } in &self.unreadable {
+            let end =
+                offset.checked_add(*length).filter(|end| *end <= size && *length > 0 && *offset >= behind);
+            behind = end.filter(|_| unreadable.len() < MOST_UNREADABLE).ok_or(InvalidFlaws::Ranges)?;
+            unreadable.push(*offset..behind);
+        }
+        Ok(Flaws { inconsistent, unreadable })
+    }
+}
+
+/// Flaws that no backup can have.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidFlaws {
+    /// The text breaks the rules.
+    #[error(transparent)]
+    Text(#[from] InvalidText),
+    /// The ranges are not what they are to be.
+    #[error("unreadable ranges are in order, not empty, on the disk, and at most {MOST_UNREADABLE}")]
+    Ranges,
 }
 
 /// A backup that exists.

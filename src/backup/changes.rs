@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::backup::plan::Plan;
 use crate::backup::{BackupError, BackupOptions};
 use crate::image::{ChangeList, Format, ListKind};
-use crate::manifest::{BackupsetId, Incremental, ManifestInfo, TrackingId};
+use crate::manifest::{BackupsetId, Incremental, ManifestInfo, TrackingId, unreadable_ranges};
 use crate::repository::{BackupDraft, Parent, RepositoryWriter};
-use crate::segment::SegmentIndex;
+use crate::segment::{Geometry, SegmentIndex};
 
 /// The attribute of a manifest that says how the disk's format was.
 const FORMAT: &str = "format";
@@ -214,7 +214,9 @@ pub(super) fn prepare(
     let last = before.and_then(|info| serde_json::from_slice::<Attribute>(info.attribute(TRACKING)?).ok());
     let plan = Plan::of_list(told, geometry, before.map(|info| info.geometry.size_of_disk()));
     let plan = match parent {
-        Some(parent) => plan.with(&lost_segments(writer, parent, &plan)?, |_| super::plan::Fate::Read),
+        Some(parent) => plan
+            .with(&lost_segments(writer, parent, &plan)?, |_| super::plan::Fate::Read)
+            .with(&unread_segments(parent, geometry), |_| super::plan::Fate::Read),
         None => plan,
     };
     let segments = geometry.segments();
@@ -327,8 +329,14 @@ fn lost_segments(
     }
     for (run, _) in plan.runs(0..u32::MAX).filter(|(_, fate)| *fate == super::plan::Fate::Keep) {
         let mut cursor = parent.manifest.cursor(SegmentIndex(run.start));
-        for index in run {
-            let Some(segment) = cursor.at(SegmentIndex(index)) else { continue };
+        let mut next = run.start;
+        while next < run.end {
+            let index = next;
+            next += 1;
+            let Some(segment) = cursor.at(SegmentIndex(index)) else {
+                next = cursor.next_present().map_or(run.end, |present| present.0.max(next));
+                continue;
+            };
             if writer.store().require(segment.key)?.is_lost() {
                 match lost.last_mut() {
                     Some(before) if before.end == index => before.end += 1,
@@ -338,6 +346,23 @@ fn lost_segments(
         }
     }
     Ok(lost)
+}
+
+/// Returns the segments of which the parent could not read everything: no list says that they are to be read again.
+fn unread_segments(parent: &Parent, geometry: Geometry) -> Vec<Range<u32>> {
+    let Ok(ranges) = unreadable_ranges(parent.manifest.info()) else {
+        return std::iter::once(0..geometry.segments()).collect();
+    };
+    let mut segments: Vec<Range<u32>> = Vec::new();
+    for range in ranges.into_iter().filter(|range| range.start < geometry.size_of_disk()) {
+        let first = geometry.containing(range.start).0;
+        let last = geometry.containing(range.end.min(geometry.size_of_disk()) - 1).0;
+        match segments.last_mut() {
+            Some(before) if before.end >= first => before.end = last + 1,
+            _ => segments.push(first..last + 1),
+        }
+    }
+    segments
 }
 
 /// Returns how many segments are audited.

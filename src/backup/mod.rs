@@ -17,6 +17,7 @@ mod order;
 mod pieces;
 mod pipeline;
 mod plan;
+mod source;
 mod worker;
 
 use std::ops::Range;
@@ -25,7 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use changes::{ChangesBase, FullRead, KIND, TrackedChanges, Tracking, describe};
-pub use pipeline::{InOrder, Outcome, SegmentWorker};
+pub use pipeline::{InOrder, Outcome, SegmentWorker, used_bytes};
+pub use source::WatchedSource;
 pub use worker::{Class, Put, SegmentWriter};
 
 use crate::backup::changes::Prepared;
@@ -36,7 +38,7 @@ use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Format, Image, ImageError, LookAlike};
-use crate::manifest::{ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
+use crate::manifest::{Flaws, ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
 use crate::repository::{
@@ -181,6 +183,10 @@ pub struct BackupOptions {
     pub format: SourceFormat,
     /// Who else may have been changing the source, in words, to be written down.
     pub in_use: Option<SourceUse>,
+    /// Whether somebody sees to it that the source does not change: then whoever has it open makes it no inconsistent backup.
+    pub stands_still: bool,
+    /// Whether unreadable sectors are read around: they become zeros, and the manifest lists them.
+    pub skip_bad_sectors: bool,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
     pub changes: Option<Arc<TrackedChanges>>,
     /// What else its manifest says, by keys.
@@ -201,6 +207,8 @@ impl BackupOptions {
             tags: Tags::default(),
             format,
             in_use: None,
+            stands_still: false,
+            skip_bad_sectors: false,
             changes: None,
             attributes: Vec::new(),
             stop: Vec::new(),
@@ -237,6 +245,8 @@ pub struct BackupStats {
     pub new_segments: u64,
     /// Segments that were only read to see whether the list of changes is right about them.
     pub audited_segments: u64,
+    /// Bytes of the segments that are not zeros.
+    pub used_bytes: u64,
     /// Bytes read from the source; holes are not.
     pub read_bytes: u64,
     /// Plain bytes of the new segments.
@@ -268,6 +278,10 @@ pub struct BackupSummary {
     pub stats: BackupStats,
     /// What came of the list of changes, if there was one.
     pub tracking: Option<Tracking>,
+    /// Flaws of the source that were found while it was read.
+    pub flaws: Flaws,
+    /// The disk's size in bytes in the backup before, if it has become smaller since.
+    pub shrank_from: Option<u64>,
     /// How long it took, the commit included.
     pub elapsed: Duration,
 }
@@ -303,11 +317,13 @@ fn attempt(
     let begun = Instant::now();
     writer.prepare_for_growth()?;
     let draft = writer.begin_backup(name, image.size())?;
-    let DiskRead { draft, stats, tracking } = read_disk(writer, draft, image, options, progress)?;
+    let DiskRead { draft, stats, tracking, flaws, shrank_from } =
+        read_disk(writer, draft, image, options, progress)?;
     let size_of_disk = draft.draft().info().geometry.size_of_disk();
     // One comes of one.
     let backup = writer.commit_all(vec![draft])?.pop().ok_or(BackupError::WorkerLost)?;
-    Ok(BackupSummary { backup, size_of_disk, stats, tracking, elapsed: begun.elapsed() })
+    let elapsed = begun.elapsed();
+    Ok(BackupSummary { backup, size_of_disk, stats, tracking, flaws, shrank_from, elapsed })
 }
 
 /// A disk that was read and stored for a backup that is not committed.
@@ -319,6 +335,10 @@ pub struct DiskRead {
     pub stats: BackupStats,
     /// What came of the list of changes, if there was one.
     pub tracking: Option<Tracking>,
+    /// Flaws of the source that were found while it was read.
+    pub flaws: Flaws,
+    /// The disk's size in bytes in the backup before, if it has become smaller since.
+    pub shrank_from: Option<u64>,
 }
 
 /// Reads a disk for a backup that has been begun: all but the commit. After a failure nothing is left of the draft.
@@ -330,6 +350,10 @@ pub fn read_disk(
     progress: &dyn Progress,
 ) -> Result<DiskRead, BackupError> {
     draft.set_tags(&options.tags);
+    // What is no disk may have any size.
+    let parent = draft.parent().filter(|_| draft.attribute(KIND).is_none());
+    let before = parent.map(|parent| parent.manifest.info().geometry.size_of_disk());
+    let shrank_from = tell_shrunk(draft.info().name.as_str(), before, image.size(), progress);
     let prepared = changes::prepare(writer, &mut draft, options).and_then(|prepared| {
         check_fleece(writer, &draft, image, &prepared, options)?;
         Ok(prepared)
@@ -337,11 +361,30 @@ pub fn read_disk(
     if let Ok(Prepared { tracking: Some(tracking), .. }) = &prepared {
         tell_full_read(&draft, tracking, progress);
     }
-    progress.begin(draft.info().name.as_str(), image.size());
+    let expected = match &prepared {
+        Ok(Prepared { plan, .. }) => pipeline::expected_bytes(image, draft.info().geometry, plan),
+        Err(_) => 0,
+    };
+    progress.begin(draft.info().name.as_str(), expected);
     let result = prepared.and_then(|plan| read(writer, &mut draft, image, plan, options, progress));
     progress.end();
-    let (manifest, stats, tracking) = result?;
-    Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking })
+    let DiskScan { manifest, stats, tracking, flaws } = result?;
+    Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking, flaws, shrank_from })
+}
+
+/// Tells a person if a disk is smaller than in the backup before. Returns its size there then.
+pub fn tell_shrunk(name: &str, before: Option<u64>, now: u64, progress: &dyn Progress) -> Option<u64> {
+    let was = before.filter(|was| *was > now)?;
+    progress.notice(Notice::Shrank { name: name.to_owned(), was, now });
+    Some(was)
+}
+
+/// A disk that was read, and whose manifest is not finished.
+struct DiskScan {
+    manifest: ManifestWriter,
+    stats: BackupStats,
+    tracking: Option<Tracking>,
+    flaws: Flaws,
 }
 
 /// Refuses an export that reads from a fleecing image which was used before, where that can be seen.
@@ -375,10 +418,11 @@ fn read(
     prepared: Prepared,
     options: &BackupOptions,
     progress: &dyn Progress,
-) -> Result<(ManifestWriter, BackupStats, Option<Tracking>), BackupError> {
+) -> Result<DiskScan, BackupError> {
     let Prepared { plan, mut tracking } = prepared;
+    let source = WatchedSource::new(image, options);
     let mut manifest = writer.create_manifest(draft)?;
-    let mut ran = run_plan(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+    let mut ran = run_plan(writer, draft, &mut manifest, (&source, &plan), options, progress)?;
     if let Some(segment) = ran.wrong {
         drop(manifest);
         let before = ran.stats;
@@ -387,12 +431,13 @@ fn read(
             tell_full_read(draft, tracking, progress);
         }
         manifest = writer.create_manifest(draft)?;
-        ran = run_plan(writer, draft, &mut manifest, (image, &plan), options, progress)?;
+        ran = run_plan(writer, draft, &mut manifest, (&source, &plan), options, progress)?;
         ran.stats.add_what_was_stored(&before);
     }
     let stats = ran.stats;
-    image.verify_unchanged()?;
-    Ok((manifest, stats, tracking))
+    let flaws = source.flaws(draft.info().name.as_str(), progress)?;
+    draft.set_flaws(&mut manifest, &flaws)?;
+    Ok(DiskScan { manifest, stats, tracking, flaws })
 }
 
 fn run_plan(
@@ -425,6 +470,5 @@ pub fn read_for<W: SegmentWorker>(
 ) -> Result<BackupStats, BackupError> {
     let plan = Plan::full(geometry).with(known, |_| Fate::Keep);
     let ran = pipeline::run((image, geometry, &plan), workers, order, options, progress)?;
-    image.verify_unchanged()?;
     Ok(ran.stats)
 }

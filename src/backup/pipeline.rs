@@ -170,6 +170,11 @@ pub(super) fn run<W: SegmentWorker>(
         for worker in workers {
             match start(worker) {
                 Ok(thread) => threads.push(thread),
+                // Those that have started do all of it.
+                Err(error) if !threads.is_empty() => {
+                    tracing::info!(%error, "the backup goes on with fewer threads");
+                    break;
+                }
                 Err(source) => {
                     let error = StorageError::new("start a thread for", "the backup", source);
                     shared.failure.set(StoreError::from(error).into());
@@ -235,6 +240,17 @@ fn run_worker<W: SegmentWorker>(
     Ok(())
 }
 
+/// Returns about how many bytes of data are read.
+pub(super) fn expected_bytes(image: &dyn Image, geometry: Geometry, plan: &Plan) -> u64 {
+    let size = geometry.size_of_disk();
+    match image.allocated() {
+        Some(allocated) => {
+            allocated.min(plan.reads().saturating_mul(geometry.segment_size().bytes().into())).min(size)
+        }
+        None => size,
+    }
+}
+
 /// Puts the outcomes in order and counts them.
 fn collect<S>(
     done: &Receiver<Done<S>>,
@@ -242,13 +258,20 @@ fn collect<S>(
     shared: &Shared<'_>,
     progress: &dyn Progress,
 ) -> Result<BackupStats, BackupError> {
-    let Shared { geometry, plan, failure, .. } = shared;
+    let Shared { image, geometry, plan, failure, .. } = shared;
+    let expected = expected_bytes(*image, *geometry, plan);
+    // Where data lies is known in part only: then holes count as well.
+    let by_place = image.allocated().is_none();
     let mut stats = BackupStats::default();
     // What came before its turn.
     let mut early = BTreeMap::new();
     let (mut next, mut told) = (0, 0);
     for one in done {
         stats.read_bytes += one.read_bytes;
+        if !by_place {
+            progress.advance(one.read_bytes);
+            told += one.read_bytes;
+        }
         one.outcomes.iter().for_each(|outcome| count(&mut stats, outcome.class));
         early.insert(one.sequence, one);
         while let Some(Done { end, outcomes, .. }) = early.remove(&next) {
@@ -258,8 +281,10 @@ fn collect<S>(
             {
                 failure.set(error);
             }
-            progress.advance(end - told);
-            told = end;
+            if by_place {
+                progress.advance(end - told);
+                told = end;
+            }
         }
     }
     let complete = early.is_empty();
@@ -269,12 +294,18 @@ fn collect<S>(
             Err(error) => failure.set(error),
         }
     }
-    progress.advance(geometry.size_of_disk().saturating_sub(told));
+    progress.advance(expected.saturating_sub(told));
     stats.segments = u64::from(geometry.segments());
     stats.audited_segments = plan.audits();
     let others = stats.unchanged_segments + stats.deduplicated_segments + stats.new_segments;
     stats.zero_segments = stats.segments - others;
+    stats.used_bytes = used_bytes(*geometry, stats.zero_segments);
     if complete || failure.stopped() { Ok(stats) } else { Err(BackupError::WorkerLost) }
+}
+
+/// Returns how many bytes the segments have that are not zeros. A short last segment is kept, so those of zeros are full.
+pub fn used_bytes(geometry: Geometry, zero_segments: u64) -> u64 {
+    geometry.size_of_disk().saturating_sub(zero_segments * u64::from(geometry.segment_size().bytes()))
 }
 
 fn count(stats: &mut BackupStats, class: Class) {

@@ -148,6 +148,12 @@ impl Plan {
         found
     }
 
+    /// Returns how many segments are read.
+    pub(super) fn reads(&self) -> u64 {
+        let reads = self.runs(0..u32::MAX).filter(|(_, fate)| fate.is_read());
+        reads.map(|(run, _)| u64::from(run.end - run.start)).sum()
+    }
+
     /// Returns how many segments are read to see whether what is said of them is so.
     pub(super) fn audits(&self) -> u64 {
         let audits = self.runs(0..u32::MAX).filter(|(_, fate)| matches!(fate, Fate::Audit { .. }));

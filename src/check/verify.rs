@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::check::{CheckError, WINDOW, tell, wanted};
-use crate::image::{Image, ImageError};
-use crate::manifest::ManifestReader;
+use crate::image::{Image, ImageError, UnreadableRanges};
+use crate::manifest::{ManifestReader, unreadable_ranges};
+use crate::pace::on_threads;
 use crate::progress::{Part, Progress};
 use crate::repository::Repository;
 use crate::segment::{Fingerprint, SegmentIndex, is_zero};
@@ -30,6 +31,10 @@ pub struct VerifySummary {
     pub unknown_segments: u64,
     /// Their ranges of bytes, in order.
     pub unknown: Vec<Range<u64>>,
+    /// The ranges of the disk that cannot be read, in order: of what they hold nobody can say.
+    pub unreadable: Vec<Range<u64>>,
+    /// The ranges that could not be read when the backup was made, in order: their unreadable sectors are zeros in it.
+    pub never_read: Vec<Range<u64>>,
     /// Bytes read from the disk.
     pub read_bytes: u64,
 }
@@ -110,17 +115,21 @@ pub fn verify_from(
     manifest.verify()?;
     let geometry = manifest.info().geometry;
     let mut part = Part::begin(progress, "verify", geometry.size_of_disk());
-    let mut summary = VerifySummary::default();
+    // In an unknown form, `show` tells of them.
+    let never_read = unreadable_ranges(manifest.info()).unwrap_or_default();
+    let mut summary = VerifySummary { never_read, ..VerifySummary::default() };
+    let unreadable = UnreadableRanges::default();
     let mut first = 0;
     while first < geometry.segments() {
         let end = first.saturating_add(WINDOW).min(geometry.segments());
         let expected = supply.fingerprints(manifest, first..end, progress)?;
-        let window = Window { manifest, image, expected: &expected };
+        let window = Window { manifest, image, expected: &expected, unreadable: &unreadable };
         for (index, verdict) in window.compare(first..end, options.jobs, &mut summary.read_bytes)? {
             let start = geometry.offset(index);
             let range = start..start + u64::from(geometry.length(index));
             match verdict {
-                Verdict::Same => {}
+                // Of the rest of such a segment nobody can say either: the fingerprint is that of the whole.
+                Verdict::Same | Verdict::Unreadable => {}
                 Verdict::Unknown => {
                     summary.unknown_segments += 1;
                     summary.unknown.push(range);
@@ -132,6 +141,7 @@ pub fn verify_from(
         part.reached(geometry.offset(SegmentIndex(end)).min(geometry.size_of_disk()));
     }
     image.verify_unchanged()?;
+    summary.unreadable = unreadable.ranges();
     let (has, had) = (image.size(), geometry.size_of_disk());
     if has != had {
         let both = has.min(had);
@@ -142,6 +152,11 @@ pub fn verify_from(
 }
 
 impl VerifySummary {
+    /// Says whether the disk is what the backup holds, as far as anybody can say.
+    pub fn is_same(&self) -> bool {
+        self.differing.is_empty() && self.unknown_segments == 0 && self.unreadable.is_empty()
+    }
+
     fn add(&mut self, range: Range<u64>) {
         match self.differing.last_mut() {
             Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
@@ -155,6 +170,8 @@ enum Verdict {
     Same,
     Differs,
     Unknown,
+    /// The disk does not give it.
+    Unreadable,
 }
 
 /// A window of places, with what stands at those that are present.
@@ -162,6 +179,7 @@ struct Window<'a> {
     manifest: &'a ManifestReader,
     image: &'a dyn Image,
     expected: &'a [(SegmentIndex, Option<Fingerprint>)],
+    unreadable: &'a UnreadableRanges,
 }
 
 impl Window<'_> {
@@ -175,27 +193,22 @@ impl Window<'_> {
         let with_data = self.with_data(places.clone())?;
         let next = AtomicUsize::new(0);
         let done = Mutex::new((Vec::new(), 0, None));
-        std::thread::scope(|scope| {
-            for _ in 0..jobs.max(1) {
-                let (next, done, with_data) = (&next, &done, &with_data);
-                scope.spawn(move || {
-                    let mut bytes = Vec::new();
-                    loop {
-                        let Some(index) = with_data.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                        let verdict = self.read(*index, &mut bytes);
-                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                        let (differing, read, failure) = &mut *done;
-                        *read += bytes.len() as u64;
-                        match verdict {
-                            Ok(Verdict::Same) => {}
-                            Ok(verdict) => differing.push((*index, verdict)),
-                            Err(error) => {
-                                failure.get_or_insert(error);
-                                next.store(with_data.len(), Ordering::Relaxed);
-                            }
-                        }
+        on_threads(jobs, "ekko-verify", || {
+            let mut bytes = Vec::new();
+            loop {
+                let Some(index) = with_data.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+                let verdict = self.read(*index, &mut bytes);
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                let (differing, read, failure) = &mut *done;
+                *read += bytes.len() as u64;
+                match verdict {
+                    Ok(Verdict::Same) => {}
+                    Ok(verdict) => differing.push((*index, verdict)),
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                        next.store(with_data.len(), Ordering::Relaxed);
                     }
-                });
+                }
             }
         });
         let (mut differing, read, failure) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -241,7 +254,9 @@ impl Window<'_> {
         let left = usize::try_from(self.image.size().saturating_sub(start)).unwrap_or(usize::MAX);
         let length = geometry.length(index) as usize;
         bytes.resize(length.min(left), 0);
-        self.image.read_at(bytes, start)?;
+        if self.unreadable.read_around(self.image, bytes, start)? > 0 {
+            return Ok(Verdict::Unreadable);
+        }
         if bytes.len() < length {
             return Ok(Verdict::Differs);
         }

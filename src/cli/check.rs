@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::api::{CheckDocument, DamagedRow, StatusRow, View, status_of};
+use crate::api::{ByteRange, CheckDocument, DamagedRow, StatusRow, View, status_of};
 use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, VerifySummary, check_with_index};
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
@@ -90,15 +90,15 @@ struct VerifyDocument {
     backup: String,
     source: String,
     same: bool,
-    differing: Vec<Extent>,
+    differing: Vec<ByteRange>,
+    /// Of the disk.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<ByteRange>,
+    /// When the backup was made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    never_read: Vec<ByteRange>,
     unknown_segments: u64,
     read_bytes: u64,
-}
-
-#[derive(Serialize)]
-struct Extent {
-    offset: u64,
-    length: u64,
 }
 
 pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -129,26 +129,41 @@ fn tell_verified(
     summary: &VerifySummary,
     context: &Context,
 ) -> Result<Outcome, CliError> {
-    let same = summary.differing.is_empty() && summary.unknown_segments == 0;
-    let extent = |range: &Range<u64>| Extent { offset: range.start, length: range.end - range.start };
+    let same = summary.is_same();
+    let ranges = |ranges: &[Range<u64>]| ranges.iter().map(ByteRange::from).collect();
     let document = VerifyDocument {
         backup,
         source: args.source.display().to_string(),
         same,
-        differing: summary.differing.iter().map(extent).collect(),
+        differing: ranges(&summary.differing),
+        unreadable: ranges(&summary.unreadable),
+        never_read: ranges(&summary.never_read),
         unknown_segments: summary.unknown_segments,
         read_bytes: summary.read_bytes,
     };
     context.print(&document, |out| {
         let VerifyDocument { backup, source, unknown_segments, .. } = &document;
-        for Extent { offset, length } in &document.differing {
-            writeln!(out, "{offset:>16} {length:>16} differs")?;
+        let lists = [
+            (&document.differing, "differs"),
+            (&document.unreadable, "cannot be read"),
+            (&document.never_read, "could not be read when the backup was made"),
+        ];
+        for (ranges, what) in lists {
+            for ByteRange { offset, length } in ranges {
+                writeln!(out, "{offset:>16} {length:>16} {what}")?;
+            }
         }
         if *unknown_segments > 0 {
             writeln!(out, "{unknown_segments} segments of {backup} are in no pack that can be read")?;
         }
         if same {
             writeln!(out, "{source} is what {backup} holds ({} read)", format::bytes(document.read_bytes))
+        } else if document.differing.is_empty() && *unknown_segments == 0 {
+            let bytes = format::bytes(document.unreadable.iter().map(|range| range.length).sum());
+            writeln!(
+                out,
+                "{bytes} of {source} cannot be read; every segment without them is what {backup} holds"
+            )
         } else {
             writeln!(out, "{source} is not what {backup} holds")
         }

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -33,7 +34,7 @@ pub(super) struct Context {
     wait: Duration,
     console: Arc<Console>,
     /// Whether stdout carries a disk's data.
-    data_on_stdout: std::cell::Cell<bool>,
+    data_on_stdout: AtomicBool,
 }
 
 #[derive(Serialize)]
@@ -59,8 +60,8 @@ impl Context {
             verbose: global.verbose,
             log,
             wait: global.wait,
-            console: Arc::new(Console::new(bars, !global.quiet, log)),
-            data_on_stdout: std::cell::Cell::new(false),
+            console: Arc::new(Console::new(bars, global.quiet, log)),
+            data_on_stdout: AtomicBool::new(false),
         }
     }
 
@@ -177,6 +178,11 @@ impl Context {
         Arc::<Console>::clone(&self.console)
     }
 
+    /// Returns the console for a thread of its own.
+    pub(super) fn console(&self) -> Arc<Console> {
+        Arc::clone(&self.console)
+    }
+
     pub(super) fn progress(&self) -> &Console {
         &self.console
     }
@@ -188,7 +194,7 @@ impl Context {
 
     /// From now on stdout carries a disk's data, and everything else goes to stderr.
     pub(super) fn reserve_stdout(&self) {
-        self.data_on_stdout.set(true);
+        self.data_on_stdout.store(true, Ordering::Release);
     }
 
     /// Prints a result: as JSON if that was asked for, else as text.
@@ -197,7 +203,8 @@ impl Context {
         document: &impl Serialize,
         text: impl FnOnce(&mut Lines) -> io::Result<()>,
     ) -> Result<(), CliError> {
-        let stream = if self.data_on_stdout.get() { Stream::Stderr } else { Stream::Stdout };
+        let stream =
+            if self.data_on_stdout.load(Ordering::Acquire) { Stream::Stderr } else { Stream::Stdout };
         if self.json {
             return Ok(Json::to(stream).document(document)?);
         }
@@ -206,10 +213,24 @@ impl Context {
         Ok(lines.finish()?)
     }
 
+    /// Prints a part of a result while the command goes on, if results are text. Long lines are broken where a terminal would.
+    pub(super) fn print_meanwhile(
+        &self,
+        text: impl FnOnce(&mut Lines) -> io::Result<()>,
+    ) -> Result<(), CliError> {
+        if self.json {
+            return Ok(());
+        }
+        let mut lines = Lines::to(Stream::Stdout).broken_to_fit();
+        text(&mut lines)?;
+        Ok(lines.finish()?)
+    }
+
     /// Returns what tells why the command failed, for another thread.
     pub(super) fn teller(&self) -> impl Fn(&CliError) + Send + use<> {
         let (console, json) = (Arc::clone(&self.console), self.json);
-        let stream = if self.data_on_stdout.get() { Stream::Stderr } else { Stream::Stdout };
+        let stream =
+            if self.data_on_stdout.load(Ordering::Acquire) { Stream::Stderr } else { Stream::Stdout };
         move |error| {
             let CliError::Failed { kind, message } = error else { return };
             if json {

@@ -28,7 +28,17 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "SEGMENTS", "NAME"], &[2, 3], rows)?;
         let mut suspects =
             document.backups.iter().filter_map(|row| Some((&row.backup, row.suspect.as_ref()?)));
-        suspects.try_for_each(|(backup, why)| writeln!(out, "{backup} is suspect: {why}"))
+        suspects.try_for_each(|(backup, why)| writeln!(out, "{backup} is suspect: {why}"))?;
+        document.backups.iter().try_for_each(|row| {
+            if let Some(why) = &row.inconsistent {
+                writeln!(out, "{} is inconsistent: {why}", row.backup)?;
+            }
+            if row.unreadable_bytes > 0 {
+                let bytes = format::bytes(row.unreadable_bytes);
+                writeln!(out, "{} has zeros in place of {bytes} that could not be read", row.backup)?;
+            }
+            Ok(())
+        })
     })?;
     Ok(context.outcome())
 }

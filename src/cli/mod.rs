@@ -17,6 +17,7 @@ mod forget;
 mod format;
 mod gc;
 mod init;
+mod limits;
 mod list;
 mod machine;
 mod manifest;

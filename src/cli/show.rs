@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::api::{self, BackupDetails, View};
+use crate::api::{self, BackupDetails, ByteRange, View};
 use crate::cli::args::ShowArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -49,14 +49,25 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("bases", document.bases.join(", ")),
             ("tags", document.tags.join(", ")),
             ("suspect", document.suspect.clone().unwrap_or_default()),
+            ("inconsistent", document.inconsistent.clone().unwrap_or_default()),
             ("manifest", format!("{manifest} ({})", format::bytes(document.manifest_bytes))),
         ];
-        pairs.extend(document.attributes.iter().map(|(key, value)| (key.as_str(), value.clone())));
+        pairs.extend(document.unreadable.iter().map(|range| ("unreadable", unreadable(range))));
+        let is_shown =
+            |key: &str| key == "inconsistent" || (key == "unreadable" && !document.unreadable.is_empty());
+        let others = document.attributes.iter().filter(|(key, _)| !is_shown(key));
+        pairs.extend(others.map(|(key, value)| (key.as_str(), value.clone())));
         pairs.extend(parts.iter().flat_map(Parts::pairs));
         pairs.retain(|(_, value)| !value.is_empty());
         format::pairs(out, &pairs)
     })?;
     Ok(context.outcome())
+}
+
+/// Returns a range of unreadable sectors for a person.
+pub(super) fn unreadable(range: &ByteRange) -> String {
+    let (offset, length) = (format::bytes(range.offset), format::bytes(range.length));
+    format!("{length} at {offset} (byte {}): zeros in this backup", range.offset)
 }
 
 fn parts_of(

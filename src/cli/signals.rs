@@ -23,12 +23,21 @@ use crate::restore::{Cleanup, TargetFate};
 /// After a signal, how long another one means the same.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What becomes of the data of a backup that was stopped.
+const STORED_DATA: &str = "the next backup uses the data that was stored already";
+
+/// Says what the end of a backup by a signal means, if so many disks of all are done.
+pub(super) fn stopped_backup((done, all): (usize, usize)) -> String {
+    let disks = if all == 1 { "disk is" } else { "disks are" };
+    format!("{done} of {all} {disks} backed up; {STORED_DATA}")
+}
+
 /// Returns what the end of a command by a signal means. A restore says what became of its target, and a backup with commands
 /// before or after it stops in order.
 pub(super) fn meaning(command: &Command) -> Option<&'static str> {
     match command {
         Command::Backup(args) if args.machine.before.is_none() && args.machine.after.is_none() => {
-            Some("the next backup uses the data that was stored already")
+            Some(STORED_DATA)
         }
         Command::Gc(_) => Some("no backup is harmed; the next \"ekko gc\" frees the rest"),
         Command::Check(_) => Some("the check is incomplete"),
@@ -39,8 +48,13 @@ pub(super) fn meaning(command: &Command) -> Option<&'static str> {
 
 /// From now on a signal ends the process with a line that says what that means.
 pub(super) fn tell_of_signals(meaning: &'static str, context: &Context) -> Result<(), CliError> {
+    let console = context.console();
     end_after(context, move |name, end| {
-        end(format!("stopped by {name}: {meaning}"));
+        end(match console.disks() {
+            // It is no backup, or one that has not begun.
+            (_, 0) => format!("stopped by {name}: {meaning}"),
+            disks => format!("stopped by {name}: {}", stopped_backup(disks)),
+        });
     })
 }
 

@@ -10,9 +10,12 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -30,6 +33,7 @@ pub(super) enum Stream {
 
 impl Stream {
     fn open(self) -> Box<dyn Write> {
+        clear_status();
         match self {
             Self::Stdout => Box::new(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
             Self::Stderr => Box::new(BufWriter::with_capacity(1 << 16, io::stderr().lock())),
@@ -55,16 +59,75 @@ pub(super) fn is_reader_gone() -> bool {
     looked.is_ok() && ends.iter().any(|end| end.revents().contains(PollFlags::ERR))
 }
 
+/// Whether a line of progress stands on the terminal.
+static IS_DRAWN: AtomicBool = AtomicBool::new(false);
+
+/// Draws a line of progress in place of the one before; an empty one only takes that away. Everything else that is written takes
+/// it away first.
+pub(super) fn draw_status(line: &str) {
+    IS_DRAWN.store(!line.is_empty(), Ordering::Release);
+    let _ = io::stderr().lock().write_all(format!("\r{}\x1b[K", escaped(line)).as_bytes());
+}
+
+fn clear_status() {
+    if IS_DRAWN.load(Ordering::Acquire) {
+        draw_status("");
+    }
+}
+
+/// The columns of a terminal that does not say how many it has.
+const USUAL_COLUMNS: usize = 80;
+
+/// Returns how many columns stderr has.
+pub(super) fn columns_of_stderr() -> usize {
+    columns_of(io::stderr()).unwrap_or(USUAL_COLUMNS)
+}
+
+/// Returns how many columns a stream has; nothing if it is no terminal.
+fn columns_of(stream: impl AsFd + IsTerminal) -> Option<usize> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let columns = tcgetwinsize(stream).map_or(0, |size| usize::from(size.ws_col));
+    Some(if columns == 0 { USUAL_COLUMNS } else { columns })
+}
+
+/// Breaks a line between words, so that no part is as wide as a terminal of so many columns. The parts after the first are
+/// indented. A word that is too long by itself stays whole, so that it can be copied.
+fn broken(line: &str, columns: usize) -> Vec<String> {
+    let width = |text: &str| text.chars().map(|letter| if letter.is_ascii() { 1 } else { 2 }).sum::<usize>();
+    let mut parts = vec![String::new()];
+    for word in line.split(' ') {
+        let Some(part) = parts.last_mut() else { break };
+        if part.is_empty() {
+            part.push_str(word);
+        } else if width(part) + 1 + width(word) < columns {
+            part.push(' ');
+            part.push_str(word);
+        } else {
+            parts.push(format!("  {word}"));
+        }
+    }
+    parts
+}
+
 /// Lines of text for a person. Not a [`Write`]: bytes do not tell a newline of the program from one of the data.
 pub(super) struct Lines {
     out: Box<dyn Write>,
     line: String,
+    /// The columns that lines are broken to fit.
+    columns: Option<usize>,
 }
 
 impl Lines {
     /// Begins to write lines.
     pub(super) fn to(stream: Stream) -> Self {
-        Self { out: stream.open(), line: String::new() }
+        Self { out: stream.open(), line: String::new(), columns: None }
+    }
+
+    /// Breaks long lines between words, if stdout is a terminal.
+    pub(super) fn broken_to_fit(self) -> Self {
+        Self { columns: columns_of(io::stdout()), ..self }
     }
 
     /// Writes one line. This is what `writeln!` calls: the newline at the end is the program's, each other one is data.
@@ -72,9 +135,15 @@ impl Lines {
         self.line.clear();
         // A String takes everything; what fails is the `Display` of a value.
         self.line.write_fmt(line).map_err(io::Error::other)?;
-        let text = self.line.strip_suffix('\n').unwrap_or(&self.line);
-        self.out.write_all(escaped(text).as_bytes())?;
-        self.out.write_all(b"\n")
+        let text = escaped(self.line.strip_suffix('\n').unwrap_or(&self.line));
+        let Some(columns) = self.columns else {
+            self.out.write_all(text.as_bytes())?;
+            return self.out.write_all(b"\n");
+        };
+        broken(&text, columns).iter().try_for_each(|part| {
+            self.out.write_all(part.as_bytes())?;
+            self.out.write_all(b"\n")
+        })
     }
 
     /// Makes sure that all lines are written.
@@ -85,10 +154,21 @@ impl Lines {
 
 /// Writes one line to stderr. If nobody reads it, nothing can be done.
 pub(super) fn say(line: fmt::Arguments<'_>) {
+    clear_status();
     let mut text = escaped(&line.to_string()).into_owned();
+    if let Some(columns) = columns_of(io::stderr()) {
+        text = broken(&text, columns).join("\n");
+    }
     text.push('\n');
     // In one piece, so that lines of several threads do not mix.
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Writes a document as one line of JSON to stderr. If nobody reads it, nothing can be done.
+pub(super) fn say_json(document: &impl Serialize) {
+    let text = serde_json::to_string(document).unwrap_or_default();
+    let line = format!("{}\n", escaped_json(&text));
+    let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// JSON that is written as it comes to be.
@@ -192,6 +272,7 @@ pub(super) struct Event(Log);
 
 impl Write for Event {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        clear_status();
         let text = String::from_utf8_lossy(bytes);
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let mut line = match self.0 {
@@ -232,5 +313,28 @@ pub(super) fn panicked(panic: &PanicHookInfo<'_>, log: Log) {
             say(format_args!("thread '{name}' panicked at {place}: {what}"));
             backtrace.iter().flat_map(|text| text.lines()).for_each(|line| say(format_args!("{line}")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_broken_between_words_and_never_as_wide_as_the_terminal() {
+        let line = "web@0 done in 4.5 s: 8 GiB disk, 700 MiB used, 620 MiB new, 204 MiB added to the store";
+        assert_eq!(broken(line, 100), [line]);
+        let parts = [
+            "web@0 done in 4.5 s: 8 GiB disk, 700",
+            "  MiB used, 620 MiB new, 204 MiB added",
+            "  to the store",
+        ];
+        assert_eq!(broken(line, 40), parts);
+        let word = "x".repeat(50);
+        assert_eq!(
+            broken(&format!("a {word} b"), 40),
+            ["a".to_owned(), format!("  {word}"), "  b".to_owned()]
+        );
+        assert_eq!(broken("", 40), [""]);
     }
 }

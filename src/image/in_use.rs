@@ -102,9 +102,21 @@ impl DiskUse {
 /// Says in words who may be changing a source: "mounted on /mnt/web", "held by dm-0", "open for writing by process 1234
 /// (qemu-system-x86)". `None` if nobody is known to.
 pub fn source_use(path: &Path) -> Option<String> {
+    used(path, &mounts())
+}
+
+/// The same, but for a filesystem that is mounted read-only: it changes nothing on its disk.
+pub fn source_writer(path: &Path) -> Option<String> {
+    let mounts = mounts();
+    let lines = mounts.split_inclusive(|byte| *byte == b'\n');
+    let writable: Vec<u8> = lines.filter(|line| !is_read_only(line)).flatten().copied().collect();
+    used(path, &writable)
+}
+
+fn used(path: &Path, mounts: &[u8]) -> Option<String> {
     let source = Source::at(path)?;
     let how = match source {
-        Source::Device(device) => device_use(device),
+        Source::Device(device) => device_use(device, mounts),
         Source::File { .. } => {
             loop_use(source).filter(|how| matches!(how, DiskUse::Attached { writable, .. } if *writable))
         }
@@ -120,7 +132,7 @@ pub fn source_use(path: &Path) -> Option<String> {
 pub fn target_use(path: &Path) -> Option<DiskUse> {
     let source = Source::at(path)?;
     let device = match source {
-        Source::Device(device) => device_use(device),
+        Source::Device(device) => device_use(device, &mounts()),
         Source::File { .. } => None,
     };
     device.or_else(|| loop_use(source)).or_else(|| writer(&relatives(source))).or_else(|| qemu_lock(source))
@@ -158,10 +170,9 @@ impl Source {
 }
 
 /// Says how a block device or a partition of it is used by the kernel.
-fn device_use(device: u64) -> Option<DiskUse> {
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+fn device_use(device: u64, mounts: &[u8]) -> Option<DiskUse> {
     let folder = device_folder(device);
-    if let Some(place) = mounted_on(&mounts, &number(device), |source| is_device(source, device)) {
+    if let Some(place) = mounted_on(mounts, &number(device), |source| is_device(source, device)) {
         return Some(DiskUse::Mounted { partition: None, place });
     }
     if let Some(holder) = names(&folder.join("holders")).into_iter().next() {
@@ -171,7 +182,7 @@ fn device_use(device: u64) -> Option<DiskUse> {
         let part = folder.join(&name);
         let numbers = read_line(&part.join("dev")).unwrap_or_default();
         let node = Path::new("/dev").join(&name);
-        if let Some(place) = mounted_on(&mounts, &numbers, |source| source == node) {
+        if let Some(place) = mounted_on(mounts, &numbers, |source| source == node) {
             return Some(DiskUse::Mounted { partition: Some(name), place });
         }
         if let Some(holder) = names(&part.join("holders")).into_iter().next() {
@@ -201,6 +212,18 @@ fn relatives(source: Source) -> Vec<Source> {
     let whole = whole.as_deref().and_then(Path::parent).and_then(at_number);
     let content = read_line(&folder.join("loop/backing_file")).and_then(|path| Source::at(Path::new(&path)));
     [source].into_iter().chain(parts).chain(whole).chain(content).collect()
+}
+
+/// Returns what is mounted where.
+fn mounts() -> Vec<u8> {
+    fs::read("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// Says whether a line of `mountinfo` is of a filesystem that is read-only, be it mounted in several places: the options of the
+/// filesystem itself are its last field.
+fn is_read_only(line: &[u8]) -> bool {
+    let options = line.trim_ascii_end().rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    options.split(|byte| *byte == b',').any(|option| option == b"ro")
 }
 
 fn is_device(path: &Path, device: u64) -> bool {
@@ -256,7 +279,7 @@ fn loop_use(source: Source) -> Option<DiskUse> {
         let writable = read_line(&device.join("ro")).is_none_or(|flag| flag != "1");
         let own = read_line(&device.join("dev")).and_then(|text| Source::of_number(&text));
         let place = match own {
-            Some(Source::Device(number)) => device_use(number),
+            Some(Source::Device(number)) => device_use(number, &mounts()),
             _ => None,
         };
         let place = match place {
@@ -404,6 +427,15 @@ mod tests {
         assert_eq!(mounted_on(mounts, "254:16", is_vdb), Some(PathBuf::from("/srv")));
         assert_eq!(mounted_on(mounts, "8:0", nobody), None);
         assert_eq!(mounted_on(b"", "8:0", is_vdb), None);
+    }
+
+    #[test]
+    fn a_filesystem_that_is_read_only_is_told_by_its_own_options() {
+        let line =
+            |mount: &str, own: &str| format!("40 35 8:1 / /srv {mount},noatime - ext4 /dev/sda1 {own}\n");
+        assert!(is_read_only(line("ro", "ro,errors=remount-ro").as_bytes()));
+        assert!(!is_read_only(line("ro", "rw,errors=remount-ro").as_bytes()));
+        assert!(!is_read_only(b"") && !is_read_only(b"\n"));
     }
 
     #[test]

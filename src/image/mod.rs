@@ -4,7 +4,9 @@
 //! what can be found out about who else uses it ([`source_use`]). Must not know what becomes of the
 //! bytes: nothing of segments, of the store or of manifests.
 
+mod bad_sectors;
 mod cbt;
+mod change;
 mod in_use;
 mod lookalike;
 mod nbd;
@@ -17,8 +19,10 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use bad_sectors::UnreadableRanges;
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
-pub use in_use::{DiskUse, source_use, target_use};
+pub use change::SourceChange;
+pub use in_use::{DiskUse, source_use, source_writer, target_use};
 pub use lookalike::LookAlike;
 pub use nbd::{NbdError, NbdTarget, NbdTask, is_nbd};
 pub use open::{Format, ImageOptions, OpenImage, is_remote, open_image};
@@ -54,6 +58,20 @@ pub trait Image: Send + Sync + Debug {
     /// [`ImageError::Shrank`] if it has become smaller: what was read past its new end is not to be
     /// believed. One that grew is no error: what was read is the disk as it was opened.
     fn verify_unchanged(&self) -> Result<(), ImageError>;
+
+    /// Returns about how many bytes of data it has, if that can be told without looking at all of it.
+    fn allocated(&self) -> Option<u64> {
+        None
+    }
+
+    /// Returns how the source has changed since it was opened, if that can be seen: then what was read mixes several moments.
+    ///
+    /// # Errors
+    ///
+    /// If the source cannot be looked at.
+    fn change(&self) -> Result<Option<SourceChange>, ImageError> {
+        Ok(None)
+    }
 }
 
 /// A range of bytes of a disk.
@@ -185,6 +203,12 @@ pub enum ImageError {
         /// Why it is not known.
         source: Box<Self>,
     },
+    /// A place of the source cannot be read, and nobody said that the rest is to be read all the same.
+    #[error("{source}; add --skip-bad-sectors to back up the rest of the disk")]
+    BadSector {
+        /// What was read, and how that failed.
+        source: Box<Self>,
+    },
     /// A text names two internal snapshots.
     #[error(
         "cannot choose an internal snapshot of {}: {wanted:?} names {}; choose one by the other of its two names",
@@ -247,7 +271,7 @@ impl ImageError {
             | Self::NoBitmaps { .. }
             | Self::AmbiguousSnapshot { .. } => ErrorKind::Invalid,
             Self::Nbd { source, .. } => source.kind(),
-            Self::Untracked { source } => source.kind(),
+            Self::Untracked { source } | Self::BadSector { source } => source.kind(),
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {

@@ -2,13 +2,14 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
+use crate::image::change::{SourceChange, Times};
 use crate::image::{Extent, Image, ImageError};
 use crate::storage::DIRECT;
 
@@ -30,6 +31,8 @@ pub struct RawImage {
     /// Whether the kernel can be asked to keep nothing in the page cache that was not there before.
     uncached: AtomicBool,
     size: u64,
+    /// As they were when it was opened.
+    times: Option<Times>,
 }
 
 /// `RWF_DONTCACHE` of Linux 6.14: what a read brings into the page cache leaves it again.
@@ -68,6 +71,8 @@ impl RawImage {
         refuse(fs::metadata(path).map_err(opening)?.file_type())?;
         let file = File::open(path).map_err(opening)?;
         refuse(file.metadata().map_err(opening)?.file_type())?;
+        // The times before the size: a write between the two shows.
+        let times = Times::of(&file).map_err(opening)?;
         let size = size_of(&file).map_err(opening)?;
         let is_device = file.metadata().map_err(opening)?.file_type().is_block_device();
         let open_direct = || {
@@ -89,7 +94,7 @@ impl RawImage {
         // Advice alone: where it is not taken, reading is only slower, or pushes more out of the page cache.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let _ = fadvise(&file, 0, None, Advice::NoReuse);
-        Ok(Self { path: path.to_owned(), file, direct, uncached: AtomicBool::new(true), size })
+        Ok(Self { path: path.to_owned(), file, direct, uncached: AtomicBool::new(true), size, times })
     }
 
     /// Reads once, as many bytes as come at once.
@@ -216,6 +221,21 @@ impl Image for RawImage {
         }
         Ok(())
     }
+
+    fn allocated(&self) -> Option<u64> {
+        let metadata = self.file.metadata().ok()?;
+        Some(if metadata.is_file() { (metadata.blocks() * 512).min(self.size) } else { self.size })
+    }
+
+    fn change(&self) -> Result<Option<SourceChange>, ImageError> {
+        let failed = |source| self.seek_failed(self.size, source);
+        let now = size_of(&self.file).map_err(failed)?;
+        if now > self.size {
+            return Ok(Some(SourceChange::Grew { was: self.size, now }));
+        }
+        let times = Times::of(&self.file).map_err(failed)?;
+        Ok(self.times.zip(times).and_then(|(before, now)| before.compare(now)))
+    }
 }
 
 #[cfg(test)]
@@ -323,6 +343,18 @@ mod tests {
         fs::OpenOptions::new().write(true).open(image.path()).unwrap().write_all_at(&[7], PART + 5).unwrap();
         assert_eq!((image.size(), image.next_data(0).unwrap()), (PART, None));
         image.verify_unchanged().unwrap();
+        assert_eq!(image.change().unwrap(), Some(SourceChange::Grew { was: PART, now: 2 * PART }));
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_or_touched_is_seen() {
+        let (_folder, image) = sparse(PART, &[0]);
+        assert_eq!(image.change().unwrap(), None);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::set_permissions(image.path(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(image.change().unwrap(), Some(SourceChange::Touched));
+        fs::OpenOptions::new().write(true).open(image.path()).unwrap().write_all_at(&[8], 5).unwrap();
+        assert_eq!(image.change().unwrap(), Some(SourceChange::Written));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::backup::{BackupError, BackupOptions, BackupSummary, DiskRead, KIND, r
 use crate::image::{Extent, Format, Image, ImageError};
 use crate::machine::{Attachment, FileName, MACHINE, MachineDisk, MachineError, Moment, machine_files};
 use crate::manifest::{ImageName, ManifestInfo};
+use crate::pace::on_threads;
 use crate::progress::Progress;
 use crate::repository::{BackupDraft, CommittedBackup, FinishedDraft, RepositoryWriter, SharedWriter};
 use crate::segment::Fingerprint;
@@ -128,16 +129,22 @@ fn attempt(
     let description = describe(read.collect())?;
     let moment = store_moment(writer, moment, &description, &machine.options.moment, progress)?;
     let sizes: Vec<_> = description.disks.iter().map(|disk| disk.size_of_disk).collect();
-    let (drafts, done): (Vec<_>, Vec<_>) =
-        disks.into_iter().map(|DiskRead { draft, stats, tracking }| (draft, (stats, tracking))).unzip();
+    let (drafts, done): (Vec<_>, Vec<_>) = disks
+        .into_iter()
+        .map(|DiskRead { draft, stats, tracking, flaws, shrank_from }| {
+            (draft, (stats, tracking, flaws, shrank_from))
+        })
+        .unzip();
     let mut committed = writer.commit_all(drafts.into_iter().chain([moment]).collect())?;
     let backup = committed.pop().ok_or(BackupError::WorkerLost)?;
     let elapsed = begun.elapsed();
-    let disk = |((backup, size_of_disk), (stats, tracking))| BackupSummary {
+    let disk = |((backup, size_of_disk), (stats, tracking, flaws, shrank_from))| BackupSummary {
         backup,
         size_of_disk,
         stats,
         tracking,
+        flaws,
+        shrank_from,
         elapsed,
     };
     let disks = committed.into_iter().zip(sizes).zip(done).map(disk).collect();
@@ -186,26 +193,22 @@ fn read_all(
     let failed = Arc::new(AtomicBool::new(false));
     let results: Vec<_> = sources.iter().map(|_| OnceLock::new()).collect();
     let queue = Mutex::new(drafts.into_iter().zip(sources).zip(&results));
-    std::thread::scope(|scope| {
-        for _ in 0..at_once.clamp(1, sources.len().max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some(((draft, source), result)) = next else { break };
-                    let mut options = source.options.clone();
-                    options.stop.push(Arc::clone(&failed));
-                    let read = if failed.load(Ordering::Acquire) {
-                        Err(BackupError::Stopped)
-                    } else {
-                        read_disk(writer, draft, source.image.as_ref(), &options, progress)
-                    };
-                    if read.is_err() {
-                        failed.store(true, Ordering::Release);
-                    }
-                    // Each is taken by one thread, so nothing is there yet.
-                    let _ = result.set(read);
-                }
-            });
+    on_threads(at_once.clamp(1, sources.len().max(1)), "ekko-disk", || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(((draft, source), result)) = next else { break };
+            let mut options = source.options.clone();
+            options.stop.push(Arc::clone(&failed));
+            let read = if failed.load(Ordering::Acquire) {
+                Err(BackupError::Stopped)
+            } else {
+                read_disk(writer, draft, source.image.as_ref(), &options, progress)
+            };
+            if read.is_err() {
+                failed.store(true, Ordering::Release);
+            }
+            // Each is taken by one thread, so nothing is there yet.
+            let _ = result.set(read);
         }
     });
     let mut disks = Vec::with_capacity(sources.len());

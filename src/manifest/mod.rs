@@ -8,6 +8,7 @@
 
 mod archive;
 mod diff;
+mod flaws;
 pub mod foreign;
 mod generate;
 mod header;
@@ -24,11 +25,12 @@ mod writer;
 use std::path::PathBuf;
 
 pub use diff::{DiffCursor, Difference, ManifestDiff};
+pub use flaws::{FlawMarks, Flaws, MOST_UNREADABLE, UnknownRanges, unreadable_ranges};
 pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};
 pub use rename::renamed;
-pub use words::{InvalidText, Note, SourceUse, Tag, Tags, TooManyTags, TrackingId};
+pub use words::{Inconsistency, InvalidText, Note, SourceUse, Tag, Tags, TooManyTags, TrackingId};
 pub use writer::{FinishedManifest, ManifestWriter};
 
 use crate::error::ErrorKind;

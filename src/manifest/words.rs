@@ -93,23 +93,41 @@ text! {
 }
 
 text! {
+    /// How a source changed while it was read: 1 to 1,024 bytes without control characters.
+    Inconsistency, "how the source changed", 1024, NO_CONTROL, |_| true
+}
+
+text! {
     /// What a tracking of changes is called: 1 to 1,024 bytes without control characters.
     TrackingId, "the name of a tracking of changes", 1024, NO_CONTROL, |_| true
+}
+
+/// Makes a text of `text` that fits: control characters are escaped, and what is too long is cut. If nothing is left, it is
+/// `otherwise`.
+fn fitted(text: &str, longest: usize, otherwise: &str) -> String {
+    let mut fit = String::new();
+    for letter in text.chars() {
+        let escaped: String =
+            if letter.is_control() { letter.escape_default().collect() } else { letter.into() };
+        if fit.len() + escaped.len() > longest {
+            break;
+        }
+        fit.push_str(&escaped);
+    }
+    if fit.is_empty() { otherwise.to_owned() } else { fit }
 }
 
 impl SourceUse {
     /// Takes down what this machine says: control characters are escaped, and what is too long is cut.
     pub fn of_this_machine(text: &str) -> Self {
-        let mut fit = String::new();
-        for letter in text.chars() {
-            let escaped: String =
-                if letter.is_control() { letter.escape_default().collect() } else { letter.into() };
-            if fit.len() + escaped.len() > Self::LONGEST {
-                break;
-            }
-            fit.push_str(&escaped);
-        }
-        if fit.is_empty() { Self("somebody".to_owned()) } else { Self(fit) }
+        Self(fitted(text, Self::LONGEST, "somebody"))
+    }
+}
+
+impl Inconsistency {
+    /// Takes down what this machine says: control characters are escaped, and what is too long is cut.
+    pub fn of_this_machine(text: &str) -> Self {
+        Self(fitted(text, Self::LONGEST, "the source changed"))
     }
 }
 

@@ -23,6 +23,8 @@ const SPOOL: usize = 1 << 20;
 const SPOOL_BUFFER: usize = 64 << 10;
 /// The size of the writes to the file, in bytes.
 const BUFFER: usize = 1 << 20;
+/// Why a manifest cannot be written whose bases or attributes are too many.
+const TOO_MUCH: &str = "it says more about itself than a manifest can";
 
 /// A manifest under construction. Dropping it leaves an unfinished file behind under the name it was
 /// given, which recovery removes.
@@ -51,9 +53,8 @@ pub struct FinishedManifest {
 impl ManifestWriter {
     /// Begins a manifest in a new file at `path`.
     pub fn create(storage: &dyn Storage, path: &Path, info: ManifestInfo) -> Result<Self, ManifestError> {
-        let attributes: usize = info.attributes.iter().map(|(key, value)| key.len() + value.len() + 1).sum();
-        if info.bases.len() > MOST_BASES || attributes > ATTRIBUTES_LIMIT {
-            let what = "it says more about itself than a manifest can".to_owned();
+        if info.bases.len() > MOST_BASES || attributes_length(&info.attributes) > ATTRIBUTES_LIMIT {
+            let what = TOO_MUCH.to_owned();
             return Err(ManifestError::Invalid { path: path.to_owned(), what });
         }
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -103,6 +104,20 @@ impl ManifestWriter {
         }
         self.append(segment.key.hash.as_bytes())?;
         self.hashes += 1;
+        Ok(())
+    }
+
+    /// Adds an attribute that is known only after the segments, in place of one with the same key.
+    ///
+    /// # Errors
+    /// The manifest would have more attributes than it can.
+    pub fn set_attribute(&mut self, key: &str, value: &[u8]) -> Result<(), ManifestError> {
+        let attributes = &mut self.info.attributes;
+        attributes.retain(|(other, _)| other != key);
+        attributes.push((key.to_owned(), value.to_owned()));
+        if attributes_length(attributes) > ATTRIBUTES_LIMIT {
+            return Err(self.invalid(TOO_MUCH.to_owned()));
+        }
         Ok(())
     }
 
@@ -210,6 +225,11 @@ impl ManifestWriter {
     fn invalid(&self, what: String) -> ManifestError {
         ManifestError::Invalid { path: self.file.path().to_owned(), what }
     }
+}
+
+/// Returns how many bytes attributes take together.
+fn attributes_length(attributes: &[(String, Vec<u8>)]) -> usize {
+    attributes.iter().map(|(key, value)| key.len() + value.len() + 1).sum()
 }
 
 impl Run {

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::api::frames::{self, Question, SegmentHead};
-use crate::api::{Committed, NewSession};
+use crate::api::{Committed, NewSession, SourceFlaws};
 use crate::backup::{
-    BackupError, BackupOptions, BackupStats, BackupSummary, Class, InOrder, Outcome, SegmentWorker, read_for,
+    BackupError, BackupOptions, BackupStats, BackupSummary, Class, InOrder, Outcome, SegmentWorker,
+    WatchedSource, read_for, tell_shrunk, used_bytes,
 };
 use crate::codec::{CompressionSetting, Encoder};
 use crate::image::{Extent, Image, ImageError};
-use crate::manifest::{ImageName, Incremental};
+use crate::manifest::{Flaws, ImageName, Incremental};
 use crate::progress::{Notice, Part, Progress};
 use crate::remote::memory::{Entry, Fresh, Memory, zeros};
 use crate::remote::session::Session;
@@ -56,7 +57,8 @@ impl RemoteRepository {
             in_use: options.in_use.as_ref().map(ToString::to_string),
             client: Some(uuid::Uuid::new_v4().to_string()),
         };
-        let counted = Counted { image, read_bytes: AtomicU64::new(0) };
+        let counted = Counted { source: WatchedSource::new(image, options), read_bytes: AtomicU64::new(0) };
+        let mut told_shrunk = None;
         let mut memory = Memory::default();
         let mut tries = Tries::new(&link);
         let mut in_vain = 0;
@@ -65,13 +67,24 @@ impl RemoteRepository {
             let asked = Instant::now();
             let session = Session::begin(&link, &new)?;
             let before = memory.places();
+            let was = session.state.parent_size_of_disk.filter(|_| told_shrunk.is_none());
+            told_shrunk = told_shrunk.or(tell_shrunk(name.as_str(), was, image.size(), progress));
             match session.run(&counted, compression, options, progress, &mut memory) {
-                Ok((committed, stats)) => {
+                Ok((committed, stats, flaws)) => {
                     let backup = self.committed(name, &committed)?;
                     let read_bytes = counted.read_bytes.into_inner();
                     let stats = BackupStats { read_bytes, ..stats };
                     let (size_of_disk, elapsed) = (image.size(), begun.elapsed());
-                    return Ok(BackupSummary { backup, size_of_disk, stats, tracking: None, elapsed });
+                    let (tracking, shrank_from) = (None, told_shrunk);
+                    return Ok(BackupSummary {
+                        backup,
+                        size_of_disk,
+                        stats,
+                        tracking,
+                        flaws,
+                        shrank_from,
+                        elapsed,
+                    });
                 }
                 Err(error) => {
                     session.give_up();
@@ -134,12 +147,12 @@ impl Session<'_> {
     /// the memory, however this ends.
     fn run(
         &self,
-        image: &dyn Image,
+        image: &Counted<'_>,
         compression: Option<CompressionSetting>,
         options: &BackupOptions,
         progress: &dyn Progress,
         memory: &mut Memory,
-    ) -> Result<(Committed, BackupStats), BackupError> {
+    ) -> Result<(Committed, BackupStats, Flaws), BackupError> {
         self.recall(memory)?;
         let usual = self.state.compression.parse().map_err(|error| {
             let error: crate::codec::InvalidCompression = error;
@@ -151,46 +164,53 @@ impl Session<'_> {
         };
         let workers = (0..options.pace().jobs()).map(worker).collect::<Result<_, _>>()?;
         let mut order = Order::new(self, memory);
-        let part = Part::begin(progress, &self.state.name, image.size());
+        let part = Part::begin(progress, &self.state.name, image.allocated().unwrap_or_else(|| image.size()));
         let read = read_for((image, self.geometry, memory.known()), workers, &mut order, options, progress);
         drop(part);
         let Order { fresh, stats, parts, .. } = order;
         memory.learn(fresh);
         let read = read?;
         let zero_segments = zeros(&stats, self.geometry);
-        let stats = BackupStats { segments: read.segments, zero_segments, ..stats };
+        let used_bytes = used_bytes(self.geometry, zero_segments);
+        let stats = BackupStats { segments: read.segments, zero_segments, used_bytes, ..stats };
+        let flaws = image.source.flaws(&self.state.name, progress)?;
         let path = self.path(&format!("/commit?parts={parts}"));
-        Ok((self.link.document("POST", &path, None::<&()>)?, stats))
+        let committed = self.link.document("POST", &path, SourceFlaws::of(&flaws).as_ref())?;
+        Ok((committed, stats, flaws))
     }
 }
 
 /// An image, and how much of it was read, by all sessions.
 #[derive(Debug)]
 struct Counted<'a> {
-    image: &'a dyn Image,
+    source: WatchedSource<'a>,
     read_bytes: AtomicU64,
 }
 
 impl Image for Counted<'_> {
     fn path(&self) -> &Path {
-        self.image.path()
+        self.source.path()
     }
 
     fn size(&self) -> u64 {
-        self.image.size()
+        self.source.size()
     }
 
     fn next_data(&self, from: u64) -> Result<Option<Extent>, ImageError> {
-        self.image.next_data(from)
+        self.source.next_data(from)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
         self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        self.image.read_at(buffer, offset)
+        self.source.read_at(buffer, offset)
     }
 
     fn verify_unchanged(&self) -> Result<(), ImageError> {
-        self.image.verify_unchanged()
+        self.source.verify_unchanged()
+    }
+
+    fn allocated(&self) -> Option<u64> {
+        self.source.allocated()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::manifest::{BackupsetId, FlawMarks, ImageName, Incremental};
 use crate::repository::layout::{canonical, is_temporary_of_set};
 use crate::repository::set_file::read_sealed;
 use crate::repository::settings::{NEW_BACKUPS_LIMIT, check_length};
@@ -77,6 +77,8 @@ pub struct BackupRecord {
     pub note: Option<String>,
     /// Why it may not be what the disk was, if that has been found out since.
     pub suspect: Option<String>,
+    /// Flaws of the source that were found while it was read.
+    pub flaws: FlawMarks,
 }
 
 /// One disk's chain of backups.

@@ -400,6 +400,7 @@ impl RepositoryWriter {
             protection: Protection::None,
             note: None,
             suspect: None,
+            flaws: draft.flaws.clone(),
         };
         let (suspects, why) = (draft.suspects.clone(), draft.why.clone());
         let addition = Addition { backupset: set.id, record, suspects, why };

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::manifest::{
-    BackupsetId, BaseIndex, FinishedManifest, ImageName, Incremental, ManifestError, ManifestInfo,
-    ManifestReader, Tags,
+    BackupsetId, BaseIndex, FinishedManifest, FlawMarks, Flaws, ImageName, Incremental, ManifestError,
+    ManifestInfo, ManifestReader, ManifestWriter, Tags,
 };
 use crate::repository::backupset::remove_newborn;
 use crate::repository::{Backupset, Layout, Repository, RepositoryError};
@@ -42,6 +42,8 @@ pub struct BackupDraft {
     /// Backups that have turned out to be suspect, and why.
     pub(super) suspects: Vec<Incremental>,
     pub(super) why: String,
+    /// What the list of backups will say of the source's flaws.
+    pub(super) flaws: FlawMarks,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
     // Before `running`: who begins the same backup after this one finds nothing of it.
@@ -182,6 +184,7 @@ impl BackupDraft {
             tags: Vec::new(),
             suspects: Vec::new(),
             why: String::new(),
+            flaws: FlawMarks::default(),
             newborn: is_newborn,
             unfinished: Some(unfinished),
             running,
@@ -245,6 +248,18 @@ impl BackupDraft {
         self.suspects.sort_unstable();
         why.clone_into(&mut self.why);
         self.suspects.clone()
+    }
+
+    /// Records the flaws of the source that were found while it was read, in the manifest and for the list of backups.
+    ///
+    /// # Errors
+    /// The manifest has no room for them.
+    pub fn set_flaws(&mut self, manifest: &mut ManifestWriter, flaws: &Flaws) -> Result<(), ManifestError> {
+        for (key, value) in flaws.attributes() {
+            manifest.set_attribute(key, &value)?;
+        }
+        self.flaws = flaws.marks();
+        Ok(())
     }
 
     /// Returns what its manifest will say about the whole.

@@ -109,7 +109,11 @@ impl Lists {
 fn bytes(set: &Backupset) -> usize {
     let of_record = |record: &BackupRecord| {
         let tags = record.tags.iter().map(|tag| size_of::<String>() + tag.len()).sum::<usize>();
-        let texts = [&record.note, &record.suspect].into_iter().flatten().map(String::len).sum::<usize>();
+        let texts = [&record.note, &record.suspect, &record.flaws.inconsistent]
+            .into_iter()
+            .flatten()
+            .map(String::len)
+            .sum::<usize>();
         size_of::<BackupRecord>() + tags + texts
     };
     let records = set.backups.iter().chain(&set.deleted).map(of_record).sum::<usize>();
@@ -233,6 +237,7 @@ mod tests {
             protection: Protection::None,
             note: Some("x".repeat(note)),
             suspect: None,
+            flaws: crate::manifest::FlawMarks::default(),
         };
         let new = Backupset::new(BackupsetId::random(), ImageName::new(name).unwrap(), now);
         let set = Backupset { next_incremental: 1, backups: vec![record], ..new };

@@ -182,6 +182,7 @@ mod tests {
             protection: crate::repository::Protection::None,
             note: None,
             suspect: None,
+            flaws: crate::manifest::FlawMarks::default(),
         };
         set.backups.extend(Some(record).filter(|_| is_filled));
         set

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{BackupsetId, ImageName, Incremental};
+use crate::manifest::{BackupsetId, FlawMarks, ImageName, Incremental};
 use crate::repository::settings::{FORMAT, check_format, read_text};
 use crate::repository::{BackupRecord, Backupset, Origin, Protection, RepositoryError};
 use crate::segment::Fingerprint;
@@ -52,6 +52,15 @@ pub(super) struct FileBackup {
     note: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     suspect: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inconsistent: Option<String>,
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    unreadable_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_nothing(number: &u64) -> bool {
+    *number == 0
 }
 
 impl FileBackup {
@@ -70,6 +79,8 @@ impl FileBackup {
             },
             note: backup.note.clone(),
             suspect: backup.suspect.clone(),
+            inconsistent: backup.flaws.inconsistent.clone(),
+            unreadable_bytes: backup.flaws.unreadable_bytes,
         }
     }
 
@@ -92,6 +103,7 @@ impl FileBackup {
             protection,
             note: self.note,
             suspect: self.suspect,
+            flaws: FlawMarks { inconsistent: self.inconsistent, unreadable_bytes: self.unreadable_bytes },
         })
     }
 }
@@ -200,6 +212,10 @@ mod tests {
             },
             note: (number == 1).then(|| "before the \"upgrade\"\n# BLAKE3".to_owned()),
             suspect: (number == 1).then(|| "a list was wrong".to_owned()),
+            flaws: match number {
+                2 => FlawMarks { inconsistent: Some("it grew".to_owned()), unreadable_bytes: 512 },
+                _ => FlawMarks::default(),
+            },
         };
         Backupset {
             id: BackupsetId::random(),

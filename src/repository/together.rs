@@ -246,6 +246,7 @@ mod tests {
             protection: Protection::None,
             note: None,
             suspect: None,
+            flaws: crate::manifest::FlawMarks::default(),
         }
     }
 

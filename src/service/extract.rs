@@ -84,12 +84,30 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             return Err(Refused::new(Refusal::Invalid, "the body is to be application/json"));
         }
         let bytes = Bytes::from_request(request, state).await.map_err(|error| refuse_bytes(&error))?;
-        // A list of a document's fields would pass for it.
-        if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(Refused::new(Refusal::Invalid, "the body is to be an object"));
-        }
-        let wrong = |error: serde_json::Error| Refused::new(Refusal::Invalid, format!("the body: {error}"));
-        serde_json::from_slice(&bytes).map(Self).map_err(wrong)
+        object(&bytes).map(Self)
+    }
+}
+
+/// Reads an object of JSON.
+fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refused> {
+    // A list of a document's fields would pass for it.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refused::new(Refusal::Invalid, "the body is to be an object"));
+    }
+    let wrong = |error: serde_json::Error| Refused::new(Refusal::Invalid, format!("the body: {error}"));
+    serde_json::from_slice(bytes).map_err(wrong)
+}
+
+/// A body of JSON, or none.
+#[derive(Debug)]
+pub(super) struct Optional<T>(pub(super) Option<T>);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Optional<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| refuse_bytes(&error))?;
+        if bytes.is_empty() { Ok(Self(None)) } else { object(&bytes).map(|it| Self(Some(it))) }
     }
 }
 

@@ -58,6 +58,7 @@ fn json_of_a_backup_has_the_names_that_are_final() {
         "size_of_disk",
         "stored_bytes",
         "unchanged_segments",
+        "used_bytes",
         "zero_segments",
     ];
     assert_eq!(keys(backup), names);
@@ -109,7 +110,7 @@ fn one_failed_source_does_not_stop_the_others() {
     let document = ran.json();
     assert_eq!(document["backups"][0]["backup"], "good@0");
     assert_eq!(document["failed"].as_array().unwrap().len(), 2);
-    assert_eq!(keys(&document["failed"][0]), ["error", "source"]);
+    assert_eq!(keys(&document["failed"][0]), ["error", "name", "source"]);
     world.run(&["backup", "gone=nothing", "folder=."]).exits(1).says("folder").says("nothing");
 }
 
@@ -161,6 +162,7 @@ fn holes_are_not_read() {
     let file = fs::File::create(world.path("sparse")).unwrap();
     file.set_len(1 << 30).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &noise(6, 8192), 500 << 20).unwrap();
+    drop(file);
     let document = world.json(&["backup", "sparse"]);
     let backup = &document["backups"][0];
     let read = backup["read_bytes"].as_u64().unwrap();
@@ -178,7 +180,7 @@ fn a_source_that_is_open_for_writing_is_warned_of() {
     let mut writer =
         writer.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
-    world.run(&["backup", "live"]).exits(0).says("open for writing by process");
+    world.run(&["backup", "live"]).exits(3).says("open for writing by process");
     writer.stdin.take().unwrap().write_all(b"\n").unwrap();
     writer.wait().unwrap();
     let after = world.run(&["backup", "live"]).exits(0);

@@ -247,14 +247,14 @@ fn what_a_disk_has_gained_is_read_and_what_it_lost_is_gone() {
     let (world, mut disk) = world();
     // Its last segment was short, and is not any longer; nothing of that is in the list.
     disk.truncate(40 * SEGMENT + 100);
-    backup(&world, &disk, b"[]", &["--cbt-base", "web@0"], 0);
+    backup(&world, &disk, b"[]", &["--cbt-base", "web@0"], 3);
     assert_restores(&world, "web@1", &disk);
     disk.extend(noise(8, 3 * SEGMENT));
     let done = backup(&world, &disk, b"[]", &["--cbt-base", "web@1"], 0);
     assert_eq!(done["new_segments"], 4);
     assert_restores(&world, "web@2", &disk);
     disk.truncate(40 * SEGMENT);
-    let done = backup(&world, &disk, b"[]", &["--cbt-base", "web@2"], 0);
+    let done = backup(&world, &disk, b"[]", &["--cbt-base", "web@2"], 3);
     assert_eq!((&done["new_segments"], &done["unchanged_segments"]), (&0.into(), &40.into()));
     assert_restores(&world, "web@3", &disk);
     world.run(&["check", "--read-data"]).exits(0);

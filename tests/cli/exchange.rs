@@ -123,8 +123,9 @@ fn a_chain_goes_into_a_new_repository_and_comes_out_the_same_in_both_formats() {
         let world = World::new();
         world.init_small();
         for (day, disk) in days().iter().enumerate() {
+            let has_shrunk = fs::metadata(world.path("web")).is_ok_and(|it| it.len() > disk.len() as u64);
             world.write("web", disk);
-            world.run(&["backup", "web"]).exits(0);
+            world.run(&["backup", "web"]).exits(if has_shrunk { 3 } else { 0 });
             let (source, out) = (format!("web@{day}"), format!("out.{day}"));
             world
                 .run(&["manifest", "export", &source, &out, "--format", format, "--segments", "flat"])

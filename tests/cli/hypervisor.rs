@@ -147,7 +147,7 @@ fn a_container_that_is_read_as_raw_is_warned_of_unless_somebody_says_that_it_is_
         .run(&["backup", "disk"])
         .exits(0)
         .says("looks like a LUKS container but is read as raw: use --format raw to");
-    world.write("disk", &noise(1, SEGMENT));
+    world.write("disk", &noise(1, 2 * SEGMENT));
     let ran = world.run(&["backup", "disk"]).exits(0);
     assert!(!ran.stderr.contains("looks like"), "{}", ran.stderr);
 }

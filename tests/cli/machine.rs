@@ -47,7 +47,7 @@ fn a_machine_comes_back_whole_disks_and_files_from_each_of_its_moments() {
     assert_eq!(first["machine"]["backup"], "web@0");
     world.write("a", &noise(3, 2 * SEGMENT));
     world.write("domain.xml", b"<domain id='2'/>");
-    let said = world.run(&BACKUP).exits(0).text();
+    let said = world.run(&BACKUP).exits(3).says("web/vda shrank").text();
     assert!(said.ends_with("web@1: 2 disks and 2 attached files at one moment\n"), "{said}");
     assert_eq!(backups(&world), ["web@0", "web@1", "web/vda@0", "web/vda@1", "web/vdb@0", "web/vdb@1"]);
     let list = world.json(&["list"]);
@@ -255,7 +255,7 @@ fn a_disk_of_a_machine_that_is_open_for_writing_is_warned_of_and_it_is_written_d
     let mut writer =
         writer.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
-    world.run(&BACKUP).exits(0).says("open for writing by process");
+    world.run(&BACKUP).exits(3).says("open for writing by process");
     drop(writer.stdin.take());
     writer.wait().unwrap();
     let attribute = |backup: &str| world.json(&["show", backup])["attributes"]["in-use"].clone();
@@ -270,7 +270,7 @@ fn a_commit_that_was_cut_short_is_seen_by_readers_and_finished_by_the_next_comma
     let before: Vec<_> = sets(&world).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
     // What a crash leaves is made of what was there before, what is there after, and the file between the two.
     world.write("a", &noise(5, SEGMENT));
-    world.run(&BACKUP).exits(0);
+    world.run(&BACKUP).exits(3).says("web/vda shrank");
     let intent = intent_of(&before);
     for (bytes, path) in &before {
         fs::write(path, bytes).unwrap();

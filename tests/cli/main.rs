@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod backup;
+mod bad_sectors;
 mod cbt;
 mod check;
 mod delete;
@@ -9,12 +10,15 @@ mod exchange;
 mod gc;
 mod harness;
 mod hypervisor;
+mod inconsistent;
 mod index;
 mod init;
+mod limits;
 mod machine;
 mod manifest;
 mod reading;
 mod restore;
+mod screen;
 mod signals;
 mod targets;
 mod terminal;

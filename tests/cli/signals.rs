@@ -113,7 +113,7 @@ fn other_commands_end_at_the_first_signal() {
         let output = child.wait_with_output().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(number));
         let said = String::from_utf8(output.stderr).unwrap();
-        let meaning = "the next backup uses the data that was stored already";
+        let meaning = "0 of 2 disks are backed up; the next backup uses the data that was stored already";
         // An earlier line may say that what the backup before has left is used.
         assert!(said.ends_with(&format!("ekko: stopped by SIG{signal}: {meaning}\n")), "{said}");
         for left in fs::read_dir(world.path("R/manifests")).unwrap().map(|it| it.unwrap().path()) {

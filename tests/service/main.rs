@@ -9,6 +9,7 @@ mod data;
 mod deleting;
 mod document;
 mod fair;
+mod flaws;
 mod going_on;
 mod harness;
 mod jobs;

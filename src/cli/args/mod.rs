@@ -56,7 +56,7 @@ pub(in crate::cli) struct Global {
     /// Print one JSON document (on stderr where stdout carries data)
     #[arg(long, global = true)]
     pub(in crate::cli) json: bool,
-    /// Print no progress and no notices
+    /// Print only warnings, problems and results: no progress and no notices
     #[arg(short, long, global = true)]
     pub(in crate::cli) quiet: bool,
     /// Log more to stderr; twice for everything

@@ -37,6 +37,12 @@ pub(in crate::cli) struct BackupArgs {
     /// Read past the page cache (`O_DIRECT`), so that what others have in it stays there
     #[arg(long)]
     pub(in crate::cli) direct: bool,
+    /// Read around unreadable sectors: they become zeros in the backup, "ekko show" lists them, and the exit code is 3
+    #[arg(long)]
+    pub(in crate::cli) skip_bad_sectors: bool,
+    /// Print progress and results to stderr as lines of JSON, for programs
+    #[arg(long)]
+    pub(in crate::cli) json_progress: bool,
     #[command(flatten)]
     pub(in crate::cli) machine: MachineArgs,
     #[command(flatten)]
@@ -131,6 +137,12 @@ pub(in crate::cli) struct CbtArgs {
 }
 
 impl BackupArgs {
+    /// Returns how the sources are opened.
+    pub(in crate::cli) fn image_options(&self) -> ImageOptions {
+        let reading = if self.direct { Reading::Direct } else { Reading::Cached };
+        ImageOptions { bitmap: self.cbt.bitmap.clone(), ..self.image.options(reading) }
+    }
+
     /// Returns the tags of these backups.
     pub(in crate::cli) fn tags(&self) -> Result<Tags, CliError> {
         let invalid = |error: TooManyTags| CliError::new(ErrorKind::Invalid, error.to_string());

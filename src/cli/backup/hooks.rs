@@ -66,6 +66,11 @@ impl<'a> Hooks<'a> {
         Arc::clone(&self.stop)
     }
 
+    /// Says whether a signal has asked to stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
     /// Runs the command before. From now on the one after is owed, and signals only ask to stop.
     pub(super) fn before(&self) -> Result<(), CliError> {
         if self.are_there() {

@@ -22,6 +22,10 @@ const LIST_LIMIT: u64 = 1 << 30;
 /// What a person does who wants a backup all the same.
 const HINT: &str = "add --cbt-fallback to read the whole disk";
 
+/// Why a list is not taken for several disks.
+pub(super) const OF_ONE_DISK: &str =
+    "--cbt and --bitmap are of one disk: name one source, or --bitmap the disks of one --machine";
+
 /// Opens a source. With `--cbt-fallback`, one that has not the bitmap is opened all the same.
 pub(super) fn open(path: &Path, options: &ImageOptions, args: &CbtArgs) -> Result<OpenImage, ImageError> {
     let mut opened = open_image(path, options)?;

@@ -1,6 +1,7 @@
 //! Where backups go: to a repository here, or to a service that has it.
 
 use crate::backup::{BackupError, BackupOptions, BackupSummary, back_up};
+use crate::cli::args::BackupArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::codec::CompressionSetting;
@@ -23,6 +24,18 @@ impl Place {
     /// Returns the service, if one has the repository.
     pub(super) fn there(context: &Context) -> Result<Option<Self>, CliError> {
         Ok(context.service()?.map(Self::There))
+    }
+
+    /// Returns the place, after it has opened the repository here if there is none yet.
+    pub(super) fn or_here<'a>(
+        place: &'a mut Option<Self>,
+        args: &BackupArgs,
+        context: &Context,
+    ) -> Result<&'a Self, CliError> {
+        Ok(match place {
+            Some(place) => place,
+            None => place.insert(Self::Here(Box::new(context.open_shared(args.jobs())?))),
+        })
     }
 
     /// Returns the repository that this process has open.

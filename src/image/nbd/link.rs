@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::image::nbd::handshake::{self, Agreed, Greeting};
 use crate::image::nbd::replies::{Asked, Pending, Reply, States, read_replies};
 use crate::image::nbd::socket::Socket;
-use crate::image::nbd::wire::{command, option, request, transmission};
+use crate::image::nbd::wire::{DONT_FRAGMENT, command, option, request, transmission};
 use crate::image::nbd::{NbdError, Server, tls};
 
 /// The longest read that every server takes, by the protocol.
 const MOST: u32 = 32 << 20;
+
+/// The longest read that every server answers in one piece, by the protocol.
+const MOST_IN_ONE_PIECE: u32 = 64 << 10;
 
 /// How much is made zero by one request.
 const ZEROED_AT_ONCE: u32 = 32 << 20;
@@ -123,15 +126,21 @@ impl Link {
         &self.agreed
     }
 
-    /// Fills `buffer` with the bytes from `offset` on.
-    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), NbdError> {
-        let most = usize::try_from(self.agreed.most.unwrap_or(MOST).clamp(1, MOST)).unwrap_or(usize::MAX);
+    /// Fills `buffer` with the bytes from `offset` on. With `in_one_piece`, each reply is one piece, if the server can do that: a
+    /// server of QEMU that cannot read a sector drops the link in the middle of a reply of several pieces, and says so in a reply of
+    /// one.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64, in_one_piece: bool) -> Result<(), NbdError> {
+        let can = in_one_piece && self.agreed.flags & transmission::SEND_DF != 0;
+        let (flags, longest) = if can { (DONT_FRAGMENT, MOST_IN_ONE_PIECE) } else { (0, MOST) };
+        let most = self.agreed.most.unwrap_or(longest).clamp(1, longest);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         for (part, at) in buffer.chunks_mut(most).zip((0_u64..).step_by(most)) {
             let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
             let mut data = spare().pop().unwrap_or_default();
             data.resize(part.len(), 0);
             let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
-            let reply = self.ask(Asked { kind: command::READ, offset: offset + at, length }, data, &[])?;
+            let asked = Asked { kind: command::READ, offset: offset + at, length };
+            let reply = self.ask_with(flags, asked, data, &[])?;
             part.copy_from_slice(reply.data.get(..part.len()).unwrap_or_default());
             spare().push(reply.data);
         }
@@ -179,8 +188,13 @@ impl Link {
 
     /// Asks for something, with `payload` behind it, and waits for the reply; `data` is what is filled by it.
     fn ask(&self, asked: Asked, data: Vec<u8>, payload: &[u8]) -> Result<Reply, NbdError> {
+        self.ask_with(0, asked, data, payload)
+    }
+
+    /// The same, with flags.
+    fn ask_with(&self, flags: u16, asked: Asked, data: Vec<u8>, payload: &[u8]) -> Result<Reply, NbdError> {
         let cookie = self.cookies.fetch_add(1, Ordering::Relaxed);
-        let bytes = request(asked.kind, cookie, asked.offset, asked.length);
+        let bytes = request(flags, asked.kind, cookie, asked.offset, asked.length);
         let reply = self.pending.add(cookie, asked, data)?;
         // Held over I/O: requests must not be mixed up.
         let written = {
@@ -203,7 +217,7 @@ impl std::fmt::Debug for Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let bytes = request(command::DISCONNECT, 0, 0, 0);
+        let bytes = request(0, command::DISCONNECT, 0, 0, 0);
         // A courtesy; the thread that reads ends with the socket.
         let _ = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).write_all(&bytes);
         self.socket.shut_down();

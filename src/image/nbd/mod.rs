@@ -5,7 +5,7 @@
 //! Source of the protocol: `doc/proto.md` of the NBD project.
 //!
 //! A dropped link is made anew and what was asked is asked again, as long as the export still has its size. A server that is
-//! gone for [`PATIENCE`] ends the backup. Nothing is known of what the server did meanwhile: it must export something that does
+//! gone for [`PATIENCE`] ends the backup, as does one that does not answer a request within [`TOTAL`], over all links. Nothing is known of what the server did meanwhile: it must export something that does
 //! not change, as it must anyway.
 
 mod error;
@@ -27,11 +27,13 @@ pub use target::NbdTarget;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::image::cbt::{ChangeList, ListBuilder, ListError, ListKind, RangeState};
 use crate::image::nbd::link::Link;
+use crate::image::nbd::socket::SILENCE;
 use crate::image::nbd::uri::NbdUri;
 use crate::image::{Extent, Image, ImageError};
 
@@ -39,6 +41,12 @@ use crate::image::{Extent, Image, ImageError};
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 /// How often one request is sent at most.
 const TRIES: u32 = 20;
+/// How long one request may take in all, over all links. The manual states it.
+const TOTAL: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 240 });
+/// How often a server may be silent to one request.
+const SILENCES: u32 = 2;
+/// How long another try may take: to reach the server, which may then be silent in the handshake or to the request.
+const ANOTHER_TRY: Duration = PATIENCE.saturating_add(SILENCE).saturating_add(SILENCE);
 /// How much of a disk is asked about at once.
 const ASKED_AT_ONCE: u64 = 1 << 31;
 
@@ -97,6 +105,8 @@ pub(in crate::image) struct NbdImage {
     /// Why there is no link any longer: it is waited for once, and not by each thread.
     gone: OnceLock<String>,
     known: Mutex<Known>,
+    /// Whether the server drops the link when it cannot read a sector, unless it answers in one piece.
+    drops_bad_sectors: AtomicBool,
 }
 
 /// Says whether a path is a URI of NBD.
@@ -137,6 +147,7 @@ impl NbdImage {
             link: Mutex::new(Arc::new(link)),
             gone: OnceLock::new(),
             known: Mutex::default(),
+            drops_bad_sectors: AtomicBool::new(false),
         }
     }
 
@@ -181,7 +192,7 @@ impl NbdImage {
     /// Asks for the states of ranges from `at` on: one after the other, at least one, none beyond the end.
     fn states(&self, context: &str, at: u64) -> Result<Vec<(Range<u64>, u32)>, ImageError> {
         let length = u32::try_from((self.size - at).min(ASKED_AT_ONCE)).unwrap_or(u32::MAX);
-        self.with_link(NbdTask::Map { offset: at }, |link| {
+        self.with_link(NbdTask::Map { offset: at }, |link, _| {
             let number = number(link, context);
             let number =
                 number.ok_or_else(|| NbdError::Lacks { what: format!("context {context} any longer") })?;
@@ -202,18 +213,22 @@ impl NbdImage {
         })
     }
 
-    /// Does something with a link, and again with another one if that is dropped.
+    /// Does something with a link, and again with another one if that is dropped. `work` is told how often it was tried before.
     fn with_link<T>(
         &self,
         task: NbdTask,
-        mut work: impl FnMut(&Link) -> Result<T, NbdError>,
+        mut work: impl FnMut(&Link, u32) -> Result<T, NbdError>,
     ) -> Result<T, ImageError> {
         let failed = |source| ImageError::Nbd { path: self.path.clone(), task, source };
-        let mut tries = 0;
+        let (mut tries, mut silences, begun) = (0, 0, Instant::now());
         loop {
+            let asked = Instant::now();
             let link = Arc::clone(&self.link.lock().unwrap_or_else(PoisonError::into_inner));
-            match work(&link) {
-                Err(error) if error.is_drop() && tries < TRIES => {
+            let done = work(&link, tries);
+            silences += u32::from(asked.elapsed() >= SILENCE);
+            let is_in_time = silences < SILENCES && begun.elapsed() + ANOTHER_TRY <= TOTAL;
+            match done {
+                Err(error) if error.is_drop() && tries < TRIES && is_in_time => {
                     tracing::warn!(%error, "the link is made anew");
                     tries += 1;
                     self.reconnect(&link).map_err(failed)?;
@@ -331,8 +346,15 @@ impl Image for NbdImage {
                 missing,
             });
         }
+        let drops = &self.drops_bad_sectors;
         // Each try fills it anew.
-        self.with_link(NbdTask::Read { offset }, |link| link.read(buffer, offset))
+        self.with_link(NbdTask::Read { offset }, |link, tries| {
+            let read = link.read(buffer, offset, tries > 0 || drops.load(Ordering::Relaxed));
+            if tries > 0 && matches!(read, Err(NbdError::Server { .. })) {
+                drops.store(true, Ordering::Relaxed);
+            }
+            read
+        })
     }
 
     fn verify_unchanged(&self) -> Result<(), ImageError> {

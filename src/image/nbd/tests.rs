@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::image::nbd::tests::server::{K, Manner, Server, certificates, disk};
+use crate::image::nbd::tests::server::{BAD_SECTOR, K, Manner, Server, certificates, disk};
 
 /// Reads the whole disk where data is said to lie, by four threads.
 fn read(image: &NbdImage) -> Result<Vec<u8>, ImageError> {
@@ -78,6 +78,36 @@ fn a_server_that_knows_the_oldest_way_to_choose_an_export_alone_is_read() {
 fn a_server_that_says_nothing_is_said_to_have_been_silent_and_for_how_long() {
     let error = Server::start(Manner::Silent).open().unwrap_err();
     assert!(error.to_string().ends_with("the server did not answer within 2 s"), "{error}");
+}
+
+/// Each of the two links is silent for as long as one may be: a third is not made.
+#[test]
+fn a_server_that_answers_no_read_ends_the_reading_within_the_total_limit() {
+    let server = Server::start(Manner::NoReads);
+    let image = server.open().unwrap();
+    let error = image.read_at(&mut [0; 512], 0).unwrap_err();
+    assert!(error.to_string().ends_with("the server did not answer within 2 s"), "{error}");
+    assert_eq!(server.links.load(Ordering::SeqCst), 2);
+    assert!(SILENCE + ANOTHER_TRY <= TOTAL);
+}
+
+#[test]
+fn a_server_that_drops_the_link_at_a_bad_sector_is_asked_again_in_one_piece() {
+    let server = Server::start(Manner::BadSector);
+    let image = server.open().unwrap();
+    let error = image.read_at(&mut [0; 4096], 4 * K).unwrap_err();
+    assert!(error.to_string().contains("input/output error on the server"), "{error}");
+    assert!(error.is_unreadable_place());
+    assert_eq!(server.links.load(Ordering::SeqCst), 2);
+    // From now on the link is not dropped for it.
+    let found = crate::image::UnreadableRanges::default();
+    let mut bytes = vec![9; disk().len()];
+    found.read_around(&image, &mut bytes, 0).unwrap();
+    assert_eq!(found.ranges(), std::slice::from_ref(&(BAD_SECTOR..BAD_SECTOR + 512)));
+    let at = usize::try_from(BAD_SECTOR).unwrap();
+    bytes[at..at + 512].copy_from_slice(&disk()[at..at + 512]);
+    assert!(bytes == disk());
+    assert_eq!(server.links.load(Ordering::SeqCst), 2);
 }
 
 #[test]

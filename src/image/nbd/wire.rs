@@ -58,7 +58,11 @@ pub(super) mod transmission {
     pub(in crate::image::nbd) const READ_ONLY: u16 = 1 << 1;
     pub(in crate::image::nbd) const FLUSH: u16 = 1 << 2;
     pub(in crate::image::nbd) const WRITE_ZEROES: u16 = 1 << 6;
+    pub(in crate::image::nbd) const SEND_DF: u16 = 1 << 7;
 }
+
+/// The flag of a read whose reply is one chunk: data or an error.
+pub(super) const DONT_FRAGMENT: u16 = 1 << 2;
 
 /// Chunks of structured replies.
 pub(super) mod chunk {
@@ -73,11 +77,11 @@ pub(super) mod chunk {
 }
 
 /// The header of a request.
-pub(super) fn request(kind: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
+pub(super) fn request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) -> [u8; 28] {
     let mut bytes = [0; 28];
     let fields: [&[u8]; 6] = [
         &REQUEST_MAGIC.to_be_bytes(),
-        &0_u16.to_be_bytes(),
+        &flags.to_be_bytes(),
         &kind.to_be_bytes(),
         &cookie.to_be_bytes(),
         &offset.to_be_bytes(),

@@ -20,7 +20,7 @@ pub(super) use header::MAGIC;
 
 use crate::image::qcow2::header::{Backing, ClusterCompression, Header};
 use crate::image::qcow2::tables::{Place, Run, Tables};
-use crate::image::{Extent, Image, ImageError, RawImage, Reading};
+use crate::image::{Extent, Image, ImageError, RawImage, Reading, SourceChange};
 
 /// The most files that a chain has.
 const CHAIN_LIMIT: usize = 256;
@@ -44,6 +44,8 @@ pub(super) struct Qcow2Image {
     compression: ClusterCompression,
     cluster_size: u64,
     below: Option<Below>,
+    /// Whether it is an internal snapshot, which does not change although the file does.
+    is_snapshot: bool,
 }
 
 /// What lies below an image.
@@ -107,6 +109,7 @@ impl Qcow2Image {
             cluster_size: header.cluster_size(),
             below,
             file,
+            is_snapshot: snapshot.is_some(),
         })
     }
 
@@ -217,6 +220,27 @@ impl Image for Qcow2Image {
         self.file.verify_unchanged()?;
         self.data.iter().try_for_each(Image::verify_unchanged)?;
         self.below.as_ref().map_or(Ok(()), |below| below.image().verify_unchanged())
+    }
+
+    fn allocated(&self) -> Option<u64> {
+        let below = self.below.iter().map(Below::image);
+        let all = [self.data() as &dyn Image].into_iter().chain(below);
+        Some(all.filter_map(Image::allocated).sum::<u64>().min(self.size()))
+    }
+
+    fn change(&self) -> Result<Option<SourceChange>, ImageError> {
+        if self.is_snapshot {
+            return Ok(None);
+        }
+        let below = self.below.iter().map(Below::image);
+        let all =
+            [&self.file as &dyn Image].into_iter().chain(self.data.iter().map(|data| data as &dyn Image));
+        for file in all.chain(below) {
+            if let Some(change) = file.change()? {
+                return Ok(Some(change));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -32,8 +32,9 @@ use std::process::{Child, Command, Stdio};
 
 pub use target::Qcow2Target;
 
+use crate::image::change::Times;
 use crate::image::nbd::{NbdError, NbdImage, NbdTask, at_short_path};
-use crate::image::{Extent, Format, Image, ImageError, Reading};
+use crate::image::{Extent, Format, Image, ImageError, Reading, SourceChange};
 
 /// What begins the name of an image: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE...]`, as QEMU has it.
 const SCHEME: &str = "rbd:";
@@ -148,6 +149,8 @@ fn connected() -> io::Result<(UnixListener, UnixStream)> {
 pub(super) struct ServedImage {
     path: PathBuf,
     export: NbdImage,
+    /// The file that the server reads, if it is one: by it a change is seen.
+    file: Option<(File, Times)>,
     /// Ends after the link to it.
     _server: Server,
 }
@@ -175,6 +178,8 @@ impl ServedImage {
         what: &str,
     ) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
+        // What cannot be looked at is not watched; the server says why it cannot open it.
+        let file = File::open(image).ok().and_then(|file| Times::of(&file).ok()?.map(|times| (file, times)));
         let cache = match reading {
             Reading::Direct => "--cache=none",
             Reading::Cached => "--cache=writeback",
@@ -183,7 +188,7 @@ impl ServedImage {
         let (mut server, link) = Server::start(image, &options).map_err(|error| failed(error.into()))?;
         let export = NbdImage::of_own_server(path, link)
             .map_err(|error| failed(server.why(error, &format!("reads {what}"))))?;
-        Ok(Self { path: path.to_owned(), export, _server: server })
+        Ok(Self { path: path.to_owned(), export, file, _server: server })
     }
 }
 
@@ -206,5 +211,11 @@ impl Image for ServedImage {
 
     fn verify_unchanged(&self) -> Result<(), ImageError> {
         self.export.verify_unchanged()
+    }
+
+    fn change(&self) -> Result<Option<SourceChange>, ImageError> {
+        let Some((file, before)) = &self.file else { return Ok(None) };
+        let failed = |source| ImageError::Seek { path: self.path.clone(), offset: 0, source };
+        Ok(Times::of(file).map_err(failed)?.and_then(|now| before.compare(now)))
     }
 }

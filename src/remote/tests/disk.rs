@@ -70,6 +70,8 @@ impl Disk {
             protected: false,
             note: None,
             suspect: None,
+            inconsistent: None,
+            unreadable: Vec::new(),
             attributes: std::collections::BTreeMap::new(),
             manifest: None,
             manifest_bytes: reader.file_size(),

@@ -50,6 +50,7 @@ fn state() -> Answer {
         incremental: 0,
         size_of_disk: u64::from(SIZE),
         segment_size: SIZE,
+        parent_size_of_disk: None,
         has_parent: false,
         parent: None,
         compression: "none".to_owned(),

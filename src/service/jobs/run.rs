@@ -153,6 +153,9 @@ pub(super) fn told(notice: Notice) -> Option<String> {
         Notice::Recovered { what } => Some(format!("recovered: {what}")),
         Notice::Problem { what, .. } => Some(what),
         Notice::SourceInUse { .. }
+        | Notice::Inconsistent { .. }
+        | Notice::Unreadable { .. }
+        | Notice::Shrank { .. }
         | Notice::LooksLike { .. }
         | Notice::ReadInFull { .. }
         | Notice::TwinStored { .. }

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::api::frames::{Entry, Question, encode_answer};
-use crate::api::{Committed, NewSession, Problem, Refusal, SessionState};
-use crate::service::extract::{Frames, Json as JsonBody, Path, Query};
+use crate::api::{Committed, NewSession, Problem, Refusal, SessionState, SourceFlaws};
+use crate::service::extract::{Frames, Json as JsonBody, Optional, Path, Query};
 use crate::service::sessions::session::{MOST_PARENT_SEGMENTS, Session};
 use crate::service::upload::Upload;
 use crate::service::{App, Caller, Refused, Role, sessions};
@@ -265,9 +265,10 @@ pub(super) struct Parts {
 /// Commits the backup: once this answers, it is durable. Asked again, it answers the same, also after the service was restarted.
 #[utoipa::path(post, path = "/v1/sessions/{session}/commit", tag = "sessions",
     params(("session" = String, Path, description = "Its id"), Parts),
+    request_body(content = Option<SourceFlaws>, description = "Flaws of the source that were found while it was read; nothing if there are none"),
     responses(
         (status = 200, description = "The backup exists", body = Committed),
-        (status = 400, description = "The query is wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The query or the body is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 401, description = "Who asks is not known", body = Problem, content_type = "application/problem+json"),
         (status = 403, description = "The role does not allow it", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such session", body = Problem, content_type = "application/problem+json"),
@@ -280,7 +281,12 @@ pub(super) async fn commit(
     caller: Caller,
     Path(id): Path<String>,
     Query(Parts { parts }): Query<Parts>,
+    Optional(flaws): Optional<SourceFlaws>,
 ) -> Result<Json<Committed>, Refused> {
     caller.must_be(Role::Backup)?;
-    app.blocking(&caller, move |app, caller| sessions::commit_named(app, caller, &id, parts).map(Json)).await
+    let flaws = flaws.unwrap_or_default();
+    let commit = move |app: &Arc<App>, caller: &Caller| {
+        sessions::commit_named(app, caller, &id, parts, &flaws).map(Json)
+    };
+    app.blocking(&caller, commit).await
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::frames::{Entry, Question};
-use crate::api::{Committed, NewSession, Refusal, SessionState};
+use crate::api::{Committed, NewSession, Refusal, SessionState, SourceFlaws};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
 use crate::codec::CompressionSetting;
 use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
@@ -216,6 +216,7 @@ fn begin_counted(
         segment_size: info.geometry.segment_size().bytes(),
         has_parent: draft.parent().is_some(),
         parent: draft.parent().map(|parent| parent.manifest.fingerprint().to_string()),
+        parent_size_of_disk: draft.parent().map(|parent| parent.manifest.info().geometry.size_of_disk()),
         compression: app.repository().compression().to_string(),
         entries: 0,
         silence_seconds: limits.silence_seconds,
@@ -276,10 +277,16 @@ pub(super) fn extend(app: &App, session: &Session, part: u64, entries: &[Entry])
 
 /// Commits the backup of the session that is called `id`; says the same if the session has become one already, whether or not the
 /// service remembers the session.
-pub(super) fn commit_named(app: &App, caller: &Caller, id: &str, parts: u64) -> Result<Committed, Refused> {
+pub(super) fn commit_named(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    parts: u64,
+    flaws: &SourceFlaws,
+) -> Result<Committed, Refused> {
     let session = app.sessions().find(caller, id);
     let committed = session.clone().and_then(|session| {
-        commit(app, caller, &session, parts).inspect(|_| session.log("a backup is committed"))
+        commit(app, caller, &session, parts, flaws).inspect(|_| session.log("a backup is committed"))
     });
     let refused = match committed {
         Ok(committed) => return Ok(committed),
@@ -298,7 +305,15 @@ pub(super) fn commit_named(app: &App, caller: &Caller, id: &str, parts: u64) -> 
 }
 
 /// Commits the backup.
-fn commit(app: &App, caller: &Caller, session: &Session, parts: u64) -> Result<Committed, Refused> {
+fn commit(
+    app: &App,
+    caller: &Caller,
+    session: &Session,
+    parts: u64,
+    flaws: &SourceFlaws,
+) -> Result<Committed, Refused> {
+    let flaws = flaws.flaws(session.size_of_disk());
+    let flaws = flaws.map_err(|error| Refused::new(Refusal::Invalid, error.to_string()))?;
     // Asked again, it costs nothing.
     if !session.is_over() {
         app.count_commit(caller)?;
@@ -308,7 +323,7 @@ fn commit(app: &App, caller: &Caller, session: &Session, parts: u64) -> Result<C
         |(_, backup): &(Committed, Option<crate::repository::CommittedBackup>)| {
             backup.as_ref().is_some_and(|backup| backup.replace_index)
         },
-        |writer| session.commit(writer, parts),
+        |writer| session.commit(writer, parts, &flaws),
     );
     let committed = committed.map_err(|error| error.of_sender(&session.found_full))?;
     Ok(committed.0)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::frames::{Entry, ParentSegment, Question};
 use crate::api::{Committed, Refusal, SessionState, View};
-use crate::manifest::{BaseIndex, ImageName, ManifestError, ManifestWriter, SegmentRef};
+use crate::manifest::{BaseIndex, Flaws, ImageName, ManifestError, ManifestWriter, SegmentRef};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey};
 use crate::service::limits::{Allowance, Pass};
@@ -256,6 +256,7 @@ impl Session {
         &self,
         writer: &RepositoryWriter,
         parts: u64,
+        flaws: &Flaws,
     ) -> Result<(Committed, Option<CommittedBackup>)> {
         let mut manifest = self.manifest();
         if let Some(committed) = &manifest.committed {
@@ -265,6 +266,7 @@ impl Session {
             return refuse(Refusal::Conflict, "not all parts of the manifest have come");
         }
         self.with_draft(writer, |_| Ok(()))?;
+        self.set_flaws(manifest.writer.as_mut(), flaws)?;
         if let (Some(allowance), Some(target)) = (self.allowance().as_mut(), &manifest.writer) {
             allowance.manifest(target.size_at_most())?;
         }
@@ -284,6 +286,20 @@ impl Session {
         }
         known.forget();
         Ok((committed, Some(backup)))
+    }
+
+    /// Writes down the flaws of the source that the client found.
+    fn set_flaws(&self, manifest: Option<&mut ManifestWriter>, flaws: &Flaws) -> Result<()> {
+        let mut work = self.work.write().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(Work { draft, .. }), Some(manifest)) = (work.as_mut(), manifest) {
+            draft.set_flaws(manifest, flaws).map_err(RepositoryError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the disk's size in bytes.
+    pub(super) fn size_of_disk(&self) -> u64 {
+        self.state.size_of_disk
     }
 
     /// To be told that the backup exists, though its commit had failed.

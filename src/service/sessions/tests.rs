@@ -3,6 +3,7 @@
 mod accounts;
 mod growth;
 
+use crate::api::SourceFlaws;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +81,7 @@ impl World {
         receive(self.app(), &session, &sent).unwrap();
         let entries: Vec<_> = (0..).zip(disk).map(|(at, plain)| entry(at, plain)).collect();
         extend(self.app(), &session, 0, &entries).unwrap();
-        commit(self.app(), caller, &session, 1).unwrap();
+        commit(self.app(), caller, &session, 1, &SourceFlaws::default()).unwrap();
         sent.len()
     }
 
@@ -169,7 +170,7 @@ fn knowing_a_hash_is_not_owning_data() {
     // Whoever has the bytes may have them stored; that they were there already is not told.
     receive(world.app(), &session, &[frame(&secret)]).unwrap();
     extend(world.app(), &session, 0, &[entry(0, &secret)]).unwrap();
-    commit(world.app(), &red, &session, 1).unwrap();
+    commit(world.app(), &red, &session, 1, &SourceFlaws::default()).unwrap();
     assert_eq!(world.restore(&red, "web@0"), secret);
     let stored = world.app().repository().statistics(&Silent).unwrap();
     assert_eq!(stored.segments, 1, "it is stored once all the same");
@@ -216,7 +217,7 @@ fn segments_that_are_not_what_they_are_said_to_be_are_refused() {
     // The session goes on, and so does the store.
     receive(world.app(), &session, &[good]).unwrap();
     extend(world.app(), &session, 0, &[entry(2, &segment(1))]).unwrap();
-    commit(world.app(), &blue, &session, 1).unwrap();
+    commit(world.app(), &blue, &session, 1, &SourceFlaws::default()).unwrap();
     let expected = [vec![0; 2 * SIZE], segment(1), vec![0; SIZE]].concat();
     assert_eq!(world.restore(&blue, "web@0"), expected);
 }
@@ -242,9 +243,12 @@ fn every_request_can_be_repeated_and_none_is_taken_out_of_order() {
         assert_eq!(session.state().entries, 1);
     }
     extend(world.app(), &session, 1, &[entry(3, &segment(2))]).unwrap();
-    assert_eq!(commit(world.app(), &blue, &session, 1).unwrap_err().refusal(), Refusal::Conflict);
-    let first = commit(world.app(), &blue, &session, 2).unwrap();
-    assert_eq!(commit(world.app(), &blue, &session, 2).unwrap(), first);
+    assert_eq!(
+        commit(world.app(), &blue, &session, 1, &SourceFlaws::default()).unwrap_err().refusal(),
+        Refusal::Conflict
+    );
+    let first = commit(world.app(), &blue, &session, 2, &SourceFlaws::default()).unwrap();
+    assert_eq!(commit(world.app(), &blue, &session, 2, &SourceFlaws::default()).unwrap(), first);
     assert_eq!(world.restore(&blue, "web@0"), [segment(1), vec![0; 2 * SIZE], segment(2)].concat());
 
     // The next day: what the parent has is told, kept, and not sent.
@@ -257,7 +261,7 @@ fn every_request_can_be_repeated_and_none_is_taken_out_of_order() {
     let kept = |first, count| Entry::Kept { first: SegmentIndex(first), count };
     assert_eq!(extend(world.app(), &session, 0, &[kept(0, 5)]).unwrap_err().refusal(), Refusal::Invalid);
     extend(world.app(), &session, 0, &[kept(0, 4)]).unwrap();
-    commit(world.app(), &blue, &session, 1).unwrap();
+    commit(world.app(), &blue, &session, 1, &SourceFlaws::default()).unwrap();
     assert_eq!(
         world.restore(&blue, "web@1"),
         [segment(1), vec![0; 2 * SIZE], segment(2), vec![0; SIZE]].concat()

@@ -8,12 +8,14 @@ use std::sync::{Arc, LazyLock};
 
 use crate::image::ImageError;
 use crate::image::nbd::wire::{
-    OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, SIMPLE_MAGIC, STRUCTURED_MAGIC, chunk, command,
-    info, option, reply,
+    DONT_FRAGMENT, OPTION_MAGIC, REPLY_MAGIC, ReadNumbers, SERVER_MAGIC, SIMPLE_MAGIC, STRUCTURED_MAGIC,
+    chunk, command, info, option, reply, transmission,
 };
 use crate::image::nbd::{ALLOCATION, DEPTH, NbdImage};
 
 pub(super) const K: u64 = 64 << 10;
+/// The first byte of the sector that [`Manner::BadSector`] cannot read.
+pub(super) const BAD_SECTOR: u64 = 4 * K + 1024;
 
 /// What a server does otherwise than it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub(super) enum Manner {
     NotFixed,
     /// It accepts links and says nothing.
     Silent,
+    /// It answers no read.
+    NoReads,
+    /// It cannot read one sector: it drops the link, unless the reply is to be one piece.
+    BadSector,
     /// Its disk has room for one write.
     Full,
     /// The link goes on encrypted, if the client shows who it is.
@@ -194,8 +200,9 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
                 option_reply(&mut stream, option, reply::UNKNOWN_EXPORT, &[])?;
             }
             option::GO => {
+                let flags = if manner == Manner::BadSector { 1 | transmission::SEND_DF } else { 1 };
                 let export =
-                    [&info::EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &1_u16.to_be_bytes()].concat();
+                    [&info::EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
                 option_reply(&mut stream, option, reply::INFO, &export)?;
                 let sizes = [
                     &info::BLOCK_SIZE.to_be_bytes()[..],
@@ -218,10 +225,19 @@ fn serve(mut stream: impl Read + Write, manner: Manner, link: usize) -> io::Resu
     let mut held = Vec::new();
     loop {
         stream.u32()?;
-        let (_, kind, cookie) = (stream.u16()?, stream.u16()?, stream.u64()?);
+        let (flags, kind, cookie) = (stream.u16()?, stream.u16()?, stream.u64()?);
         let (offset, length) = (stream.u64()?, stream.u32()?);
         let mut bytes = Vec::new();
+        let has_bad_sector = offset < BAD_SECTOR + 512 && offset + u64::from(length) > BAD_SECTOR;
         match kind {
+            command::READ if manner == Manner::NoReads => continue,
+            command::READ if manner == Manner::BadSector && has_bad_sector => {
+                if flags & DONT_FRAGMENT == 0 || length > 65_536 {
+                    return Ok(());
+                }
+                let error = [&5_u32.to_be_bytes()[..], &0_u16.to_be_bytes()].concat();
+                bytes = chunk_of(cookie, chunk::ERROR + 1, true, &error);
+            }
             command::READ => bytes = read_replies(manner, structured, (cookie, offset, length)),
             command::BLOCK_STATUS => {
                 for context in [5_u32, 6, 7] {

@@ -1,5 +1,6 @@
 //! What sessions count in their project's quota, and who gets a place.
 
+use crate::api::SourceFlaws;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ fn limited(limits: Limits) -> World {
 fn empty_backup(world: &World, caller: &Caller, name: &str) -> Result<(), Refused> {
     let state = begin(world.app(), caller, &new(name, 0))?;
     let session = world.app().sessions().find(caller, &state.session)?;
-    commit(world.app(), caller, &session, 0).map(drop)
+    commit(world.app(), caller, &session, 0, &SourceFlaws::default()).map(drop)
 }
 
 fn send(world: &World, session: &Session, numbers: std::ops::Range<u32>) -> Result<(), Refused> {
@@ -69,9 +70,9 @@ fn a_backup_that_goes_on_after_a_break_counts_once() {
     send(&world, &session, 6..8).unwrap();
     assert_eq!(send(&world, &other, 12..13).unwrap_err().refusal(), Refusal::QuotaExceeded);
     name_all(&world, &session, 0..8).unwrap();
-    commit(world.app(), &blue, &session, 1).unwrap();
+    commit(world.app(), &blue, &session, 1, &SourceFlaws::default()).unwrap();
     name_all(&world, &other, 10..12).unwrap();
-    commit(world.app(), &blue, &other, 1).unwrap();
+    commit(world.app(), &blue, &other, 1, &SourceFlaws::default()).unwrap();
     // Nothing counts any longer for what was given up.
     let session = world.begin(&blue, "web", 8);
     assert_eq!(send(&world, &session, 20..21).unwrap_err().refusal(), Refusal::QuotaExceeded);
@@ -93,12 +94,12 @@ fn the_manifests_of_unchanged_disks_count() {
     send(&world, &session, 0..1).unwrap();
     let entries: Vec<_> = (0..PLACES).map(|at| entry(at, &segment(0))).collect();
     extend(world.app(), &session, 0, &entries).unwrap();
-    commit(world.app(), &blue, &session, 1).unwrap();
+    commit(world.app(), &blue, &session, 1, &SourceFlaws::default()).unwrap();
     let unchanged = || {
         let session = world.begin(&blue, "web", u64::from(PLACES));
         let kept = Entry::Kept { first: SegmentIndex(0), count: PLACES };
         extend(world.app(), &session, 0, &[kept]).unwrap();
-        commit(world.app(), &blue, &session, 1)
+        commit(world.app(), &blue, &session, 1, &SourceFlaws::default())
     };
     // Each manifest has 20 bytes for each place.
     unchanged().unwrap();
@@ -200,9 +201,10 @@ fn who_meets_a_disk_that_another_filled_is_to_ask_again() {
             Ok(())
         })
         .unwrap();
-    for refused in
-        [send(&world, &two, 1..2).unwrap_err(), commit(world.app(), &blue, &one, 1).map(drop).unwrap_err()]
-    {
+    for refused in [
+        send(&world, &two, 1..2).unwrap_err(),
+        commit(world.app(), &blue, &one, 1, &SourceFlaws::default()).map(drop).unwrap_err(),
+    ] {
         assert_eq!(refused.refusal(), Refusal::Unavailable, "{}", refused.for_the_log());
         assert!(refused.answer("id").headers().contains_key("retry-after"));
     }
@@ -278,7 +280,7 @@ fn manifests_without_a_segment_are_opened_once() {
     for number in 0..5 {
         // Zeros, and nothing at all.
         let session = world.begin(&blue, &format!("zeros{number}"), 2);
-        commit(world.app(), &blue, &session, 0).unwrap();
+        commit(world.app(), &blue, &session, 0, &SourceFlaws::default()).unwrap();
         empty_backup(&world, &blue, &format!("empty{number}")).unwrap();
     }
     world.send(&blue, "web", &[segment(1)]);
@@ -321,13 +323,15 @@ fn a_commit_that_is_asked_for_again_after_a_restart_makes_no_second_backup() {
     name_all(&world, &session, 0..1).unwrap();
     let id = session.state().session;
     let other = world.begin(&blue, "db", 0).state().session;
-    let first = commit_named(world.app(), &blue, &id, 1).unwrap();
+    let first = commit_named(world.app(), &blue, &id, 1, &SourceFlaws::default()).unwrap();
     drop(session);
     world.crash();
-    assert_eq!(commit_named(world.app(), &blue, &id, 1).unwrap(), first);
+    assert_eq!(commit_named(world.app(), &blue, &id, 1, &SourceFlaws::default()).unwrap(), first);
     assert_eq!(numbers(&world), [("blue:web".to_owned(), 1)]);
     // Nothing is told of what was not committed, of what another session has become, and to others.
-    let refusal = |caller: &Caller, id: &str| commit_named(world.app(), caller, id, 1).unwrap_err().refusal();
+    let refusal = |caller: &Caller, id: &str| {
+        commit_named(world.app(), caller, id, 1, &SourceFlaws::default()).unwrap_err().refusal()
+    };
     assert_eq!(refusal(&blue, &other), Refusal::NotFound);
     assert_eq!(refusal(&caller("red"), &id), Refusal::NotFound);
     let (backup, secret) = id.rsplit_once('.').unwrap();
@@ -346,7 +350,7 @@ fn a_commit_that_failed_after_its_backup_came_to_exist_makes_no_second_one_when_
         world.app().writer().with(|writer| Ok(writer.store().flush()?)).unwrap();
         name_all(&world, &session, 0..1).unwrap();
         let id = session.state().session;
-        let committed = commit_named(world.app(), &caller("blue"), &id, 1);
+        let committed = commit_named(world.app(), &caller("blue"), &id, 1, &SourceFlaws::default());
         (world, faults, id, committed)
     };
     let (_, faults, _, committed) = sent(FaultPlan::Count);
@@ -356,8 +360,8 @@ fn a_commit_that_failed_after_its_backup_came_to_exist_makes_no_second_one_when_
     let at = line.split_once(':').unwrap().0.parse::<u64>().unwrap() + 1;
     let (world, _, id, failed) = sent(FaultPlan::Fail { at, error: std::io::ErrorKind::Other });
     assert!(failed.is_err());
-    let again = commit_named(world.app(), &caller("blue"), &id, 1).unwrap();
+    let again = commit_named(world.app(), &caller("blue"), &id, 1, &SourceFlaws::default()).unwrap();
     assert_eq!(again.backup, "web@0");
-    assert_eq!(commit_named(world.app(), &caller("blue"), &id, 1).unwrap(), again);
+    assert_eq!(commit_named(world.app(), &caller("blue"), &id, 1, &SourceFlaws::default()).unwrap(), again);
     assert_eq!(numbers(&world), [("blue:web".to_owned(), 1)]);
 }

@@ -1,5 +1,6 @@
 //! What sessions leave and take: names, files, memory, and how many there may be.
 
+use crate::api::SourceFlaws;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ fn left(world: &World) -> Vec<PathBuf> {
 fn empty_backup(world: &World, caller: &Caller, name: &str) -> Result<(), Refused> {
     let state = begin(world.app(), caller, &new(name, 0))?;
     let session = world.app().sessions().find(caller, &state.session)?;
-    commit(world.app(), caller, &session, 0).map(drop)
+    commit(world.app(), caller, &session, 0, &SourceFlaws::default()).map(drop)
 }
 
 fn limited(limits: Limits) -> World {
@@ -77,11 +78,11 @@ fn sessions_share_what_their_project_has_and_a_commit_frees_it() {
     let other = world.begin(&red, "web", 1);
     assert_eq!(alive(), 10);
     for session in &sessions {
-        commit(world.app(), &blue, session, 0).unwrap();
+        commit(world.app(), &blue, session, 0, &SourceFlaws::default()).unwrap();
     }
     // They are remembered, and asked for once more they say the same.
     assert_eq!(alive(), 0);
-    assert_eq!(commit(world.app(), &blue, &sessions[0], 0).unwrap().incremental, 0);
+    assert_eq!(commit(world.app(), &blue, &sessions[0], 0, &SourceFlaws::default()).unwrap().incremental, 0);
     for _ in 0..20 {
         empty_backup(&world, &blue, "empty").unwrap();
         assert_eq!(alive(), 0);
@@ -170,14 +171,17 @@ fn a_caller_begins_and_commits_so_many_and_others_are_not_touched() {
     let world = limited(Limits { commits_per_minute: 1, ..Limits::default() });
     let last = (0..10).map(|_| {
         let session = world.begin(&blue, "web", 0);
-        commit(world.app(), &blue, &session, 0).unwrap();
+        commit(world.app(), &blue, &session, 0, &SourceFlaws::default()).unwrap();
         session
     });
     let last = last.last().unwrap();
     let session = world.begin(&blue, "web", 0);
-    assert_eq!(commit(world.app(), &blue, &session, 0).unwrap_err().refusal(), Refusal::TooMany);
+    assert_eq!(
+        commit(world.app(), &blue, &session, 0, &SourceFlaws::default()).unwrap_err().refusal(),
+        Refusal::TooMany
+    );
     // What was committed is told again, and the session waits for its turn.
-    commit(world.app(), &blue, &last, 0).unwrap();
+    commit(world.app(), &blue, &last, 0, &SourceFlaws::default()).unwrap();
     assert!(!session.is_over());
     empty_backup(&world, &red, "web").unwrap();
 }
@@ -248,7 +252,7 @@ fn what_is_over_is_remembered_in_a_bounded_number() {
     let world = World::new();
     let blue = caller("blue");
     let first = world.begin(&blue, "web", 0);
-    commit(world.app(), &blue, &first, 0).unwrap();
+    commit(world.app(), &blue, &first, 0, &SourceFlaws::default()).unwrap();
     let id = first.state().session;
     assert!(world.app().sessions().find(&blue, &id).is_ok());
     let copy = Arc::clone(&first);
