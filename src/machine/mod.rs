@@ -98,6 +98,14 @@ pub enum MachineError {
         /// The backup.
         backup: String,
     },
+    /// Some parts were restored, and then one failed.
+    #[error("{source}; restored already: {}", join(complete))]
+    Partly {
+        /// What failed.
+        source: Box<MachineError>,
+        /// The targets that are complete.
+        complete: Vec<PathBuf>,
+    },
     /// Backups of disks are gone, and with them the moment.
     #[error(
         "cannot restore all of {machine}, so nothing was restored: {}; restore the disks that are there one by one",
@@ -177,6 +185,10 @@ pub enum MachineError {
     },
 }
 
+fn join(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 impl From<ManifestError> for MachineError {
     fn from(error: ManifestError) -> Self {
         Self::Repository(error.into())
@@ -191,6 +203,7 @@ impl MachineError {
             Self::Moment(source) => source.kind(),
             Self::Repository(error) => error.kind(),
             Self::Restore(error) => error.kind(),
+            Self::Partly { source, .. } => source.kind(),
             Self::LetGo | Self::Folder { .. } => ErrorKind::Io,
             Self::Name(_)
             | Self::NameTwice { .. }

@@ -65,9 +65,25 @@ struct Places {
 ///
 /// # Errors
 ///
-/// If a disk's backup is gone, or a target cannot be restored to (nothing was written then), or if reading or writing fails: no file
-/// has its name then.
+/// If a disk's backup is gone, or a target cannot be restored to (nothing was written then), or if reading or writing fails: the error
+/// names the targets that are complete nevertheless, devices for example.
 pub fn restore_machine<'a>(
+    repository: &Repository,
+    moment: &Moment,
+    sets: &'a [Backupset],
+    targets: &MachineTargets,
+    options: &RestoreOptions,
+    progress: &dyn Progress,
+) -> Result<RestoredMachine<'a>, MachineError> {
+    restore_parts(repository, moment, sets, targets, options, progress).map_err(|error| {
+        match options.cleanup.complete_targets() {
+            complete if complete.is_empty() => error,
+            complete => MachineError::Partly { source: Box::new(error), complete },
+        }
+    })
+}
+
+fn restore_parts<'a>(
     repository: &Repository,
     moment: &Moment,
     sets: &'a [Backupset],

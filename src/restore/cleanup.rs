@@ -147,6 +147,11 @@ impl Cleanup {
         Stopped { _state: state, fates }
     }
 
+    /// Returns the targets that are complete.
+    pub fn complete_targets(&self) -> Vec<PathBuf> {
+        self.state().complete.clone()
+    }
+
     /// Enters a target that is about to be written to itself.
     pub fn direct(&self, target: &Path) -> CleanupEntry {
         let mut state = self.state();

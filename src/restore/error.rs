@@ -107,6 +107,20 @@ pub enum RestoreError {
         /// How many are needed at most.
         needed: u64,
     },
+    /// The temporary file cannot be created.
+    #[error(
+        "cannot create {}: {source}; a restore makes a new file beside the target{}",
+        partial.display(),
+        if *replace { ", so allow that, or use --in-place to write into the file that is there" } else { "" }
+    )]
+    NoPartial {
+        /// The temporary file.
+        partial: PathBuf,
+        /// Whether there is a file that could be written into.
+        replace: bool,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// Another restore is writing the temporary file of the target.
     #[error("cannot restore: another restore is writing {}; wait until it has ended", partial.display())]
     PartialInUse {
@@ -247,7 +261,7 @@ impl RestoreError {
             Self::Damaged { .. } => ErrorKind::Corrupt,
             Self::NoRoom { .. } | Self::Stream { .. } | Self::Sink { .. } => ErrorKind::Io,
             Self::Export { source, .. } => source.kind(),
-            Self::Target { source, .. } => match source.kind() {
+            Self::NoPartial { source, .. } | Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 _ => ErrorKind::Io,
             },

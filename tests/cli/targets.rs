@@ -393,6 +393,19 @@ fn a_disk_that_does_not_fit_is_refused_and_one_that_fails_leaves_nothing() {
     let failed = ran(&["small/old", "--ignore-space"]).exits(1);
     let kept = ran(&["small/new", "--ignore-space", "--keep-partial"]).exits(1);
     let state = (fs::read(place.join("old")).unwrap(), names(&place));
+    // Of a machine the device is complete, and the file is not.
+    world.write("vm.raw", &noise(2, SIZE));
+    world.run(&["backup", "--machine", "m", "m/a=vm.raw", "m/b=web"]).exits(0);
+    File::create(world.path("device")).unwrap().set_len(SIZE as u64).unwrap();
+    let device = as_root("losetup", &["--find", "--show", world.path("device").to_str().unwrap()]);
+    if let Some(device) = device {
+        let to = format!("a={device}");
+        let arguments =
+            ["restore", "--machine", "m", "--ignore-space", "--force", "--to", &to, "--to", "b=small/b"];
+        let failed = world.run(&arguments).exits(1);
+        let _loop = Loop { device: device.clone(), mounted: None };
+        failed.says("No space left").says(&format!("restored already: {device}"));
+    }
     as_root("umount", &[place.to_str().unwrap()]);
     refused.says("up to 512.0 KiB are needed there and 252.0 KiB are free").says("--ignore-space");
     failed.says("No space left").says("the incomplete").says("old.ekko-partial was removed");
@@ -532,6 +545,15 @@ fn a_qcow2_file_is_what_the_disk_was_and_obeys_the_same_rules() {
     assert!(blocks.blocks() * 512 < 12 * SEGMENT as u64 && blocks.mode() & 0o777 == 0o600);
     assert!(partials(&world).is_empty());
     world.run(&["restore", "--format", "qcow2", "disk", "new"]).exits(2).says("--force");
+    // A program that has not ended makes no file that was removed again.
+    for _ in 0..5 {
+        let child = begun(&world, &["--format", "qcow2", "disk", "early"]);
+        until(|| world.path("early.ekko-partial").exists());
+        send("TERM", &child);
+        child.wait_with_output().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(partials(&world).is_empty());
+    }
     world.write("a:b", b"old");
     world.run(&["restore", "--force", "--format", "qcow2", "disk", "a:b"]).exits(0);
     same("./a:b");

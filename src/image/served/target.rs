@@ -3,6 +3,7 @@
 //! `qemu-img create` makes it and a `qemu-nbd` of our own writes it: the writer of the format is QEMU's, and nothing but the file
 //! itself takes room. (`qemu-img convert` would need the whole disk as a file first, since it does not read from a pipe.)
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,18 +27,18 @@ pub struct Qcow2Target {
 }
 
 impl Qcow2Target {
-    /// Makes a qcow2 file of a disk of `size` zeros of a file that exists and is empty. QEMU's disks are of whole sectors, so zeros
+    /// Makes a qcow2 file of a disk of `size` zeros of a file that is open and empty. QEMU's disks are of whole sectors, so zeros
     /// make the last one full.
-    pub fn create(path: &Path, size: u64) -> Result<Self, ImageError> {
+    pub fn create(path: &Path, file: File, size: u64) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Nbd { path: path.to_owned(), task: NbdTask::Open, source };
         // QEMU takes what stands before a colon for a protocol, unless a slash comes first.
         let absolute =
             std::path::absolute(path).map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
         let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
-            .arg(&absolute)
+            .args(["create", "-q", "-f", "qcow2", "/proc/self/fd/0"])
             .arg(size.next_multiple_of(SECTOR).to_string())
-            .stdin(Stdio::null())
+            // The file and not its name: if this process ends and removes it, the program must not make it again.
+            .stdin(Stdio::from(file))
             .stdout(Stdio::null())
             .output()
             .map_err(|error| match error.kind() {

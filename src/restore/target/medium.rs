@@ -36,7 +36,7 @@ impl Medium {
                 Ok(Self::File(partial.file()?))
             }
             TargetFormat::Qcow2 => {
-                let made = Qcow2Target::create(partial.path(), size);
+                let made = Qcow2Target::create(partial.path(), partial.file()?, size);
                 Ok(Self::Qcow2(made.map_err(|source| RestoreError::Export { source })?))
             }
         }

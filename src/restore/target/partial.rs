@@ -234,7 +234,10 @@ fn create(
                 remove_left(partial, is_folder)?;
                 continue;
             }
-            Err(error) => return Err(failed("create")(error)),
+            Err(source) => {
+                let replace = target.exists();
+                return Err(RestoreError::NoPartial { partial: partial.to_owned(), replace, source });
+            }
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
