@@ -37,7 +37,7 @@ use crate::backup::plan::{Fate, Plan};
 use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
-use crate::image::{Format, Image, ImageError, LookAlike};
+use crate::image::{Format, Image, ImageError, LookAlike, Lookout};
 use crate::manifest::{Flaws, ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
@@ -185,6 +185,8 @@ pub struct BackupOptions {
     pub in_use: Option<SourceUse>,
     /// Whether somebody sees to it that the source does not change: then whoever has it open makes it no inconsistent backup.
     pub stands_still: bool,
+    /// What finds out who may be changing the source. Backups that run side by side share one.
+    pub lookout: Arc<Lookout>,
     /// Whether unreadable sectors are read around: they become zeros, and the manifest lists them.
     pub skip_bad_sectors: bool,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
@@ -209,6 +211,7 @@ impl BackupOptions {
             in_use: None,
             stands_still: false,
             skip_bad_sectors: false,
+            lookout: Arc::default(),
             changes: None,
             attributes: Vec::new(),
             stop: Vec::new(),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::backup::{BackupError, BackupOptions};
-use crate::image::{Extent, Image, ImageError, SourceChange, UnreadableRanges, source_writer};
+use crate::image::{Extent, Image, ImageError, SourceChange, UnreadableRanges};
 use crate::manifest::{Flaws, Inconsistency};
 use crate::progress::{Notice, Progress};
 
@@ -23,7 +23,7 @@ impl<'a> WatchedSource<'a> {
     pub fn new(image: &'a dyn Image, options: &'a BackupOptions) -> Self {
         // The second look costs something, so it is taken only where the first one found somebody.
         let is_used = options.in_use.is_some() && !options.stands_still;
-        let writer = if is_used { source_writer(image.path()) } else { None };
+        let writer = if is_used { options.lookout.source_writer(image.path()) } else { None };
         Self { image, options, unreadable: UnreadableRanges::default(), writer }
     }
 
@@ -52,7 +52,7 @@ impl<'a> WatchedSource<'a> {
             let writer = match &self.writer {
                 _ if self.options.stands_still => None,
                 Some(writer) => Some(writer.clone()),
-                None => source_writer(self.image.path()),
+                None => self.options.lookout.source_writer(self.image.path()),
             };
             writer.map(|how| format!("it was in use while it was read: {how}"))
         });

@@ -1,6 +1,8 @@
-//! How many files this process may have open.
+//! How many files this process may have open, and how much memory it may have.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::cli::format;
 
 /// Descriptors for everything but the sources: packs, the index, standard streams.
 const OWN: u64 = 64;
@@ -31,5 +33,21 @@ pub(super) fn too_few_descriptors(sources: usize) -> Option<String> {
     Some(format!(
         "its {sources} disks are read at one moment and need up to {needed} open files, and this process may have {has}; raise \
          the limit with \"ulimit -n {needed}\""
+    ))
+}
+
+/// Address space that a backup takes besides its threads: the program, the index, and what an allocator keeps.
+const OWN_MEMORY: u64 = 256 << 20;
+/// What each thread takes: a piece that is read, the same encoded, the codec, and its stack.
+const OF_A_THREAD: u64 = 28 << 20;
+
+/// Says why a backup by so many threads has too little memory, if it has. An allocation that fails would end the process.
+pub(super) fn too_little_memory(threads: usize) -> Option<String> {
+    let needed = OWN_MEMORY + OF_A_THREAD * threads as u64;
+    let has = getrlimit(Resource::As).current.filter(|has| *has < needed)?;
+    let (has, needed) = (format::bytes(has), format::bytes(needed));
+    Some(format!(
+        "{threads} threads need about {needed} of address space, and this process may have {has}; use a smaller number of --jobs, \
+         or raise the limit with \"ulimit -v\""
     ))
 }

@@ -99,21 +99,12 @@ impl DiskUse {
     }
 }
 
-/// Says in words who may be changing a source: "mounted on /mnt/web", "held by dm-0", "open for writing by process 1234
-/// (qemu-system-x86)". `None` if nobody is known to.
-pub fn source_use(path: &Path) -> Option<String> {
-    used(path, &mounts())
-}
-
-/// The same, but for a filesystem that is mounted read-only: it changes nothing on its disk.
-pub fn source_writer(path: &Path) -> Option<String> {
-    let mounts = mounts();
-    let lines = mounts.split_inclusive(|byte| *byte == b'\n');
-    let writable: Vec<u8> = lines.filter(|line| !is_read_only(line)).flatten().copied().collect();
-    used(path, &writable)
-}
-
-fn used(path: &Path, mounts: &[u8]) -> Option<String> {
+/// Says in words who may be changing a source, by what the kernel says of it, by mounts, and by its writer.
+pub(super) fn used(
+    path: &Path,
+    mounts: &[u8],
+    writer: impl FnOnce(Source) -> Option<DiskUse>,
+) -> Option<String> {
     let source = Source::at(path)?;
     let how = match source {
         Source::Device(device) => device_use(device, mounts),
@@ -121,13 +112,19 @@ fn used(path: &Path, mounts: &[u8]) -> Option<String> {
             loop_use(source).filter(|how| matches!(how, DiskUse::Attached { writable, .. } if *writable))
         }
     }
-    .or_else(|| writer(&[source]))?;
+    .or_else(|| writer(source))?;
     Some(how.to_string())
+}
+
+/// Returns those mounts that are not of a read-only filesystem.
+pub(super) fn writable(mounts: &[u8]) -> Vec<u8> {
+    let lines = mounts.split_inclusive(|byte| *byte == b'\n');
+    lines.filter(|line| !is_read_only(line)).flatten().copied().collect()
 }
 
 /// Finds out who would be harmed if a disk were overwritten. `None` if nobody is known to.
 ///
-/// That is more than [`source_use`] finds: a loop device that only reads, a process that has the whole disk open of which the
+/// That is more than is found of a source: a loop device that only reads, a process that has the whole disk open of which the
 /// target is a partition, or the other way round, and an image that QEMU has locked against writers.
 pub fn target_use(path: &Path) -> Option<DiskUse> {
     let source = Source::at(path)?;
@@ -139,8 +136,8 @@ pub fn target_use(path: &Path) -> Option<DiskUse> {
 }
 
 /// What tells one disk from all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
     /// A block device, by its number: it may have several names.
     Device(u64),
     /// A regular file.
@@ -158,7 +155,7 @@ impl Source {
         }
     }
 
-    fn at(path: &Path) -> Option<Self> {
+    pub(super) fn at(path: &Path) -> Option<Self> {
         Self::of(&fs::metadata(path).ok()?)
     }
 
@@ -215,7 +212,7 @@ fn relatives(source: Source) -> Vec<Source> {
 }
 
 /// Returns what is mounted where.
-fn mounts() -> Vec<u8> {
+pub(super) fn mounts() -> Vec<u8> {
     fs::read("/proc/self/mountinfo").unwrap_or_default()
 }
 
@@ -342,7 +339,7 @@ fn is_for_writing(text: &str) -> bool {
 }
 
 /// Returns the names in a folder, sorted; none if it cannot be read.
-fn names(folder: &Path) -> Vec<String> {
+pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort_unstable();
@@ -350,7 +347,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// Returns the first line of a small file.
-fn read_line(path: &Path) -> Option<String> {
+pub(super) fn read_line(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.lines().next()?.to_owned())
 }
 
@@ -360,6 +357,11 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::image::Lookout;
+
+    fn source_use(path: &Path) -> Option<String> {
+        Lookout::default().source_use(path)
+    }
 
     /// Starts a process that opens `path` as `redirection` says and keeps it until its input ends.
     fn holder(redirection: &str, path: &Path) -> Child {

@@ -1,7 +1,7 @@
 //! Images: disks as they are read.
 //!
 //! Owns how a source of any format is opened, where in it data lies, and how its bytes are read; and
-//! what can be found out about who else uses it ([`source_use`]). Must not know what becomes of the
+//! what can be found out about who else uses it ([`Lookout`]). Must not know what becomes of the
 //! bytes: nothing of segments, of the store or of manifests.
 
 mod bad_sectors;
@@ -9,6 +9,7 @@ mod cbt;
 mod change;
 mod in_use;
 mod lookalike;
+mod lookout;
 mod nbd;
 mod open;
 mod qcow2;
@@ -22,8 +23,9 @@ use std::path::{Path, PathBuf};
 pub use bad_sectors::UnreadableRanges;
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use change::SourceChange;
-pub use in_use::{DiskUse, source_use, source_writer, target_use};
+pub use in_use::{DiskUse, target_use};
 pub use lookalike::LookAlike;
+pub use lookout::Lookout;
 pub use nbd::{NbdError, NbdTarget, NbdTask, is_nbd};
 pub use open::{Format, ImageOptions, OpenImage, is_remote, open_image};
 pub use raw::{RawImage, Reading};

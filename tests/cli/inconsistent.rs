@@ -12,8 +12,10 @@ use crate::harness::{Ran, World, noise, ran};
 
 const SEGMENT: usize = 64 << 10;
 
-/// A file that is read for about two seconds.
-const SLOW: [&str; 2] = ["--limit-rate", "2MiB"];
+/// The segments of the disk: three pieces are read of it, one after the other.
+const SEGMENTS: usize = 384;
+/// Has the disk be read for about two seconds.
+const SLOW: [&str; 2] = ["--limit-rate", "8MiB"];
 
 fn until(mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -68,7 +70,7 @@ impl Drop for Holder {
 
 fn disk(world: &World) {
     world.init_small();
-    world.write("disk", &noise(1, 64 * SEGMENT));
+    world.write("disk", &noise(1, SEGMENTS * SEGMENT));
 }
 
 /// Expects the mark in every output of the newest backup of `web`.
@@ -92,10 +94,10 @@ fn a_file_that_changes_while_it_is_read_makes_an_inconsistent_backup() {
     let path = world.path("disk");
     let open = || fs::OpenOptions::new().write(true).open(&path).unwrap();
     let write = || open().write_all_at(b"changed", 5).unwrap();
-    let grow = || open().set_len((65 * SEGMENT) as u64).unwrap();
+    let grow = || open().set_len(((SEGMENTS + 1) * SEGMENT) as u64).unwrap();
     let touch = || fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let cases: [(&str, &dyn Fn()); 3] =
-        [("written to", &write), ("grew from 4194304 to 4259840 bytes", &grow), ("was changed", &touch)];
+        [("written to", &write), ("grew from 25165824 to 25231360 bytes", &grow), ("was changed", &touch)];
     for (why, change) in cases {
         let backup = [&["-q", "--json", "backup", "web=disk"][..], &SLOW].concat();
         // Quiet hides no warning.
@@ -186,7 +188,7 @@ fn a_qcow2_image_that_changes_is_seen_through_its_whole_chain() {
     if !run(&["--version"]) {
         return;
     }
-    world.write("raw", &noise(3, 64 * SEGMENT));
+    world.write("raw", &noise(3, SEGMENTS * SEGMENT));
     assert!(run(&["convert", "-O", "qcow2", "raw", "base"]));
     assert!(run(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "disk"]));
     let backup = [&["backup", "web=disk", "--format", "qcow2"][..], &SLOW].concat();
@@ -203,11 +205,11 @@ fn a_disk_that_shrank_since_the_backup_before_is_told_with_both_sizes() {
     disk(&world);
     world.run(&["backup", "web=disk"]).exits(0);
     for (size, says) in
-        [(3 * SEGMENT, "from 4.0 MiB (4194304 bytes) to 192.0 KiB (196608 bytes)"), (0, "to 0 B (0 bytes)")]
+        [(3 * SEGMENT, "from 24.0 MiB (25165824 bytes) to 192.0 KiB (196608 bytes)"), (0, "to 0 B (0 bytes)")]
     {
         world.write("disk", &noise(1, size));
         let ended = world.run(&["-q", "--json", "backup", "web=disk"]).exits(3).says(says).json();
-        let was: Value = if size == 0 { (3 * SEGMENT).into() } else { (64 * SEGMENT).into() };
+        let was: Value = if size == 0 { (3 * SEGMENT).into() } else { (SEGMENTS * SEGMENT).into() };
         assert_eq!(ended["backups"][0]["shrank_from"], was);
         world.run(&["backup", "web=disk"]).exits(0);
     }

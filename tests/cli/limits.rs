@@ -38,6 +38,26 @@ fn more_sources_than_open_files_are_backed_up() {
 }
 
 #[test]
+fn too_little_memory_is_told_before_anything_is_done() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 4096));
+    let ekko = env!("CARGO_BIN_EXE_ekko");
+    for (kib, code) in [(200_000, 1), (4_000_000, 0)] {
+        let script = format!("ulimit -v {kib}; exec {ekko} -r R backup --jobs 4 disk");
+        let mut shell = Command::new("sh");
+        let ended =
+            ran(shell.args(["-c", &script]).current_dir(world.path("")).output().unwrap()).exits(code);
+        assert_eq!(
+            ended.stderr.contains("cannot back up: 4 threads need about"),
+            code == 1,
+            "{}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
 fn a_source_whose_path_is_not_utf_8_is_backed_up_under_a_name() {
     let world = World::new();
     world.init_small();

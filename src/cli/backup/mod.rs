@@ -23,7 +23,8 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::limits;
 use crate::cli::progress::Console;
-use crate::image::{Format, OpenImage, source_use};
+use crate::error::ErrorKind;
+use crate::image::{Format, Lookout, OpenImage};
 use crate::manifest::SourceUse;
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
@@ -33,6 +34,9 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     machine::check_names(&args.machine, &sources)?;
     args.tags()?;
     limits::raise_descriptors();
+    if let Some(why) = limits::too_little_memory(args.jobs()) {
+        return Err(CliError::new(ErrorKind::Io, format!("cannot back up: {why}")));
+    }
     let console = context.progress();
     if args.json_progress {
         console.emit_json();
@@ -111,11 +115,18 @@ struct How<'a> {
     args: &'a BackupArgs,
     hooks: &'a Hooks<'a>,
     pace: Arc<Pace>,
+    lookout: Arc<Lookout>,
 }
 
 impl<'a> How<'a> {
     fn new(place: &'a Place, args: &'a BackupArgs, hooks: &'a Hooks<'a>) -> Self {
-        Self { place, args, hooks, pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)) }
+        Self {
+            place,
+            args,
+            hooks,
+            pace: Arc::new(Pace::new(args.jobs(), args.limit_rate)),
+            lookout: Arc::default(),
+        }
     }
 
     /// Returns how a source is backed up, and warns of who else uses it.
@@ -126,7 +137,7 @@ impl<'a> How<'a> {
         changes: Option<Arc<TrackedChanges>>,
         progress: &Console,
     ) -> BackupOptions {
-        let in_use = source_use(&source.path);
+        let in_use = self.lookout.source_use(&source.path);
         if let Some(how) = in_use.clone() {
             progress.notice(Notice::SourceInUse { path: source.path.clone(), how });
         }
@@ -142,6 +153,7 @@ impl<'a> How<'a> {
             // A snapshot in a qcow2 image does not change, whoever has the image open.
             stands_still: self.args.machine.before.is_some() || self.args.image.snapshot.is_some(),
             skip_bad_sectors: self.args.skip_bad_sectors,
+            lookout: Arc::clone(&self.lookout),
             changes,
             stop: vec![self.hooks.stop()],
             ..self.plain_options()
