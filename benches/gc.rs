@@ -140,7 +140,7 @@ impl Store {
     }
 
     fn gc(&self) -> GcSummary {
-        self.writer.gc(&GcOptions { jobs: 2, ..GcOptions::default() }, &Silent).unwrap()
+        self.writer.gc(&GcOptions { now: Some(""), jobs: 2, ..GcOptions::default() }, &Silent).unwrap()
     }
 
     fn index_writes(&self) -> u64 {
@@ -195,7 +195,7 @@ fn prove(store: &Store, alive: u32) {
     }
     let many = store.commit(many);
     store.delete(&many);
-    let options = GcOptions { dry_run: true, jobs: 1, ..GcOptions::default() };
+    let options = GcOptions { dry_run: true, now: Some(""), jobs: 1, ..GcOptions::default() };
     let with = measure("a dry run: 100,000 candidates", || store.writer.gc(&options, &Silent).unwrap());
     let GcSummary { compared_bytes, comparing, .. } = with.0;
     println!(

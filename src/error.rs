@@ -6,6 +6,8 @@
 /// The kind of a failure, as a caller needs it to decide what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
+    /// There is no repository where one was asked for.
+    NoRepository,
     /// The thing asked for does not exist.
     NotFound,
     /// Somebody else is using it; trying again later may work.
@@ -16,6 +18,8 @@ pub enum ErrorKind {
     Unsupported,
     /// The request itself is wrong.
     Invalid,
+    /// The service does not let the caller do it: the token, its role or its quota.
+    Refused,
     /// The operating system refused or failed.
     Io,
 }
@@ -24,11 +28,13 @@ impl ErrorKind {
     /// Returns the kind's name as it stands in JSON.
     pub fn name(self) -> &'static str {
         match self {
+            Self::NoRepository => "no_repository",
             Self::NotFound => "not_found",
             Self::Busy => "busy",
             Self::Corrupt => "corrupt",
             Self::Unsupported => "unsupported",
             Self::Invalid => "invalid",
+            Self::Refused => "refused",
             Self::Io => "io",
         }
     }

@@ -19,7 +19,8 @@ use ekko::repository::{
 };
 use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex};
 
-const GC: GcOptions = GcOptions { dry_run: false, keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+const GC: GcOptions<'static> =
+    GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
 
 fn gc(writer: &SharedWriter) -> GcSummary {
     let replace = |summary: &GcSummary| summary.replace_index;
@@ -167,8 +168,8 @@ impl Scene {
                 assert_eq!((summary.differing.as_slice(), summary.unknown_segments), (&[][..], 0));
             }
             Job::Describe => {
-                writer.with(|writer| writer.protect(self.kept, Protection::Always)).unwrap();
-                writer.with(|writer| writer.protect(self.kept, Protection::None)).unwrap();
+                writer.with(|writer| writer.protect(self.kept, Protection::Always, false)).unwrap();
+                writer.with(|writer| writer.protect(self.kept, Protection::None, false)).unwrap();
             }
             Job::List => {
                 let (sets, problems) = writer.repository().backupsets().unwrap();

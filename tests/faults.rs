@@ -186,7 +186,7 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>], holes: boo
 
 /// Collects all garbage, what unfinished backups stored as well.
 fn collect(writer: &SharedWriter, told: &Told) -> Result<GcSummary, RepositoryError> {
-    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    let options = GcOptions { now: Some(""), keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
     writer.run_job(told, |summary: &GcSummary| summary.replace_index, |writer| writer.gc(&options, told))
 }
 

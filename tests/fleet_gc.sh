@@ -55,12 +55,12 @@ before=$(used fleet)
 planned=$("$EKKO" -q --json -r fleet forget --keep-last 1 --dry-run | field freed_bytes)
 "$EKKO" -q -r fleet forget --keep-last 1 >/dev/null
 begun=$(now)
-"$EKKO" -q --json -r fleet gc >gc.json
+"$EKKO" -q --json -r fleet gc --now >gc.json
 took=$(python3 -c "print('%.2f' % ($(now) - $begun))")
 freed=$(field freed_bytes <gc.json)
 after=$(used fleet)
 begun=$(now)
-"$EKKO" -q --json -r fleet gc >gc.json
+"$EKKO" -q --json -r fleet gc --now >gc.json
 second=$(python3 -c "print('%.2f' % ($(now) - $begun))")
 again=$(field freed_bytes <gc.json)
 "$EKKO" -r fresh init --segment-size "$segment" >/dev/null

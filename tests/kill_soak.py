@@ -97,7 +97,7 @@ class Soak:
         elif kind == "rebuild":
             arguments = ["rebuild"]
         else:
-            arguments = ["gc", "--keep-unfinished", "0s"]
+            arguments = ["gc", "--now", "--keep-unfinished", "0s"]
         child = subprocess.Popen(self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         started = time.monotonic()
         try:
@@ -157,7 +157,7 @@ def main():
         soak.compare()
         document = soak.run("check", "--read-data")
         assert document["index"] == "agrees" and not document["problems"], document
-        soak.run("gc", "--keep-unfinished", "0s")
+        soak.run("gc", "--now", "--keep-unfinished", "0s")
         soak.compare()
         opens = sorted(soak.opens)
         print(f"seed {SEED}: {soak.killed} of {soak.rounds} commands killed, {SEGMENTS} segments: nothing acknowledged was lost; "

@@ -107,7 +107,7 @@ fn a_lost_segment_that_nobody_names_is_forgotten_by_the_next_collection() {
     let bytes = Noise::new(2).bytes(SEGMENT);
     back_up_one(&writer, "web", &bytes, |_| quarantine(&writer, &bytes)).unwrap_err();
     assert_eq!(writer.store().lost_segments().unwrap(), 1);
-    let options = GcOptions { dry_run: false, keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+    let options = GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
     writer.gc(&options, &Silent).unwrap();
     assert_eq!(writer.store().lost_segments().unwrap(), 0);
     assert!(writer.store().find(SegmentHash::of(&bytes)).unwrap().is_empty());
@@ -190,7 +190,7 @@ fn a_damaged_copy_that_was_collected_since_is_passed_over() {
     let (sets, _) = writer.repository().backupsets().unwrap();
     let incremental = committed.incremental;
     writer.delete(Deletion { backupset: sets[0].id, incremental }).unwrap();
-    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    let options = GcOptions { now: Some(""), keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
     assert_eq!(writer.gc(&options, &told).unwrap().freed_segments, 1);
 
     assert_eq!(writer.quarantine(&[copy]).unwrap(), []);

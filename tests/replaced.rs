@@ -134,7 +134,12 @@ fn after_a_write_that_failed_the_next_job_works_without_a_new_process() {
             .run_job(
                 &told,
                 |_| false,
-                |writer| writer.gc(&GcOptions { dry_run: false, keep_unfinished: None, jobs: 2 }, &told),
+                |writer| {
+                    writer.gc(
+                        &GcOptions { dry_run: false, now: Some(""), keep_unfinished: None, jobs: 2 },
+                        &told,
+                    )
+                },
             )
             .unwrap();
         back(&shared, "small", of("small"), &told).unwrap();

@@ -73,7 +73,7 @@ expect 3 'Input/output error' check --read-data --repair
 expect 0 '' backup --compression none web=web.raw db=db.raw
 whole web web.raw
 whole db db.raw
-expect 0 '' gc
+expect 0 '' gc --now
 
 echo "== a segment that nobody names, in a pack of which half lives"
 fresh
@@ -81,8 +81,8 @@ fresh
 "$ekko" -q -r fs/R backup --compression none web=later.raw >/dev/null
 "$ekko" -q -r fs/R delete web@0 >/dev/null 2>&1
 rot "$(pack)" "$(grep -abo EKKOREC1 "$(pack)" | sed -n 80p | cut -d: -f1)"
-expect 3 'not given back' gc
-expect 3 'not given back' gc
+expect 3 'not given back' gc --now
+expect 3 'not given back' gc --now
 whole web later.raw
 whole db db.raw
 expect 0 '' backup --compression none old=web.raw
@@ -98,5 +98,5 @@ expect 3 'Input/output error' status
 whole db db.raw
 expect 0 '' backup --compression none web=web.raw
 whole web web.raw
-"$ekko" -q -r fs/R delete db >/dev/null 2>&1
-expect 3 'Input/output error' gc
+"$ekko" -q -r fs/R delete db@all >/dev/null 2>&1
+expect 3 'Input/output error' gc --now

@@ -180,7 +180,7 @@ def load(service, disks):
 
     first = [backup(env, client, disk) for client, (env, disk) in enumerate(zip(envs, disks))]
     threads = [
-        threading.Thread(target=again_and_again, args=("gc", lambda: run(EKKO, "-q", "gc", env=admin))),
+        threading.Thread(target=again_and_again, args=("gc", lambda: run(EKKO, "-q", "gc", "--now", env=admin))),
         threading.Thread(target=again_and_again, args=("check", lambda: run(EKKO, "-q", "check", "--read-data", env=admin))),
     ]
     [thread.start() for thread in threads]

@@ -21,7 +21,7 @@ use ekko::storage::{FaultPlan, FaultStorage, OsStorage, Storage};
 use ekko::store::pack::{ContentsEntry, PackFolder, PackNumber, PackReader, RecordKind};
 
 fn collect(writer: &RepositoryWriter, told: &Told) -> GcSummary {
-    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    let options = GcOptions { now: Some(""), keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
     writer.gc(&options, told).unwrap()
 }
 

@@ -165,7 +165,7 @@ fn write(root: &Path, folder: &Path) {
     let options = CheckOptions { read_data: ReadData::None, jobs: 1 };
     let _ = check_with_index(&writer, &options, true, &Silent);
     backup(&writer, folder, "web", &[9; 70_000]);
-    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+    let options = GcOptions { now: Some(""), keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
     let _ = writer.with(|writer| writer.gc(&options, &Silent));
     let _ = writer.close();
 }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::api::changes::end_of;
 use crate::api::{ByteRange, View};
 use crate::manifest::{Incremental, unreadable_ranges};
 use crate::progress::{Notice, Progress};
 use crate::repository::{
-    Addressed, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError, RepositoryStats, Which,
+    BackupRecord, BackupSelector, Backupset, DeletedBackup, Repository, RepositoryError, RepositoryStats,
+    Which,
 };
 
 /// The most rows of one answer.
@@ -27,6 +29,9 @@ pub struct ListFilter {
     /// Only with this tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
+    /// Only the deleted backups that can be undeleted, in place of those that there are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
     /// Only behind this one: the `next_marker` of the answer before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marker: Option<String>,
@@ -55,7 +60,9 @@ pub struct BackupRow {
     pub name: String,
     /// Its backupset.
     pub backupset: String,
-    /// Its number.
+    /// Its number among the backups of its image: the 7 of `web@7`.
+    pub number: u32,
+    /// Its number in its backupset.
     pub incremental: u32,
     /// When it was begun.
     #[schema(format = DateTime)]
@@ -73,6 +80,14 @@ pub struct BackupRow {
     /// How many bytes the ranges with unreadable sectors have: such sectors are zeros in the backup.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub unreadable_bytes: u64,
+    /// When it was deleted, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub deleted: Option<String>,
+    /// When it can be undeleted no longer, at the earliest, if it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub deleted_until: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -100,10 +115,22 @@ fn place(
     let find = || {
         let asked: BackupSelector = marker.parse().ok()?;
         let Which::Number(number) = asked.which else { return None };
-        Some((seen.iter().position(|set| set.id.to_string() == asked.name)?, number))
+        Some((seen.iter().position(|set| set.id.to_string() == asked.name)?, Incremental(number)))
     };
     let path = repository.layout().root().to_owned();
     find().ok_or(RepositoryError::NoSuchBackup { path, what: marker.to_owned() })
+}
+
+/// Returns the backups of a set that are listed: those that there are, or those that are deleted.
+fn wanted(
+    set: &Backupset,
+    deleted: bool,
+) -> Box<dyn Iterator<Item = (&BackupRecord, Option<&DeletedBackup>)> + '_> {
+    if deleted {
+        Box::new(set.deleted.iter().map(|deleted| (&deleted.record, Some(deleted))))
+    } else {
+        Box::new(set.backups.iter().map(|backup| (backup, None)))
+    }
 }
 
 /// Lists backups.
@@ -125,19 +152,22 @@ pub fn list(
         .enumerate()
         .skip(behind.map_or(0, |(at, _)| at))
         .filter(|(_, set)| filter.name.as_ref().is_none_or(|name| view.shown(&set.name) == Some(name)))
-        .flat_map(|(at, set)| set.backups.iter().map(move |backup| (at, set, backup)))
-        .filter(|(at, _, backup)| behind.is_none_or(|behind| (*at, backup.incremental) > behind))
-        .filter(|(_, _, backup)| filter.tag.as_ref().is_none_or(|tag| backup.tags.contains(tag)))
-        .map(|(_, set, backup)| (&**set, backup));
+        .flat_map(|(at, set)| {
+            wanted(set, filter.deleted).map(move |(backup, deleted)| (at, set, backup, deleted))
+        })
+        .filter(|(at, _, backup, _)| behind.is_none_or(|behind| (*at, backup.incremental) > behind))
+        .filter(|(_, _, backup, _)| filter.tag.as_ref().is_none_or(|tag| backup.tags.contains(tag)))
+        .map(|(_, set, backup, deleted)| (&**set, backup, deleted));
     let limit = filter.limit.map_or(usize::MAX, |limit| limit.clamp(1, MOST_LISTED) as usize);
     let page: Vec<_> = rows.by_ref().take(limit).collect();
     let more = rows.next().is_some();
-    let next_marker = page.last().filter(|_| more).map(|(set, backup)| marker(set, backup));
-    let addressed = Addressed::of(&seen);
-    let row = |(set, backup): &(&Backupset, &BackupRecord)| BackupRow {
-        backup: view.backup_id(&addressed, set, backup),
+    let next_marker = page.last().filter(|_| more).map(|(set, backup, _)| marker(set, backup));
+    let left = repository.undelete_periods(&seen)?;
+    let row = |(set, backup, deleted): &(&Backupset, &BackupRecord, Option<&DeletedBackup>)| BackupRow {
+        backup: view.backup_id(set, backup),
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
         backupset: set.id.to_string(),
+        number: backup.number.0,
         incremental: backup.incremental.0,
         timestamp: backup.timestamp.to_string(),
         size_of_disk: backup.size_of_disk,
@@ -145,6 +175,8 @@ pub fn list(
         suspect: backup.suspect.clone(),
         inconsistent: backup.flaws.inconsistent.clone(),
         unreadable_bytes: backup.flaws.unreadable_bytes,
+        deleted: deleted.map(|deleted| deleted.deleted.to_string()),
+        deleted_until: deleted.map(|deleted| end_of(left.left(deleted))),
     };
     Ok(BackupList { backups: page.iter().map(row).collect(), next_marker })
 }
@@ -158,7 +190,9 @@ pub struct BackupDetails {
     pub name: String,
     /// Its backupset.
     pub backupset: String,
-    /// Its number.
+    /// Its number among the backups of its image: the 7 of `web@7`.
+    pub number: u32,
+    /// Its number in its backupset.
     pub incremental: u32,
     /// When it was begun.
     #[schema(format = DateTime)]
@@ -223,10 +257,11 @@ pub fn show(
     // A release to come may write what is no text.
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     Ok(BackupDetails {
-        backup: view.backup_id(&Addressed::of(&seen), set, backup),
+        backup: view.backup_id(set, backup),
         // The manifest keeps the name that the disk had; it may have been renamed since.
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
         backupset: info.backupset.to_string(),
+        number: backup.number.0,
         incremental: info.incremental.0,
         timestamp: info.timestamp.to_string(),
         size_of_disk: info.geometry.size_of_disk(),

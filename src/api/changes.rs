@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -11,8 +12,8 @@ use crate::manifest::ImageName;
 use crate::progress::Progress;
 use crate::repository::retention::{Candidate, FUTURE, NEWEST, PROTECTED, RetentionPolicy};
 use crate::repository::{
-    Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary, Protection,
-    Repository, RepositoryError, SharedWriter,
+    BackupRange, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary,
+    Protection, Repository, RepositoryError, SharedWriter,
 };
 
 /// A backup that goes, comes back or stays.
@@ -22,7 +23,9 @@ pub struct BackupRef {
     pub backup: String,
     /// Its backupset.
     pub backupset: String,
-    /// Its number.
+    /// Its number among the backups of its image: the 7 of `web@7`.
+    pub number: u32,
+    /// Its number in its backupset.
     pub incremental: u32,
     /// When it was begun.
     #[schema(format = DateTime)]
@@ -31,10 +34,11 @@ pub struct BackupRef {
 
 impl BackupRef {
     /// Names a backup as it is seen in a view.
-    pub fn of(view: &View, seen: &Addressed, set: &Backupset, backup: &BackupRecord) -> Self {
+    pub fn of(view: &View, set: &Backupset, backup: &BackupRecord) -> Self {
         Self {
-            backup: view.backup_id(seen, set, backup),
+            backup: view.backup_id(set, backup),
             backupset: set.id.to_string(),
+            number: backup.number.0,
             incremental: backup.incremental.0,
             timestamp: backup.timestamp.to_string(),
         }
@@ -52,6 +56,14 @@ pub struct GcDocument {
     pub freed_segments: u64,
     /// Bytes of packs that they took.
     pub freed_bytes: u64,
+    /// Deleted backups that can still be undeleted.
+    pub kept_backups: u64,
+    /// Bytes of packs that they alone need.
+    pub kept_bytes: u64,
+    /// When the last of them can be undeleted no longer, at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub kept_until: Option<String>,
     /// Packs that were removed as a whole.
     pub unlinked_packs: u64,
     /// Bytes that were moved out of packs in which little lived.
@@ -78,7 +90,7 @@ pub struct GcDocument {
 /// As [`RepositoryWriter::gc`](crate::repository::RepositoryWriter::gc).
 pub fn collect(
     writer: &SharedWriter,
-    options: &GcOptions,
+    options: &GcOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<GcDocument, RepositoryError> {
     let replace = |summary: &GcSummary| summary.replace_index;
@@ -88,6 +100,9 @@ pub fn collect(
         purged_backups: summary.purged_backups,
         freed_segments: summary.freed_segments,
         freed_bytes: summary.freed_bytes,
+        kept_backups: summary.kept_backups,
+        kept_bytes: summary.kept_bytes,
+        kept_until: (summary.kept_backups > 0).then(|| end_of(summary.kept_for)),
         unlinked_packs: summary.unlinked_packs,
         moved_bytes: summary.moved_bytes,
         unfinished_segments: summary.unfinished_segments,
@@ -97,6 +112,12 @@ pub fn collect(
         problems: summary.problems,
         cancelled: summary.cancelled,
     })
+}
+
+/// Returns when a period ends of which so much is left, to the minute: it ends later if the machine is off meanwhile.
+pub(super) fn end_of(left: Duration) -> String {
+    let end = jiff::Timestamp::now().checked_add(left).unwrap_or(jiff::Timestamp::MAX);
+    end.round(jiff::Unit::Minute).unwrap_or(end).to_string()
 }
 
 /// Backups that were deleted, or would be.
@@ -109,6 +130,9 @@ pub struct DeleteDocument {
     /// How many bytes no backup needs any longer then. Nothing if a damaged manifest keeps it from being known, and
     /// never for a project: it would say what others have stored.
     pub freed_bytes: Option<u64>,
+    /// For how many seconds they can be undeleted, unless they are collected before.
+    #[serde(default)]
+    pub keep_deleted_seconds: u64,
     /// What the collection did that came after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gc: Option<GcDocument>,
@@ -117,6 +141,8 @@ pub struct DeleteDocument {
 /// Backups that are to go.
 #[derive(Clone, Debug, Default)]
 pub struct DeletionPlan {
+    /// Whether all of them go at one moment. Else those of each backupset do.
+    pub together: bool,
     /// How they are named.
     pub rows: Vec<BackupRef>,
     /// How many bytes no backup needs any longer then, as [`DeleteDocument::freed_bytes`] has it.
@@ -129,15 +155,30 @@ impl DeletionPlan {
     ///
     /// # Errors
     ///
-    /// If one of them is not there, or protected.
-    pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupSelector]) -> Result<Self, RepositoryError> {
-        let repository = writer.repository();
-        let seen = view.sets(repository)?.0;
-        let addressed = Addressed::of(&seen);
+    /// If one of them is not there, is not named exactly, or is protected.
+    pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupRange]) -> Result<Self, RepositoryError> {
+        let seen = view.sets(writer.repository())?.0;
+        let mut found = Vec::new();
+        for range in asked {
+            range.check()?;
+            found.extend(range.backups(&view.addressee(&seen, &range.name)?)?);
+        }
+        Self::of_backups(writer, view, &found)
+    }
+
+    /// Makes a plan of backups that were found.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is protected.
+    pub fn of_backups(
+        writer: &SharedWriter,
+        view: &View,
+        found: &[(&Backupset, &BackupRecord)],
+    ) -> Result<Self, RepositoryError> {
         let mut plan = Self::default();
-        for selector in asked {
-            let (set, backup) = view.find(repository, &seen, selector)?;
-            let row = BackupRef::of(view, &addressed, set, backup);
+        for (set, backup) in found {
+            let row = BackupRef::of(view, set, backup);
             if backup.protection.holds(jiff::Timestamp::now()) {
                 return Err(RepositoryError::Protected { backup: row.backup });
             }
@@ -163,20 +204,24 @@ impl DeletionPlan {
         Ok(())
     }
 
-    /// Deletes them, one after the other, until that is through or it is told to stop. Says of how many that is durable.
+    /// Deletes them until that is through or it is told to stop: those of a backupset at one moment, or all of them. Says of how many
+    /// that is durable.
     ///
     /// # Errors
     ///
-    /// If one cannot be deleted; those before it are.
+    /// If some cannot be deleted; those before them are.
     pub fn apply(&self, writer: &SharedWriter, progress: &dyn Progress) -> Result<usize, RepositoryError> {
         let replace = |changed: &Changed| changed.replace_index;
-        for (done, deletion) in self.deletions.iter().enumerate() {
+        let same = |one: &Deletion, other: &Deletion| self.together || one.backupset == other.backupset;
+        let mut done = 0;
+        for group in self.deletions.chunk_by(same) {
             if progress.is_cancelled() {
                 return Ok(done);
             }
-            writer.run_job(progress, replace, |writer| writer.delete(*deletion))?;
+            writer.run_job(progress, replace, |writer| writer.delete_all(group))?;
+            done += group.len();
         }
-        Ok(self.deletions.len())
+        Ok(done)
     }
 }
 
@@ -192,6 +237,9 @@ pub struct ForgetDocument {
     /// How many bytes no backup needs any longer then. Nothing if a damaged manifest keeps it from being known, and
     /// never for a project: it would say what others have stored.
     pub freed_bytes: Option<u64>,
+    /// For how many seconds what was deleted can be undeleted, unless it is collected before.
+    #[serde(default)]
+    pub keep_deleted_seconds: u64,
     /// What the collection did that came after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gc: Option<GcDocument>,
@@ -270,14 +318,13 @@ impl ForgetPlan {
             let backups = set.backups.iter().map(|backup| (&**set, backup));
             names.entry(&set.name).or_default().extend(backups);
         }
-        let addressed = Addressed::of(seen);
         let mut plan = Self::default();
         for (name, backups) in names {
             let candidates: Vec<_> = backups
                 .iter()
                 .map(|(_, backup)| Candidate {
                     timestamp: backup.timestamp,
-                    order: backup.incremental.0,
+                    order: backup.number.0,
                     tags: &backup.tags,
                     protected: backup.protection.holds(now),
                 })
@@ -298,7 +345,7 @@ impl ForgetPlan {
                 }
             }
             for ((set, backup), reasons) in backups.into_iter().zip(reasons) {
-                let row = BackupRef::of(view, &addressed, set, backup);
+                let row = BackupRef::of(view, set, backup);
                 if reasons.is_empty() {
                     plan.goes.add(row, set, backup);
                 } else {
@@ -351,20 +398,15 @@ pub fn protect(
     let repository = writer.repository();
     let seen = view.sets(repository)?.0;
     let (set, backup) = view.find(repository, &seen, asked)?;
-    if let (Protection::Until(until), false) = (protection, shorten)
-        && backup.protection.outlasts(protection)
-    {
-        let longer = match backup.protection {
-            Protection::Until(end) => format!("until {end}"),
-            Protection::None | Protection::Always => "for ever".to_owned(),
-        };
-        let backup = view.backup_id(&Addressed::of(&seen), set, backup);
-        return Err(RepositoryError::ProtectedLonger { backup, until, longer });
-    }
     let changed = Deletion { backupset: set.id, incremental: backup.incremental };
-    writer.with(|writer| writer.protect(changed, protection))?;
+    writer.with(|writer| writer.protect(changed, protection, shorten)).map_err(|error| match error {
+        RepositoryError::ProtectedLonger { until, longer, .. } => {
+            RepositoryError::ProtectedLonger { backup: view.backup_id(set, backup), until, longer }
+        }
+        error => error,
+    })?;
     Ok(ProtectionDocument {
-        backup: view.backup_id(&Addressed::of(&seen), set, backup),
+        backup: view.backup_id(set, backup),
         protected: protection != Protection::None,
         until: match protection {
             Protection::Until(end) => Some(end.to_string()),
@@ -373,10 +415,52 @@ pub fn protect(
     })
 }
 
+/// Backups that are there again.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UndeleteDocument {
+    /// The backups.
+    pub undeleted: Vec<BackupRef>,
+}
+
+/// Undeletes backups, one after the other.
+///
+/// # Errors
+///
+/// There are no such deleted backups, or several are meant by a bare name: then none comes back. One cannot be undeleted, because its
+/// manifest or a segment is gone: those before it are back.
+pub fn undelete(
+    writer: &SharedWriter,
+    view: &View,
+    asked: &[BackupRange],
+    progress: &dyn Progress,
+) -> Result<UndeleteDocument, RepositoryError> {
+    let seen = view.sets(writer.repository())?.0;
+    let mut found = Vec::new();
+    for range in asked {
+        let deleted = range.deleted(&view.addressee(&seen, &range.name)?)?;
+        if deleted.is_empty() {
+            return Err(RepositoryError::NoneDeleted { what: range.to_string() });
+        }
+        found.extend(deleted);
+    }
+    let mut undeleted = Vec::new();
+    for (set, deleted) in found {
+        let row = BackupRef::of(view, set, &deleted.record);
+        if undeleted.contains(&row) {
+            continue;
+        }
+        let backup = Deletion { backupset: set.id, incremental: deleted.record.incremental };
+        writer.run_job(progress, |changed: &Changed| changed.replace_index, |it| it.undelete(backup))?;
+        undeleted.push(row);
+    }
+    Ok(UndeleteDocument { undeleted })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::manifest::{BackupsetId, Incremental};
+    use crate::repository::BackupNumber;
     use crate::repository::retention::Keep;
 
     #[test]
@@ -388,6 +472,7 @@ mod tests {
         let days = ["2026-02-01", "2026-02-02", "2026-02-03", "1970-01-01"];
         for (number, day) in (0..).zip(days) {
             set.backups.push(BackupRecord {
+                number: BackupNumber(number),
                 incremental: Incremental(number),
                 manifest: crate::segment::Fingerprint::of(b"manifest"),
                 timestamp: time(&format!("{day}T00:05:00Z")),

@@ -10,7 +10,7 @@ use crate::check::{
     CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, status,
 };
 use crate::progress::Progress;
-use crate::repository::{Addressed, Repository, RepositoryError};
+use crate::repository::{BackupId, Repository, RepositoryError};
 
 /// What a check found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -137,15 +137,14 @@ impl CheckedBackups {
         let hurt: BTreeSet<_> =
             summary.damaged.iter().flat_map(|segment| &segment.backups).map(ToString::to_string).collect();
         let seen = view.seen(sets.clone());
-        let (all, addressed) = (Addressed::of(&sets), Addressed::of(&seen));
         let mut document = Self { backups: 0, damaged: Vec::new(), cancelled: summary.cancelled };
         for (set, backup) in seen.iter().flat_map(|set| set.backups.iter().map(move |backup| (set, backup))) {
             document.backups += 1;
             let opened = repository.manifest(set, backup).and_then(|manifest| Ok(manifest.verify()?));
             // The check named it as the owner does.
-            let id = all.backup_id(set, backup.incremental).to_string();
+            let id = BackupId::of(set, backup).to_string();
             if opened.is_err() || hurt.contains(&id) {
-                document.damaged.push(view.backup_id(&addressed, set, backup));
+                document.damaged.push(view.backup_id(set, backup));
             }
         }
         Ok(document)
@@ -188,11 +187,7 @@ pub fn status_of(
 ) -> Result<StatusDocument, CheckError> {
     let row = |status: NameStatus| {
         let name = view.shown(&status.name)?.to_owned();
-        let backup = status.newest.as_ref().map(|(id, _)| match view.project() {
-            // Among a project's own images it may have another name.
-            Some(_) => format!("{name}@{}", id.incremental),
-            None => id.to_string(),
-        });
+        let backup = status.newest.as_ref().map(|(id, _)| format!("{name}@{}", id.number));
         Some(StatusRow {
             ok: status.problem.is_none(),
             backup,

@@ -21,6 +21,9 @@ pub enum JobRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(example = "12h", pattern = "^[0-9]{1,4}[hdw]$")]
         keep_unfinished: Option<String>,
+        /// Free the space of the caller's deleted backups at once, though they could still be undeleted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        now: bool,
     },
     /// Check the whole store.
     Check {

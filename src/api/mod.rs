@@ -22,7 +22,7 @@ pub use backups::{
 };
 pub use changes::{
     BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
-    ProtectionDocument, ProtectionRequest, REFUSED, collect, protect,
+    ProtectionDocument, ProtectionRequest, REFUSED, UndeleteDocument, collect, protect, undelete,
 };
 pub use check::{
     CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,

@@ -116,9 +116,8 @@ impl Refusal {
             Self::Busy | Self::TooMany | Self::Unavailable => ErrorKind::Busy,
             Self::Unprocessable | Self::Corrupt => ErrorKind::Corrupt,
             Self::NotAcceptable | Self::Unsupported => ErrorKind::Unsupported,
-            Self::Unauthorized | Self::Forbidden | Self::Timeout | Self::QuotaExceeded | Self::Io => {
-                ErrorKind::Io
-            }
+            Self::Unauthorized | Self::Forbidden | Self::QuotaExceeded => ErrorKind::Refused,
+            Self::Timeout | Self::Io => ErrorKind::Io,
         }
     }
 }
@@ -126,11 +125,12 @@ impl Refusal {
 impl From<ErrorKind> for Refusal {
     fn from(kind: ErrorKind) -> Self {
         match kind {
-            ErrorKind::NotFound => Self::NotFound,
+            ErrorKind::NotFound | ErrorKind::NoRepository => Self::NotFound,
             ErrorKind::Busy => Self::Busy,
             ErrorKind::Corrupt => Self::Corrupt,
             ErrorKind::Unsupported => Self::Unsupported,
             ErrorKind::Invalid => Self::Invalid,
+            ErrorKind::Refused => Self::Forbidden,
             ErrorKind::Io => Self::Io,
         }
     }

@@ -10,6 +10,7 @@ use crate::api::View;
 use crate::manifest::{
     BackupsetId, Flaws, ImageName, Inconsistency, Incremental, InvalidText, MOST_UNREADABLE,
 };
+use crate::repository::BackupNumber;
 
 /// A backup that a client is about to send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -51,7 +52,7 @@ pub struct SessionState {
     pub name: String,
     /// The backupset that the backup will belong to.
     pub backupset: String,
-    /// The number that the backup will have.
+    /// The number that the backup will have in its backupset.
     pub incremental: u32,
     /// The disk's size in bytes.
     pub size_of_disk: u64,
@@ -156,7 +157,9 @@ pub struct Committed {
     pub backup: String,
     /// Its backupset.
     pub backupset: String,
-    /// Its number.
+    /// Its number among the backups of its image: the 7 of `web@7`.
+    pub number: u32,
+    /// Its number in its backupset.
     pub incremental: u32,
     /// When it was begun.
     #[schema(format = DateTime)]
@@ -169,11 +172,13 @@ impl Committed {
         view: &View,
         name: &ImageName,
         (backupset, incremental): (BackupsetId, Incremental),
+        number: BackupNumber,
         timestamp: jiff::Timestamp,
     ) -> Self {
         Self {
-            backup: format!("{}@{incremental}", view.shown(name).unwrap_or_default()),
+            backup: format!("{}@{number}", view.shown(name).unwrap_or_default()),
             backupset: backupset.to_string(),
+            number: number.0,
             incremental: incremental.0,
             timestamp: timestamp.to_string(),
         }

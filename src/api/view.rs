@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{BackupsetId, ImageName, InvalidName};
+use crate::manifest::{ImageName, InvalidName};
 use crate::repository::{
-    Addressed, BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError,
+    Addressee, BackupId, BackupRecord, BackupSelector, Backupset, Repository, RepositoryError,
 };
 
 /// What stands between the project and the rest of an image's name.
@@ -148,30 +148,28 @@ impl View {
         seen: &'a [B],
         asked: &BackupSelector,
     ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
-        let by_name = self.full(&asked.name).ok().and_then(|name| {
-            let full = BackupSelector { name: name.as_str().to_owned(), which: asked.which };
-            repository.find(seen, &full).ok()
-        });
-        // A backupset's id is looked for among those that are seen alone, too. Full names are the owner's: theirs have been
-        // looked for.
-        let by_id = asked.name.parse::<BackupsetId>().is_ok() || self.project.is_none();
-        let nothing = || {
-            let path = repository.layout().root().to_owned();
-            RepositoryError::NoSuchBackup { path, what: asked.to_string() }
-        };
-        match by_name {
-            Some(found) => Ok(found),
-            None if by_id => repository.find(seen, asked),
-            None => Err(nothing()),
-        }
+        let addressee = self.addressee(seen, &asked.name)?;
+        repository.found(&addressee, asked)
     }
 
-    /// Returns how a backup is called in this view; `seen` is of the backupsets that are seen.
-    pub fn backup_id(&self, seen: &Addressed, set: &Backupset, backup: &BackupRecord) -> String {
-        let BackupId { name, incremental } = seen.backup_id(set, backup.incremental);
-        let shown = ImageName::new(name.as_str()).ok();
-        let shown = shown.as_ref().and_then(|name| self.shown(name)).unwrap_or(&name);
-        BackupId { name: shown.to_owned(), incremental }.to_string()
+    /// Finds what a name means in this view: a disk, or a backupset by its UUID.
+    ///
+    /// # Errors
+    ///
+    /// The same if there is none and if it is not seen.
+    pub fn addressee<'a, B: Borrow<Backupset>>(
+        &self,
+        seen: &'a [B],
+        name: &str,
+    ) -> Result<Addressee<'a>, RepositoryError> {
+        let full = |text: &str| self.full(text).ok();
+        Addressee::find(seen, name, full, |name: &ImageName| self.shown(name))
+    }
+
+    /// Returns how a backup is called in this view.
+    pub fn backup_id(&self, set: &Backupset, backup: &BackupRecord) -> String {
+        let name = self.shown(&set.name).unwrap_or_default().to_owned();
+        BackupId { name, number: backup.number }.to_string()
     }
 }
 

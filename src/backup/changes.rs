@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::backup::plan::Plan;
 use crate::backup::{BackupError, BackupOptions};
 use crate::image::{ChangeList, Format, ListKind};
-use crate::manifest::{BackupsetId, Incremental, ManifestInfo, TrackingId, unreadable_ranges};
-use crate::repository::{BackupDraft, Parent, RepositoryWriter};
+use crate::manifest::{BackupsetId, Incremental, TrackingId, unreadable_ranges};
+use crate::repository::{BackupDraft, BackupNumber, Parent, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex};
 
 /// The attribute of a manifest that says how the disk's format was.
@@ -99,12 +99,12 @@ pub enum FullRead {
     /// It was not said since which backup the changes are.
     NoBase {
         /// The parent's number.
-        parent: Incremental,
+        parent: BackupNumber,
     },
     /// The changes are since another backup than the parent.
     OtherBase {
         /// The parent's number.
-        parent: Incremental,
+        parent: BackupNumber,
     },
     /// A segment was another than the list says.
     Wrong {
@@ -150,7 +150,7 @@ pub struct Tracking {
     /// Why the whole disk was read all the same; nothing if it was not.
     pub full_read: Option<FullRead>,
     /// The backups of the backupset that are suspect now, by number.
-    pub suspects: Vec<Incremental>,
+    pub suspects: Vec<BackupNumber>,
 }
 
 impl Tracking {
@@ -203,7 +203,7 @@ pub(super) fn prepare(
     let own = draft.info().backupset;
     let parent = draft.parent().filter(|parent| parent.manifest.info().backupset == own);
     let usable = match (kind.is_of_changes(), parent) {
-        (true, parent) => is_base(changes, parent.map(|parent| parent.manifest.info())),
+        (true, parent) => is_base(changes, parent),
         (false, None) => Ok(()),
         (false, Some(_)) => Err(FullRead::NotOfChanges { kind }),
     };
@@ -248,8 +248,8 @@ pub(super) fn distrust(
     let full = made.and_then(|attribute| attribute.full).map(Incremental);
     draft.remove_attribute(TRACKING);
     let why = format!(
-        "the list of changes of backup {} was wrong about segment {segment}",
-        draft.info().incremental
+        "the list of changes of the backup of {:.0} was wrong about segment {segment}",
+        draft.info().timestamp
     );
     let suspects = draft.suspect_since(full, &why);
     if let Some(tracking) = tracking {
@@ -305,14 +305,15 @@ fn check_format(draft: &BackupDraft, options: &BackupOptions) -> Result<(), Back
 }
 
 /// Says whether the changes are those since the parent.
-fn is_base(changes: &TrackedChanges, parent: Option<&ManifestInfo>) -> Result<(), FullRead> {
+fn is_base(changes: &TrackedChanges, parent: Option<&Parent>) -> Result<(), FullRead> {
     match (&changes.base, parent) {
         (ChangesBase::Missing { why }, _) => Err(FullRead::NoSuchBase { why: why.clone() }),
         (_, None) => Err(FullRead::NoParent),
-        (ChangesBase::NotSaid, Some(parent)) => Err(FullRead::NoBase { parent: parent.incremental }),
+        (ChangesBase::NotSaid, Some(parent)) => Err(FullRead::NoBase { parent: parent.number }),
         (ChangesBase::Is(set, number), Some(parent)) => {
-            let is_parent = (*set, *number) == (parent.backupset, parent.incremental);
-            if is_parent { Ok(()) } else { Err(FullRead::OtherBase { parent: parent.incremental }) }
+            let info = parent.manifest.info();
+            let is_parent = (*set, *number) == (info.backupset, info.incremental);
+            if is_parent { Ok(()) } else { Err(FullRead::OtherBase { parent: parent.number }) }
         }
     }
 }

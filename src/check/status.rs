@@ -8,7 +8,7 @@ use crate::check::{CheckError, WINDOW, tell, wanted};
 use crate::manifest::{ImageName, ManifestReader};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
-use crate::repository::{Addressed, BackupId, BackupRecord, Backupset, Repository};
+use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
 use crate::store::Catalog;
 
 /// What is asked for.
@@ -53,7 +53,6 @@ pub fn status(
         }
     }
     let catalog = repository.catalog()?;
-    let addressed = Addressed::of(&sets);
     let status = |(name, newest): (&ImageName, Option<(&Backupset, &BackupRecord)>)| {
         let Some((set, backup)) = newest else {
             return Ok(NameStatus {
@@ -62,7 +61,7 @@ pub fn status(
                 problem: Some("it has no backup".to_owned()),
             });
         };
-        let id = addressed.backup_id(set, backup.incremental);
+        let id = BackupId::of(set, backup);
         let problem = match too_old(options, backup.timestamp) {
             Some(old) => Some(old),
             None => broken(repository, &catalog, set, backup, progress)?,

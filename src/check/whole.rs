@@ -9,11 +9,10 @@ use crate::check::memory::{Memory, slice};
 use crate::check::recount::{compare_index, other_whole};
 use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
-use crate::manifest::{Incremental, ManifestReader};
+use crate::manifest::ManifestReader;
 use crate::progress::Progress;
 use crate::repository::{
-    Addressed, BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter,
-    SharedWriter,
+    BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter, SharedWriter,
 };
 use crate::segment::SegmentKey;
 use crate::store::pack::RecordPlace;
@@ -260,9 +259,8 @@ impl<'a> Checking<'a> {
 
     /// Looks every segment of every backup up. Returns what is wrong with which, those that are missing as well.
     fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Errors {
-        let mut hurt: BTreeMap<SegmentKey, BTreeSet<(String, u32)>> = BTreeMap::new();
+        let mut hurt: BTreeMap<SegmentKey, BTreeSet<BackupId>> = BTreeMap::new();
         self.summary.backups = 0;
-        let addressed = Addressed::of(&self.sets);
         for set in &self.sets {
             for backup in &set.backups {
                 if progress.is_cancelled() {
@@ -275,12 +273,12 @@ impl<'a> Checking<'a> {
                 });
                 match opened {
                     Ok(manifest) => {
-                        let id = addressed.backup_id(set, backup.incremental);
+                        let id = BackupId::of(set, backup);
                         check_backup(&manifest, &id, &mut self.copies, &mut hurt, &mut errors);
                         manifest.release_pages();
                     }
                     Err(error) => {
-                        let what = format!("{}@{} cannot be restored: {error}", set.name, backup.incremental);
+                        let what = format!("{} cannot be restored: {error}", BackupId::of(set, backup));
                         self.summary.problems.push(what);
                     }
                 }
@@ -295,15 +293,11 @@ impl<'a> Checking<'a> {
                 .map(|copy| copy.place.place)
                 .collect(),
             error: error.clone(),
-            backups: hurt.remove(key).unwrap_or_default().into_iter().map(backup_id).collect(),
+            backups: hurt.remove(key).unwrap_or_default().into_iter().collect(),
         };
         self.summary.damaged = errors.iter().map(report).collect();
         errors
     }
-}
-
-fn backup_id((name, incremental): (String, u32)) -> BackupId {
-    BackupId { name, incremental: Incremental(incremental) }
 }
 
 /// Looks every segment of a backup up, and keeps which of them it cannot have.
@@ -311,7 +305,7 @@ fn check_backup(
     manifest: &ManifestReader,
     id: &BackupId,
     copies: &mut [Copy],
-    hurt: &mut BTreeMap<SegmentKey, BTreeSet<(String, u32)>>,
+    hurt: &mut BTreeMap<SegmentKey, BTreeSet<BackupId>>,
     errors: &mut Errors,
 ) {
     let geometry = manifest.info().geometry;
@@ -336,6 +330,6 @@ fn check_backup(
             }
             None => format!("segment {key} is in no pack that can be read"),
         });
-        hurt.entry(key).or_default().insert((id.name.clone(), id.incremental.0));
+        hurt.entry(key).or_default().insert(id.clone());
     }
 }

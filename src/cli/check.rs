@@ -13,7 +13,7 @@ use crate::cli::{Outcome, format, over_service};
 use crate::error::ErrorKind;
 use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
-use crate::repository::{Addressed, SharedWriter};
+use crate::repository::{BackupId, SharedWriter};
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
     if let Some(remote) = context.service()? {
@@ -105,9 +105,8 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     let image = open_image(&args.source, &args.image.options(Reading::Cached))?.image;
     let options = VerifyOptions { jobs: args.jobs.number() };
     if let Some(remote) = context.network()? {
-        let (manifest, summary) =
+        let (backup, summary) =
             remote.verify(&args.backup.to_string(), image.as_ref(), &options, context.progress())?;
-        let backup = format!("{}@{}", args.backup.name, manifest.info().incremental);
         return tell_verified(backup, args, &summary, context);
     }
     let repository = context.open()?;
@@ -118,7 +117,7 @@ pub(super) fn verify(args: &VerifyArgs, context: &Context) -> Result<Outcome, Cl
     let (set, backup) = repository.find(&sets, &args.backup)?;
     let manifest = repository.manifest(set, backup)?;
     let summary = crate::check::verify(&repository, &manifest, image.as_ref(), &options, context.progress())?;
-    let backup = Addressed::of(&sets).backup_id(set, backup.incremental).to_string();
+    let backup = BackupId::of(set, backup).to_string();
     tell_verified(backup, args, &summary, context)
 }
 

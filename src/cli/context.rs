@@ -35,6 +35,8 @@ pub(super) struct Context {
     console: Arc<Console>,
     /// Whether stdout carries a disk's data.
     data_on_stdout: AtomicBool,
+    /// Whether whoever read the result went away before it was written.
+    reader_gone: AtomicBool,
 }
 
 #[derive(Serialize)]
@@ -62,6 +64,7 @@ impl Context {
             wait: global.wait,
             console: Arc::new(Console::new(bars, global.quiet, log)),
             data_on_stdout: AtomicBool::new(false),
+            reader_gone: AtomicBool::new(false),
         }
     }
 
@@ -197,7 +200,13 @@ impl Context {
         self.data_on_stdout.store(true, Ordering::Release);
     }
 
-    /// Prints a result: as JSON if that was asked for, else as text.
+    /// Says whether whoever read the result went away before it was written.
+    pub(super) fn is_reader_gone(&self) -> bool {
+        self.reader_gone.load(Ordering::Acquire)
+    }
+
+    /// Prints a result: as JSON if that was asked for, else as text. If nobody reads it, the command ends as it would have ended: what was
+    /// done is done, and what was found is found.
     pub(super) fn print(
         &self,
         document: &impl Serialize,
@@ -205,12 +214,26 @@ impl Context {
     ) -> Result<(), CliError> {
         let stream =
             if self.data_on_stdout.load(Ordering::Acquire) { Stream::Stderr } else { Stream::Stdout };
-        if self.json {
-            return Ok(Json::to(stream).document(document)?);
+        let print = || {
+            if self.json {
+                return Json::to(stream).document(document);
+            }
+            let mut lines = Lines::to(stream);
+            text(&mut lines)?;
+            lines.finish()
+        };
+        self.printed(print())
+    }
+
+    /// Takes down that nobody reads the result, if that is why it was not printed.
+    fn printed(&self, printed: io::Result<()>) -> Result<(), CliError> {
+        match printed {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.reader_gone.store(true, Ordering::Release);
+                Ok(())
+            }
+            printed => Ok(printed?),
         }
-        let mut lines = Lines::to(stream);
-        text(&mut lines)?;
-        Ok(lines.finish()?)
     }
 
     /// Prints a part of a result while the command goes on, if results are text. Long lines are broken where a terminal would.
@@ -221,9 +244,12 @@ impl Context {
         if self.json {
             return Ok(());
         }
-        let mut lines = Lines::to(Stream::Stdout).broken_to_fit();
-        text(&mut lines)?;
-        Ok(lines.finish()?)
+        let print = || {
+            let mut lines = Lines::to(Stream::Stdout).broken_to_fit();
+            text(&mut lines)?;
+            lines.finish()
+        };
+        self.printed(print())
     }
 
     /// Returns what tells why the command failed, for another thread.
@@ -232,7 +258,13 @@ impl Context {
         let stream =
             if self.data_on_stdout.load(Ordering::Acquire) { Stream::Stderr } else { Stream::Stdout };
         move |error| {
-            let CliError::Failed { kind, message } = error else { return };
+            let (kind, message) = match error {
+                CliError::Failed { kind, message } => (kind, message.as_str()),
+                // A document would go where nobody reads.
+                CliError::BrokenPipe => {
+                    return console.failure("cannot write to stdout: nobody reads it any longer");
+                }
+            };
             if json {
                 let document = ErrorDocument { error: ErrorBody { kind: kind.name(), message } };
                 let _ = Json::to(stream).document(&document);

@@ -1,43 +1,95 @@
 //! `ekko delete` and `ekko undelete`
 
-use serde::Serialize;
+use std::io;
+use std::time::Duration;
 
 use crate::api::{self, BackupRef, DeleteDocument, DeletionPlan, GcDocument, View};
 use crate::cli::args::{DeleteArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::machine::disks_of;
+use crate::cli::terminal::{self, Lines};
 use crate::cli::{Outcome, format, gc, over_service};
-use crate::error::ErrorKind;
-use crate::repository::{
-    Addressed, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, Repository,
-    SharedWriter, Which,
-};
+use crate::repository::{BackupRange, BackupRecord, Backupset, GcOptions, Repository, SharedWriter};
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let backups = if args.machine {
-        of_machines(&args.backups, &context.open()?, context)?
-    } else {
-        args.backups.clone()
-    };
+    for range in &args.backups {
+        range.check()?;
+    }
     if let Some(remote) = context.service()? {
+        let backups = if args.machine {
+            let repository = context.open()?;
+            let (sets, _) = repository.backupsets()?;
+            let backups = of_machines(&args.backups, &repository, &sets, context)?;
+            backups.into_iter().map(|(set, backup)| BackupRange::of(set, backup)).collect()
+        } else {
+            args.backups.clone()
+        };
         return over_service::delete(args, &backups, &remote, context);
     }
-    let writer = context.open_shared(1)?;
-    let plan = DeletionPlan::of(&writer, &View::everything(), &backups)?;
-    show(&plan, args.dry_run, context);
+    let (writer, view) = (context.open_shared(1)?, View::everything());
+    let plan = if args.machine {
+        let (sets, _) = writer.repository().backupsets()?;
+        let backups = of_machines(&args.backups, writer.repository(), &sets, context)?;
+        // All of them go at one moment.
+        let mut plan = DeletionPlan::of_backups(&writer, &view, &backups)?;
+        plan.together = true;
+        plan
+    } else {
+        DeletionPlan::of(&writer, &view, &args.backups)?
+    };
+    show(&plan, context);
+    if !args.dry_run && !agreed(plan.rows.len(), args.yes, context)? {
+        return Ok(Outcome::Failed);
+    }
+    let keep_deleted_seconds = writer.repository().settings().keep_deleted.as_secs();
     let gc = change(&writer, &plan, args.dry_run, args.gc, context)?;
     writer.close()?;
     let DeletionPlan { rows, freed_bytes, .. } = plan;
-    let document = DeleteDocument { dry_run: args.dry_run, deleted: rows, freed_bytes, gc };
+    let document =
+        DeleteDocument { dry_run: args.dry_run, deleted: rows, freed_bytes, keep_deleted_seconds, gc };
     context.print(&document, |out| {
-        match (args.dry_run, document.deleted.len()) {
-            (true, number) => writeln!(out, "would delete {number} backups")?,
-            (false, number) => writeln!(out, "deleted {number} backups")?,
-        }
+        writeln!(out, "{}", done(document.deleted.len(), args.dry_run))?;
+        let collected = document.gc.is_some();
+        undeletable(&document.deleted, keep_deleted_seconds, args.dry_run || collected, out)?;
         document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
     Ok(gc::outcome(document.gc.as_ref(), context))
+}
+
+/// Asks whether so many backups may be deleted, if somebody is there to be asked.
+pub(super) fn agreed(backups: usize, yes: bool, context: &Context) -> Result<bool, CliError> {
+    if yes || context.json || backups == 0 {
+        return Ok(true);
+    }
+    let agrees = terminal::agrees(&format!("Delete {}?", format::count(backups as u64, "backup")))?;
+    if !agrees {
+        context.progress().failure("nothing was deleted");
+    }
+    Ok(agrees)
+}
+
+/// Returns what was deleted, in words.
+pub(super) fn done(backups: usize, dry_run: bool) -> String {
+    let done = if dry_run { "would delete" } else { "deleted" };
+    format!("{done} {}", format::count(backups as u64, "backup"))
+}
+
+/// Says how what was deleted comes back.
+pub(super) fn undeletable(
+    deleted: &[BackupRef],
+    keep_seconds: u64,
+    is_gone: bool,
+    out: &mut Lines,
+) -> io::Result<()> {
+    let Some(first) = deleted.first().filter(|_| !is_gone && keep_seconds > 0) else { return Ok(()) };
+    let (backup, them) = (&first.backup, if deleted.len() == 1 { "it" } else { "them" });
+    let more = if deleted.len() == 1 { "" } else { " ..." };
+    let period = format::span(Duration::from_secs(keep_seconds));
+    writeln!(
+        out,
+        "\"ekko undelete {backup}{more}\" restores {them} for {period}; \"ekko gc --now\" frees the space at once"
+    )
 }
 
 /// Returns how a person sees a backup: its name and its time.
@@ -46,7 +98,7 @@ pub(super) fn shown(row: &BackupRef) -> [String; 2] {
 }
 
 /// Shows what is about to go, before it goes.
-pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) {
+pub(super) fn show(plan: &DeletionPlan, context: &Context) {
     if context.json {
         return;
     }
@@ -54,10 +106,9 @@ pub(super) fn show(plan: &DeletionPlan, dry_run: bool, context: &Context) {
     for line in format::table_lines(&["DELETES", "TIME"], &[], lines) {
         context.progress().line(&line);
     }
-    let would = if dry_run { "would be" } else { "is" };
     let line = match plan.freed_bytes {
-        Some(freed) => format!("{} {would} needed by no backup any longer", format::bytes(freed)),
-        None => "a manifest is damaged: what becomes free cannot be known".to_owned(),
+        Some(freed) => format!("only they need {}", format::bytes(freed)),
+        None => "cannot tell how much space they alone need: a manifest is damaged".to_owned(),
     };
     context.progress().line(&line);
 }
@@ -74,81 +125,40 @@ pub(super) fn change(
         return Ok(None);
     }
     plan.apply(writer, context.progress())?;
-    let collect = || api::collect(writer, &GcOptions::default(), context.progress());
+    let options = GcOptions { now: Some(""), ..GcOptions::default() };
+    let collect = || api::collect(writer, &options, context.progress());
     Ok(with_gc.then(collect).transpose()?)
 }
 
-#[derive(Serialize)]
-struct UndeleteDocument {
-    undeleted: Vec<BackupRef>,
-}
-
 pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_shared(1)?;
-    let (sets, _) = writer.repository().backupsets()?;
-    let addressed = Addressed::of(&sets);
-    let rows = args.backups.iter().map(|selector| find_deleted(&writer, &sets, &addressed, selector));
-    let rows = rows.collect::<Result<Vec<_>, _>>()?;
-    for (_, id) in &rows {
-        let replace = |changed: &Changed| changed.replace_index;
-        writer.run_job(context.progress(), replace, |writer| writer.undelete(*id))?;
-    }
-    writer.close()?;
-    let document = UndeleteDocument { undeleted: rows.into_iter().map(|(row, _)| row).collect() };
+    let document = if let Some(remote) = context.service()? {
+        over_service::undelete(args, &remote)?
+    } else {
+        let writer = context.open_shared(1)?;
+        let document = api::undelete(&writer, &View::everything(), &args.backups, context.progress())?;
+        writer.close()?;
+        document
+    };
     context.print(&document, |out| {
         document.undeleted.iter().try_for_each(|row| writeln!(out, "{} is there again", row.backup))
     })?;
     Ok(context.outcome())
 }
 
-/// Finds a deleted backup by the name that it had.
-fn find_deleted(
-    writer: &SharedWriter,
-    sets: &[Backupset],
-    addressed: &Addressed,
-    selector: &BackupSelector,
-) -> Result<(BackupRef, Deletion), CliError> {
-    let named = |set: &&Backupset| set.name.as_str() == selector.name || set.id.to_string() == selector.name;
-    let mut found = sets.iter().filter(named).flat_map(|set| {
-        let wanted = |record: &&BackupRecord| match selector.which {
-            Which::Latest => true,
-            Which::Number(number) => record.incremental == number,
-        };
-        set.deleted.iter().filter(wanted).map(move |record| (set, record))
-    });
-    let root = writer.repository().layout().root().display();
-    let Some((set, record)) = found.next() else {
-        let message = format!("there is no deleted backup {selector} in {root}");
-        return Err(CliError::new(ErrorKind::NotFound, message));
-    };
-    if found.next().is_some() {
-        let message = format!(
-            "several deleted backups are meant by {selector}: name one as {}@NUMBER or UUID@NUMBER",
-            selector.name
-        );
-        return Err(CliError::new(ErrorKind::Invalid, message));
-    }
-    let deletion = Deletion { backupset: set.id, incremental: record.incremental };
-    Ok((BackupRef::of(&View::everything(), addressed, set, record), deletion))
-}
-
-/// Names the backups that moments of machines consist of, exactly: what `latest` means is looked up once.
-///
-/// Each moment comes after its disks. It lists them, so while it is there, the same command finishes a deletion that was cut short.
-fn of_machines(
-    moments: &[BackupSelector],
+/// Finds the backups that moments of machines consist of. Each moment comes after its disks: it lists them, so while it is there, the
+/// same command finishes a deletion that was cut short.
+fn of_machines<'a>(
+    moments: &[BackupRange],
     repository: &Repository,
+    sets: &'a [Backupset],
     context: &Context,
-) -> Result<Vec<BackupSelector>, CliError> {
-    let (sets, _) = repository.backupsets()?;
+) -> Result<Vec<(&'a Backupset, &'a BackupRecord)>, CliError> {
     let mut backups = Vec::new();
-    for moment in moments {
-        let found = repository.find(&sets, moment)?;
-        let disks = disks_of(repository, &sets, found, context)?;
-        backups.extend(disks.into_iter().chain([found]).map(|(set, backup)| BackupSelector {
-            name: set.id.to_string(),
-            which: Which::Number(backup.incremental),
-        }));
+    for range in moments {
+        for moment in range.backups(&View::everything().addressee(sets, &range.name)?)? {
+            backups.extend(disks_of(repository, sets, moment, context)?);
+            backups.push(moment);
+        }
     }
     Ok(backups)
 }

@@ -15,12 +15,42 @@ use crate::repository::RepositoryError;
 use crate::restore::RestoreError;
 use crate::service::ServiceError;
 
+/// The exit codes. The README, the help and every man page list them.
+pub(super) mod exit {
+    /// The command failed.
+    pub(in crate::cli) const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub(in crate::cli) const USAGE: u8 = 2;
+    /// It is done, and there are problems: damage, differences, an overdue disk, one of several that failed.
+    pub(in crate::cli) const PROBLEMS: u8 = 3;
+    /// There is no repository.
+    pub(in crate::cli) const NO_REPOSITORY: u8 = 10;
+    /// Something that the command needs is in use: the repository, a disk, a target.
+    pub(in crate::cli) const IN_USE: u8 = 11;
+    /// The service refused the request: a wrong token, a missing role, a quota.
+    pub(in crate::cli) const REFUSED: u8 = 13;
+
+    /// All codes, in words: for help, man pages and the README.
+    pub(in crate::cli) const ALL: [(u8, &str); 7] = [
+        (0, "Done"),
+        (FAILED, "Failed"),
+        (USAGE, "Wrong usage"),
+        (
+            PROBLEMS,
+            "Done, with problems: damage, differences, an overdue disk, one of several disks that failed",
+        ),
+        (NO_REPOSITORY, "No such repository"),
+        (IN_USE, "In use: the repository, a disk or a target"),
+        (REFUSED, "Refused by the service: a wrong token, a missing role, a quota"),
+    ];
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(super) enum CliError {
     /// What a person is told, and of what kind it is.
     Failed { kind: ErrorKind, message: String },
-    /// Nobody reads our output any longer.
+    /// Nobody reads the data any longer that the command writes to stdout.
     BrokenPipe,
 }
 
@@ -39,14 +69,15 @@ impl CliError {
 
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::BrokenPipe => 0,
+            Self::BrokenPipe => exit::FAILED,
             Self::Failed { kind, .. } => match kind {
-                ErrorKind::Invalid => 2,
-                ErrorKind::NotFound
-                | ErrorKind::Busy
-                | ErrorKind::Corrupt
-                | ErrorKind::Unsupported
-                | ErrorKind::Io => 1,
+                ErrorKind::Invalid => exit::USAGE,
+                ErrorKind::NoRepository => exit::NO_REPOSITORY,
+                ErrorKind::Busy => exit::IN_USE,
+                ErrorKind::Refused => exit::REFUSED,
+                ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Io => {
+                    exit::FAILED
+                }
             },
         }
     }

@@ -3,7 +3,7 @@
 use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, REFUSED, View};
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
-use crate::cli::delete::{change, show, shown};
+use crate::cli::delete::{agreed, change, done, show, shown, undeletable};
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
@@ -31,17 +31,29 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
     if !context.json {
         show_kept(&kept, context);
     }
-    show(&goes, args.dry_run, context);
+    show(&goes, context);
+    if !args.dry_run && !agreed(goes.rows.len(), args.yes, context)? {
+        return Ok(Outcome::Failed);
+    }
+    let keep_deleted_seconds = writer.repository().settings().keep_deleted.as_secs();
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
     writer.close()?;
     let (deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
-    let document =
-        ForgetDocument { dry_run: args.dry_run, kept, deleted, freed_bytes, gc, refused, cancelled: false };
+    let document = ForgetDocument {
+        dry_run: args.dry_run,
+        kept,
+        deleted,
+        freed_bytes,
+        keep_deleted_seconds,
+        gc,
+        refused,
+        cancelled: false,
+    };
     let refused = self::refused(&document, context);
     context.print(&document, |out| {
-        let (kept, deleted) = (document.kept.len(), document.deleted.len());
-        let done = if args.dry_run { "would delete" } else { "deleted" };
-        writeln!(out, "{done} {deleted} backups, {kept} are kept")?;
+        let (kept, deleted) = (document.kept.len(), &document.deleted);
+        writeln!(out, "{}, {kept} kept", done(deleted.len(), args.dry_run))?;
+        undeletable(deleted, keep_deleted_seconds, args.dry_run || document.gc.is_some(), out)?;
         document.gc.iter().try_for_each(|gc| gc::describe(gc, out))
     })?;
     Ok(refused.unwrap_or_else(|| gc::outcome(document.gc.as_ref(), context)))

@@ -1,6 +1,7 @@
 //! Numbers and tables for people.
 
 use std::io;
+use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -25,6 +26,22 @@ pub(super) fn bytes(number: u64) -> String {
     // In tenths, rounded; u128 because 16 EiB in tenths does not fit u64.
     let tenths = (u128::from(number) * 10 + u128::from(divisor) / 2) / u128::from(divisor);
     format!("{}.{} {}", tenths / 10, tenths % 10, unit.unwrap_or(&""))
+}
+
+/// Writes a number of things: "1 backup", "2 backups".
+pub(super) fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Writes a span of time in one unit that a person uses: "62 s", "90 min", "26 h", "5 d".
+pub(super) fn span(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", (seconds + 30) / 60),
+        7200..172_801 => format!("{} h", (seconds + 1800) / 3600),
+        _ => format!("{} d", (seconds + 43_200) / 86_400),
+    }
 }
 
 /// Returns a time as a document has it, for a person.
@@ -88,5 +105,13 @@ mod tests {
         ] {
             assert_eq!(bytes(number), text);
         }
+    }
+
+    #[test]
+    fn spans_are_in_the_unit_that_a_person_uses() {
+        let spans = [0, 62, 119, 120, 5400, 7200, 86_400, 172_800, 172_801, 432_000];
+        let texts = ["0 s", "62 s", "119 s", "2 min", "90 min", "2 h", "24 h", "48 h", "2 d", "5 d"];
+        assert_eq!(spans.map(|seconds| span(Duration::from_secs(seconds))), texts);
+        assert_eq!([count(1, "backup"), count(2, "backup")], ["1 backup", "2 backups"]);
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError>
     let writer = context.open_shared(1)?;
     let options = GcOptions {
         dry_run: args.dry_run,
+        now: args.now.then_some(""),
         keep_unfinished: args.keep_unfinished.and_then(|span| Duration::try_from(span).ok()),
         jobs: args.jobs.number(),
     };
@@ -35,10 +36,23 @@ pub(super) fn describe(document: &GcDocument, out: &mut Lines) -> io::Result<()>
     let GcDocument { freed_segments, purged_backups, unfinished_segments, .. } = document;
     let would = if document.dry_run { "would be freed" } else { "freed" };
     let freed = format::bytes(document.freed_bytes);
-    writeln!(out, "{freed} {would}: {freed_segments} segments")?;
+    match (freed_segments, document.dry_run) {
+        (0, true) => writeln!(out, "nothing would be freed")?,
+        (0, false) => writeln!(out, "nothing to free")?,
+        (number, _) => writeln!(out, "{freed} {would} ({})", format::count(*number, "segment"))?,
+    }
     if *purged_backups > 0 {
-        let can = if document.dry_run { "could then" } else { "can" };
-        writeln!(out, "{purged_backups} deleted backups {can} no longer be undeleted")?;
+        let can = if document.dry_run { "could then no longer" } else { "can no longer" };
+        writeln!(out, "{} {can} be undeleted", format::count(*purged_backups, "deleted backup"))?;
+    }
+    if let Some(until) = &document.kept_until {
+        let (backups, bytes) = (format::count(document.kept_backups, "deleted backup"), document.kept_bytes);
+        let (bytes, until) = (format::bytes(bytes), format::time_text(until));
+        let hold = if document.kept_backups == 1 { "holds" } else { "hold" };
+        writeln!(
+            out,
+            "{backups} {hold} {bytes} until {until}; \"ekko gc --now\" frees this, \"ekko undelete\" restores them"
+        )?;
     }
     if document.moved_bytes > 0 {
         let moved = format::bytes(document.moved_bytes);

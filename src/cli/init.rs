@@ -8,7 +8,7 @@ use crate::cli::error::CliError;
 use crate::cli::{Outcome, format, mounts};
 use crate::codec::CompressionSetting;
 use crate::error::ErrorKind;
-use crate::repository::{InitOptions, Repository};
+use crate::repository::{InitOptions, Repository, RepositoryError};
 
 #[derive(Serialize)]
 struct Document {
@@ -26,7 +26,11 @@ pub(super) fn run(args: &InitArgs, context: &Context) -> Result<Outcome, CliErro
     }
     let compression = args.compression.unwrap_or_else(|| CompressionSetting::for_segments(args.segment_size));
     let options = InitOptions { segment_size: args.segment_size, compression };
-    let repository = Repository::init(path, &options)?;
+    let repository = Repository::init(path, &options).map_err(|error| match error {
+        // The path is wrong, not the repository.
+        RepositoryError::Occupied { .. } => CliError::new(ErrorKind::Invalid, error.to_string()),
+        error => error.into(),
+    })?;
     let settings = repository.settings();
     let document = Document {
         repository: path.display().to_string(),

@@ -13,12 +13,17 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         from_service(args, &remote)?
     } else {
         let name = args.name.as_ref().map(ToString::to_string);
-        let filter = ListFilter { name, ..ListFilter::default() };
+        let filter = ListFilter { name, deleted: args.deleted, ..ListFilter::default() };
         api::list(&context.open()?, &View::everything(), &filter, context.progress())?
     };
     if let Some(name) = args.name.as_ref().filter(|_| document.backups.is_empty()) {
-        let message = format!("there is no backup of {name} in {}", context.repository_name()?.display());
+        let deleted = if args.deleted { "deleted " } else { "" };
+        let message =
+            format!("there is no {deleted}backup of {name} in {}", context.repository_name()?.display());
         return Err(CliError::new(ErrorKind::NotFound, message));
+    }
+    if args.deleted {
+        return deleted(&document, context);
     }
     context.print(&document, |out| {
         let rows = document.backups.iter().map(|row| {
@@ -43,13 +48,28 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
     Ok(context.outcome())
 }
 
+/// Lists deleted backups.
+fn deleted(document: &BackupList, context: &Context) -> Result<Outcome, CliError> {
+    context.print(document, |out| {
+        let rows = document.backups.iter().map(|row| {
+            let text = |time: &Option<String>| time.as_deref().map(format::time_text).unwrap_or_default();
+            let (time, deleted, until) =
+                (format::time_text(&row.timestamp), &row.deleted, &row.deleted_until);
+            vec![row.backup.clone(), time, format::bytes(row.size_of_disk), text(deleted), text(until)]
+        });
+        format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "DELETED", "UNDELETE UNTIL"], &[2], rows)
+    })?;
+    Ok(context.outcome())
+}
+
 /// Asks for page after page.
 fn from_service(args: &ListArgs, remote: &RemoteRepository) -> Result<BackupList, CliError> {
     let mut all = BackupList { backups: Vec::new(), next_marker: None };
     loop {
         let name = args.name.iter().map(|name| format!("&name={}", part(name.as_str())));
         let marker = all.next_marker.iter().map(|marker| format!("&marker={}", part(marker)));
-        let query: String = name.chain(marker).collect();
+        let deleted = args.deleted.then(|| "&deleted=true".to_owned());
+        let query: String = name.chain(marker).chain(deleted).collect();
         let page: BackupList = remote.get(&format!("/v1/backups?limit={MOST_LISTED}{query}"))?;
         all.backups.extend(page.backups);
         all.next_marker = page.next_marker;

@@ -16,7 +16,7 @@ use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::machine::{MachineTargets, Moment, is_moment, restore_machine};
 use crate::manifest::ManifestReader;
-use crate::repository::{Addressed, BackupRecord, Backupset, Repository};
+use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
 
 /// What a moment consists of.
 #[derive(Serialize)]
@@ -60,16 +60,12 @@ pub(super) fn parts(
         return Ok(None);
     }
     let moment = Moment::read(repository, manifest, context.progress())?;
-    let addressed = Addressed::of(sets);
     let disks = moment.disks.iter().map(|disk| {
         let found = disk.find(sets);
         Disk {
             name: disk.name.to_string(),
             file: disk.file.to_string(),
-            backup: found
-                .as_ref()
-                .ok()
-                .map(|(set, backup)| addressed.backup_id(set, backup.incremental).to_string()),
+            backup: found.as_ref().ok().map(|(set, backup)| BackupId::of(set, backup).to_string()),
             backupset: disk.backupset.to_string(),
             incremental: disk.incremental.0,
             size_of_disk: disk.size_of_disk,
@@ -156,7 +152,7 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         context.progress().line(&format!("problem: {problem}"));
     }
     let (set, backup) = repository.find(&sets, &args.backup)?;
-    let own = Addressed::of(&sets).backup_id(set, backup.incremental).to_string();
+    let own = BackupId::of(set, backup).to_string();
     let moment = Moment::read(&repository, &repository.manifest(set, backup)?, context.progress())?;
     // Sets are read one after the other, and it may have come to exist meanwhile.
     let sets = if moment.disks.iter().all(|disk| disk.find(&sets).is_ok()) {
@@ -169,10 +165,9 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         named: args.to.iter().map(|it| (it.name.clone(), it.target.clone())).collect(),
     };
     let restored = restore_machine(&repository, &moment, &sets, &targets, &options, context.progress())?;
-    let addressed = Addressed::of(&sets);
     let disks = restored.disks.into_iter().map(|part| {
         let (set, backup) = part.backup;
-        let backup = addressed.backup_id(set, backup.incremental).to_string();
+        let backup = BackupId::of(set, backup).to_string();
         let incomplete = lacking(&part.summary.damaged);
         let damaged: Vec<_> = part.summary.damaged.into_iter().map(Damaged::from).collect();
         tell_damaged(&damaged, &format!("of {backup} is left zero"), context);

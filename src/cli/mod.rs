@@ -42,7 +42,7 @@ pub use args::Cli;
 
 use crate::cli::args::Command;
 use crate::cli::context::Context;
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, exit};
 use crate::cli::terminal::Log;
 use crate::service::end_process;
 use crate::store::{in_guarded_call, when_index_is_stuck};
@@ -62,8 +62,8 @@ impl Outcome {
     fn code(self) -> ExitCode {
         match self {
             Self::Done => ExitCode::SUCCESS,
-            Self::Problems => ExitCode::from(3),
-            Self::Failed => ExitCode::FAILURE,
+            Self::Problems => ExitCode::from(exit::PROBLEMS),
+            Self::Failed => ExitCode::from(exit::FAILED),
         }
     }
 }
@@ -94,9 +94,12 @@ pub fn main() -> ExitCode {
         None => Ok(()),
     };
     match prepared.and_then(|()| run(cli.command, &context)) {
+        // A program that wanted a document did not get it. A person who saw enough of a table got what they wanted.
+        Ok(Outcome::Done) if context.json && context.is_reader_gone() => {
+            context.fail(&CliError::BrokenPipe);
+            ExitCode::from(CliError::BrokenPipe.exit_code())
+        }
         Ok(outcome) => outcome.code(),
-        // Whoever read our output has gone; that is no failure of ours.
-        Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
             context.fail(&error);
             ExitCode::from(error.exit_code())

@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::api::{
     BackupDetails, BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument,
     JobDocument, JobRequest, JobResult, ProtectionDocument, ProtectionRequest, Refusal, StatusDocument,
+    UndeleteDocument,
 };
-use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs};
+use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Lines;
@@ -18,7 +19,7 @@ use crate::cli::{Outcome, check, delete, forget, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
 use crate::remote::{RemoteError, RemoteRepository, part};
-use crate::repository::{BackupSelector, Protection, Which};
+use crate::repository::{BackupRange, BackupSelector, Protection, Which};
 
 /// How often it is asked how far a job is.
 const ASKS: Duration = Duration::from_millis(300);
@@ -90,6 +91,9 @@ impl Collected {
             Self::OfProject(CollectedDocument { problems: true, .. }) => {
                 writeln!(out, "problem: not all garbage could be collected; the service's admin can see why")
             }
+            Self::OfProject(CollectedDocument { dry_run: true, .. }) => {
+                writeln!(out, "dry run: nothing was freed; only an admin is told how much would be")
+            }
             Self::OfProject(_) => writeln!(out, "garbage was collected"),
         }
     }
@@ -104,13 +108,13 @@ impl Collected {
 }
 
 fn collected(remote: &RemoteRepository, context: &Context) -> Result<Collected, CliError> {
-    Collected::of(job(remote, &JobRequest::Gc { dry_run: false, keep_unfinished: None }, context)?)
+    Collected::of(job(remote, &JobRequest::Gc { dry_run: false, keep_unfinished: None, now: true }, context)?)
 }
 
 pub(super) fn gc(args: &GcArgs, remote: &RemoteRepository, context: &Context) -> Result<Outcome, CliError> {
     // The service reads spans in whole hours.
     let keep_unfinished = args.keep_unfinished.map(|span| format!("{}h", span.as_hours().clamp(0, 9999)));
-    let request = JobRequest::Gc { dry_run: args.dry_run, keep_unfinished };
+    let request = JobRequest::Gc { dry_run: args.dry_run, keep_unfinished, now: args.now };
     let collected = Collected::of(job(remote, &request, context)?)?;
     context.print(&collected, |out| collected.describe(out))?;
     Ok(collected.outcome(context))
@@ -187,37 +191,60 @@ fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option
 
 pub(super) fn delete(
     args: &DeleteArgs,
-    backups: &[BackupSelector],
+    backups: &[BackupRange],
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
     // First everything is only asked for: nothing goes if one of them may not.
-    let mut all = DeleteDocument { dry_run: args.dry_run, deleted: Vec::new(), freed_bytes: None, gc: None };
+    let mut all = DeleteDocument {
+        dry_run: args.dry_run,
+        deleted: Vec::new(),
+        freed_bytes: None,
+        keep_deleted_seconds: 0,
+        gc: None,
+    };
     for backup in backups {
         let one = delete_one(remote, &backup.to_string(), true)?;
-        all.freed_bytes = one.freed_bytes;
+        (all.freed_bytes, all.keep_deleted_seconds) = (one.freed_bytes, one.keep_deleted_seconds);
         let new = |row: &BackupRef| !all.deleted.iter().any(|other| is_same(other, row));
         let new: Vec<_> = one.deleted.into_iter().filter(new).collect();
         all.deleted.extend(new);
     }
-    if !args.dry_run {
+    if !context.json {
+        all.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
+    }
+    if args.dry_run {
+        if backups.len() > 1 {
+            // What two of them free together is known once the first has gone.
+            all.freed_bytes = None;
+        }
+    } else if delete::agreed(all.deleted.len(), args.yes, context)? {
         all.freed_bytes = delete_all(remote, &all.deleted)?;
-    } else if all.deleted.len() > 1 {
-        // What two of them free together is known once the first has gone.
-        all.freed_bytes = None;
+    } else {
+        return Ok(Outcome::Failed);
     }
     let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
     let deleted = Deleted { document: all, collected };
     context.print(&deleted, |out| {
-        for row in &deleted.document.deleted {
-            let [backup, time] = delete::shown(row);
-            writeln!(out, "{backup} {time}")?;
-        }
-        let done = if args.dry_run { "would delete" } else { "deleted" };
-        writeln!(out, "{done} {} backups", deleted.document.deleted.len())?;
+        let (rows, is_gone) = (&deleted.document.deleted, args.dry_run || deleted.collected.is_some());
+        writeln!(out, "{}", delete::done(rows.len(), args.dry_run))?;
+        delete::undeletable(rows, deleted.document.keep_deleted_seconds, is_gone, out)?;
         deleted.collected.iter().try_for_each(|it| it.describe(out))
     })?;
     Ok(deleted.outcome(context))
+}
+
+pub(super) fn undelete(
+    args: &UndeleteArgs,
+    remote: &RemoteRepository,
+) -> Result<UndeleteDocument, RemoteError> {
+    let mut all = UndeleteDocument { undeleted: Vec::new() };
+    for range in &args.backups {
+        let path = format!("/v1/backups/{}/undelete", part(&range.to_string()));
+        let one: UndeleteDocument = remote.send("POST", &path, None::<&()>)?;
+        all.undeleted.extend(one.undeleted);
+    }
+    Ok(all)
 }
 
 pub(super) fn forget(
@@ -254,7 +281,7 @@ pub(super) fn protect(
     shorten: bool,
     remote: &RemoteRepository,
 ) -> Result<ProtectionDocument, CliError> {
-    // The request is repeated when its answer is lost, and the name may mean another backup by then: it is looked up once.
+    // The request is repeated when its answer is lost, and "latest" may mean another backup by then: it is looked up once.
     let found = remote.get(&format!("/v1/backups/{}", part(&backup.to_string())));
     let exact = match found {
         Ok(BackupDetails { backupset, incremental, .. }) => format!("{backupset}@{incremental}"),

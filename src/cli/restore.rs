@@ -17,7 +17,7 @@ use crate::image::{Format, ImageOptions, is_nbd, open_image};
 use crate::machine::is_moment;
 use crate::manifest::ManifestReader;
 use crate::remote::RemoteRepository;
-use crate::repository::{Addressed, Repository};
+use crate::repository::{BackupId, Repository};
 use crate::restore::{
     Cleanup, CleanupEntry, DamagedSegment, RestoreError, RestoreOptions, TargetFormat, TargetPlan,
     plan_in_place, restore_in_place, restore_to_path, restore_to_stream,
@@ -269,7 +269,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     let new_backupset =
         new_backupset.map_err(|error| error.after("the disk is restored, but no new backupset was begun"))?;
     let document = Document {
-        backup: Addressed::of(&sets).backup_id(set, backup.incremental).to_string(),
+        backup: BackupId::of(set, backup).to_string(),
         target: target.display().to_string(),
         complete: damaged.is_empty(),
         segments: summary.segments,
@@ -319,7 +319,7 @@ fn from_service(
     if to_stdout && args.format != RestoreFormat::Raw {
         return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
     }
-    let manifest = remote.manifest(&args.backup.to_string())?;
+    let (name, manifest) = remote.named_manifest(&args.backup.to_string())?;
     refuse_archive(args, target, &manifest)?;
     let summary = if to_stdout {
         let entry = begin_stdout(args, options)?;
@@ -333,7 +333,7 @@ fn from_service(
     let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
     tell_damaged(&damaged, "is left zero", context);
     let document = Document {
-        backup: format!("{}@{}", args.backup.name, manifest.info().incremental),
+        backup: name,
         target: target.display().to_string(),
         complete: damaged.is_empty(),
         segments: summary.segments,

@@ -111,6 +111,21 @@ fn broken(line: &str, columns: usize) -> Vec<String> {
     parts
 }
 
+/// Asks a person at a terminal to agree. Says yes if there is nobody to ask: stdin or stderr is no terminal.
+pub(super) fn agrees(question: &str) -> io::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    clear_status();
+    let mut stderr = io::stderr().lock();
+    write!(stderr, "{} [y/N] ", escaped(question))?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    // Someone who types on and on has not agreed.
+    io::stdin().lock().take(LONGEST_LINE).read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
 /// Lines of text for a person. Not a [`Write`]: bytes do not tell a newline of the program from one of the data.
 pub(super) struct Lines {
     out: Box<dyn Write>,

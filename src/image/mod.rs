@@ -279,7 +279,7 @@ impl ImageError {
             Self::Open { .. } | Self::Seek { .. } | Self::Read { .. } | Self::ShortRead { .. } => {
                 ErrorKind::Io
             }
-            Self::Shrank { .. } => ErrorKind::Busy,
+            Self::Shrank { .. } => ErrorKind::Io,
         }
     }
 }

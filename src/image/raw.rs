@@ -331,7 +331,7 @@ mod tests {
                 matches!(error, ImageError::Shrank { was, now, .. } if (was, now) == expected),
                 "{error}"
             );
-            assert_eq!(error.kind(), ErrorKind::Busy);
+            assert_eq!(error.kind(), ErrorKind::Io);
         }
         image.read_at(&mut bytes, 2 * PART - 8).unwrap();
     }

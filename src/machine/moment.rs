@@ -12,7 +12,7 @@ use crate::backup::KIND;
 use crate::machine::{Attachment, FileName, MACHINE, MACHINE_FILE, MachineError, disk_file, machine_files};
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestInfo, ManifestReader};
 use crate::progress::Progress;
-use crate::repository::{BackupRecord, Backupset, Repository};
+use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
 use crate::restore::{RestoreOptions, restore_to_stream};
 use crate::segment::Fingerprint;
 
@@ -57,16 +57,21 @@ impl MachineDisk {
     /// Why there is none, in words.
     pub fn find<'a>(&self, sets: &'a [Backupset]) -> Result<(&'a Backupset, &'a BackupRecord), String> {
         let set = sets.iter().find(|set| set.id == self.backupset);
-        let record = set.and_then(|set| {
-            Some((set, set.backups.iter().find(|record| record.incremental == self.incremental)?))
-        });
-        let id = format!("{}@{} ({})", self.name, self.incremental, self.backupset);
-        match record {
-            Some((_, record)) if record.manifest != self.manifest => {
-                Err(format!("{id} is another backup than the one of this moment"))
+        let is_it = |record: &&BackupRecord| record.incremental == self.incremental;
+        let record = set.and_then(|set| Some((set, set.backups.iter().find(is_it)?)));
+        let deleted =
+            set.and_then(|set| Some((set, set.deleted.iter().map(|deleted| &deleted.record).find(is_it)?)));
+        let by_set = || format!("{} ({}@{})", self.name, self.backupset, self.incremental);
+        match (record, deleted) {
+            (Some((set, record)), _) if record.manifest != self.manifest => {
+                Err(format!("{} is another backup than the one of this moment", BackupId::of(set, record)))
             }
-            Some(found) => Ok(found),
-            None => Err(format!("{id} is not there: it was deleted")),
+            (Some(found), _) => Ok(found),
+            (None, Some((set, record))) => {
+                let id = BackupId::of(set, record);
+                Err(format!("{id} was deleted; \"ekko undelete {id}\" restores it"))
+            }
+            (None, None) => Err(format!("{} is not there: it was deleted", by_set())),
         }
     }
 }
@@ -223,7 +228,7 @@ impl Moment {
         progress: &dyn Progress,
     ) -> Result<Self, MachineError> {
         let info = manifest.info();
-        let backup = || format!("{}@{}", info.name, info.incremental);
+        let backup = || format!("{} ({}@{})", info.name, info.backupset, info.incremental);
         if !is_moment(info) {
             return Err(MachineError::NotAMachine { backup: backup() });
         }

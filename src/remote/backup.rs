@@ -20,7 +20,7 @@ use crate::remote::memory::{Entry, Fresh, Memory, zeros};
 use crate::remote::session::Session;
 use crate::remote::tries::{Ended, Tries};
 use crate::remote::{RemoteError, RemoteRepository};
-use crate::repository::{BackupId, CommittedBackup};
+use crate::repository::{BackupId, BackupNumber, CommittedBackup};
 use crate::segment::{Fingerprint, SegmentHash, SegmentIndex, SegmentKey, Twin, is_zero};
 
 /// How many entries of the manifest are sent at once.
@@ -120,7 +120,7 @@ impl RemoteRepository {
         }
         let incremental = Incremental(committed.incremental);
         Ok(CommittedBackup {
-            id: BackupId { name: asked.as_str().to_owned(), incremental },
+            id: BackupId { name: asked.as_str().to_owned(), number: BackupNumber(committed.number) },
             backupset: committed.backupset.parse().map_err(|error: uuid::Error| misunderstood(&error))?,
             incremental,
             timestamp: committed.timestamp.parse().map_err(|error: jiff::Error| misunderstood(&error))?,

@@ -21,6 +21,15 @@ impl RemoteRepository {
     ///
     /// If the service fails or refuses, or if the manifest is damaged or another one than was asked for.
     pub fn manifest(&self, backup: &str) -> Result<ManifestReader, RestoreError> {
+        Ok(self.named_manifest(backup)?.1)
+    }
+
+    /// Fetches a backup's manifest, with how the service calls the backup.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::manifest`].
+    pub fn named_manifest(&self, backup: &str) -> Result<(String, ManifestReader), RestoreError> {
         let details: BackupDetails = self.get(&format!("/v1/backups/{}", part(backup)))?;
         let misunderstood = |what: &dyn std::fmt::Display| RestoreError::from(self.link.misunderstood(what));
         let size =
@@ -34,7 +43,7 @@ impl RemoteRepository {
         if named != (details.backupset, details.incremental, geometry) {
             return Err(misunderstood(&"it sends the manifest of another backup"));
         }
-        Ok(manifest)
+        Ok((details.backup, manifest))
     }
 
     fn manifest_file(

@@ -23,12 +23,12 @@ impl RemoteRepository {
         image: &dyn Image,
         options: &VerifyOptions,
         progress: &dyn Progress,
-    ) -> Result<(ManifestReader, VerifySummary), CheckError> {
-        let manifest = self
-            .manifest(backup)
+    ) -> Result<(String, VerifySummary), CheckError> {
+        let (name, manifest) = self
+            .named_manifest(backup)
             .map_err(|error| CheckError::Elsewhere { kind: error.kind(), source: Box::new(error) })?;
         let summary = verify_from(&mut Asked { link: &self.link }, &manifest, image, options, progress)?;
-        Ok((manifest, summary))
+        Ok((name, summary))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::repository::layout::{canonical, is_temporary_of_set};
 use crate::repository::set_file::read_sealed;
 use crate::repository::settings::{NEW_BACKUPS_LIMIT, check_length};
 use crate::repository::together::Together;
-use crate::repository::{Layout, Repository, RepositoryError};
+use crate::repository::{BackupNumber, FormerName, Layout, Repository, RepositoryError};
 use crate::segment::Fingerprint;
 use crate::storage::{Storage, StorageError, replace};
 
@@ -59,7 +59,9 @@ impl Protection {
 /// What a backupset says about one of its backups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupRecord {
-    /// Its number.
+    /// Its number among the backups of its name: the 7 of `web@7`.
+    pub number: BackupNumber,
+    /// Its number in its backupset.
     pub incremental: Incremental,
     /// The BLAKE3 of the body of its manifest.
     pub manifest: Fingerprint,
@@ -81,6 +83,17 @@ pub struct BackupRecord {
     pub flaws: FlawMarks,
 }
 
+/// A backup that was deleted and can be undeleted: its manifest is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedBackup {
+    /// What its backupset said of it.
+    pub record: BackupRecord,
+    /// When it was deleted, by the date of that moment.
+    pub deleted: jiff::Timestamp,
+    /// The same by the repository's count of seconds, which no date changes (see `clock`).
+    pub deleted_clock: u64,
+}
+
 /// One disk's chain of backups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backupset {
@@ -88,18 +101,22 @@ pub struct Backupset {
     pub id: BackupsetId,
     /// The name of the image.
     pub name: ImageName,
+    /// The number that the next backup of the name gets, as far as this backupset knows.
+    pub next_number: u32,
+    /// The names that it had before.
+    pub former_names: Vec<FormerName>,
     /// When it began.
     pub created: jiff::Timestamp,
     /// Earlier backupsets of the disk; the order is that of the manifests' bases.
     pub bases: Vec<BackupsetId>,
     /// What the disk was restored from when the set began, if it was.
     pub origin: Option<Origin>,
-    /// The number of the next backup: never given twice.
+    /// The number that the next backup gets in this backupset: never given twice.
     pub next_incremental: u32,
     /// The backups, by number.
     pub backups: Vec<BackupRecord>,
-    /// Backups that were deleted and can still be undeleted, by number: their manifests are there.
-    pub deleted: Vec<BackupRecord>,
+    /// Backups that were deleted and can still be undeleted, by number.
+    pub deleted: Vec<DeletedBackup>,
 }
 
 impl Backupset {
@@ -108,6 +125,8 @@ impl Backupset {
         Self {
             id,
             name,
+            next_number: 0,
+            former_names: Vec::new(),
             created,
             bases: Vec::new(),
             origin: None,
@@ -125,8 +144,8 @@ impl Backupset {
 
     /// Returns what it is before its first backup is committed.
     pub(super) fn unborn(&self) -> Self {
-        let Self { bases, .. } = self.clone();
-        Self { bases, ..Self::new(self.id, self.name.clone(), self.created) }
+        let Self { next_number, bases, .. } = self.clone();
+        Self { next_number, bases, ..Self::new(self.id, self.name.clone(), self.created) }
     }
 
     /// Returns how many backups it lists, with those that are deleted.
@@ -136,7 +155,12 @@ impl Backupset {
 
     /// Says whether a backup with this number is listed, be it as deleted.
     pub(super) fn knows(&self, number: u32) -> bool {
-        self.backups.iter().chain(&self.deleted).any(|record| record.incremental.0 == number)
+        self.all_records().any(|record| record.incremental.0 == number)
+    }
+
+    /// Returns its backups, then those that are deleted.
+    pub(super) fn all_records(&self) -> impl Iterator<Item = &BackupRecord> {
+        self.backups.iter().chain(self.deleted.iter().map(|deleted| &deleted.record))
     }
 
     /// Reads the settings of the backupset `id`.
@@ -236,9 +260,15 @@ impl Repository {
                 for id in together.missing(&sets) {
                     sets.extend(Backupset::read(self.storage.as_ref(), &self.layout, id).ok());
                 }
+                let before: Vec<_> = sets.iter().map(|set| set.name.clone()).collect();
                 together.apply(&mut sets, &self.layout, &mut problems);
-                let others = sets.split_off(kept);
-                sets.extend(others.into_iter().filter(|set| keep(set)));
+                let mut at = 0;
+                sets.retain(|set| {
+                    at += 1;
+                    // What was kept by the name that it had is looked at by the one that it has.
+                    let was_kept = before.get(at - 1).is_some_and(|name| at <= kept && *name == set.name);
+                    was_kept || keep(set)
+                });
             }
             Err(error) => problems.push(error),
         }

@@ -32,11 +32,12 @@ use crate::manifest::{
 };
 use crate::repository::counting::{Counting, neighbour};
 use crate::repository::draft::{Parent, Running, Unfinished};
+use crate::repository::number::{check_new_name, next_number};
 use crate::repository::state::State;
 use crate::repository::together::{Addition, Together};
 use crate::repository::{
-    BackupDraft, BackupId, BackupRecord, Backupset, FinishedDraft, Origin, Protection, Repository,
-    RepositoryError, RepositoryWriter,
+    BackupDraft, BackupId, BackupNumber, BackupRecord, Backupset, FinishedDraft, Origin, Protection,
+    Repository, RepositoryError, RepositoryWriter,
 };
 use crate::segment::Geometry;
 use crate::storage::replace;
@@ -59,7 +60,7 @@ pub struct CommittedBackup {
     pub id: BackupId,
     /// Its backupset.
     pub backupset: BackupsetId,
-    /// Its number.
+    /// Its number in its backupset.
     pub incremental: Incremental,
     /// When it was begun.
     pub timestamp: jiff::Timestamp,
@@ -118,8 +119,12 @@ impl RepositoryWriter {
         }
         let timestamp = jiff::Timestamp::now();
         let current = Repository::current_set(&sets, name).cloned();
+        let least_number = next_number(&sets, name);
         let newborn = current.is_none();
-        let set = current.unwrap_or_else(|| Backupset::new(BackupsetId::random(), name.clone(), timestamp));
+        let set = match current {
+            Some(set) => Backupset::clone(&set),
+            None => self.new_set(name, timestamp, None)?,
+        };
         let backups = sets.iter().filter(|set| set.name == *name).map(|set| set.records()).sum();
         if let Some(limits) = limits {
             self.check_limits(name, backups, limits)?;
@@ -145,7 +150,25 @@ impl RepositoryWriter {
             attributes: Vec::new(),
         };
         let folder = newborn.then(|| self.begin_folder(set.id)).transpose()?;
-        Ok(BackupDraft::new(repository, set, info, parent, folder, running))
+        let least_number = least_number.max(set.next_number);
+        Ok(BackupDraft::new(repository, set, info, parent, folder, running, least_number))
+    }
+
+    /// Makes a backupset of a name that has none, or none that goes on: of its own id, or of a new one. Its numbers go on from
+    /// those that the name ever had. To be called under the lock of commits.
+    ///
+    /// # Errors
+    /// The name is new, and means a backupset already.
+    pub(super) fn new_set(
+        &self,
+        name: &ImageName,
+        created: jiff::Timestamp,
+        id: Option<BackupsetId>,
+    ) -> Result<Backupset, RepositoryError> {
+        let (sets, _) = self.repository.backupsets_named("")?;
+        check_new_name(&sets, name)?;
+        let id = id.unwrap_or_else(BackupsetId::random);
+        Ok(Backupset { next_number: next_number(&sets, name), ..Backupset::new(id, name.clone(), created) })
     }
 
     /// Makes sure that there is room for another backup of a name that has `backups`, and for the name.
@@ -209,7 +232,7 @@ impl RepositoryWriter {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        let mut set = Backupset::new(BackupsetId::random(), name.clone(), jiff::Timestamp::now());
+        let mut set = self.new_set(name, jiff::Timestamp::now(), None)?;
         set.bases = std::iter::once(from.id).chain(from.bases.iter().copied()).collect();
         if set.bases.len() > MOST_BASES {
             let path = self.repository.layout.set(set.id);
@@ -255,7 +278,9 @@ impl RepositoryWriter {
             all.zip(0..).find(|(other, _)| *other == id).map(|(_, position)| BaseIndex(position))
         };
         let bases: Option<Vec<_>> = own.map(position).collect();
-        Ok(bases.map(|bases| Parent { manifest, bases }))
+        let incremental = manifest.info().incremental;
+        let number = from.backups.iter().find(|backup| backup.incremental == incremental);
+        Ok(bases.zip(number).map(|(bases, record)| Parent { manifest, number: record.number, bases }))
     }
 
     /// Begins the manifest of a draft, under its temporary name.
@@ -320,9 +345,14 @@ impl RepositoryWriter {
     /// Makes what backups are of durable, and sure that nothing of it is missing.
     fn ready<'a>(&self, drafts: &'a [FinishedDraft]) -> Result<Entry<'a>, RepositoryError> {
         self.store.flush()?;
-        let ready = drafts.iter().map(|draft| self.ready_one(draft)).collect::<Result<Vec<_>, _>>()?;
+        let mut ready: Vec<Ready<'a>> = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            let one = self.ready_one(draft, &ready)?;
+            ready.push(one);
+        }
         let additions = || ready.iter().map(|one| one.addition.clone()).collect();
-        let several = (ready.len() > 1).then(|| Together::new(additions()).text(&self.repository.layout));
+        let several =
+            (ready.len() > 1).then(|| Together::of_additions(additions()).text(&self.repository.layout));
         let together = several.transpose()?;
         Ok(Entry { ready, together })
     }
@@ -359,8 +389,8 @@ impl RepositoryWriter {
             Err(error) if error.distrusts_index() => true,
             Err(error) => return Err(error),
         };
-        let committed = |Ready { draft, set, .. }: &Ready<'_>| CommittedBackup {
-            id: BackupId { name: set.name.as_str().to_owned(), incremental: draft.info.incremental },
+        let committed = |Ready { draft, set, addition, .. }: &Ready<'_>| CommittedBackup {
+            id: BackupId { name: set.name.as_str().to_owned(), number: addition.record.number },
             backupset: set.id,
             incremental: draft.info.incremental,
             timestamp: draft.info.timestamp,
@@ -373,6 +403,7 @@ impl RepositoryWriter {
     fn ready_one<'a>(
         &self,
         FinishedDraft { draft, finished }: &'a FinishedDraft,
+        others: &[Ready<'_>],
     ) -> Result<Ready<'a>, RepositoryError> {
         let repository = &self.repository;
         let mut set = if draft.newborn {
@@ -391,6 +422,7 @@ impl RepositoryWriter {
         }
         let info = &draft.info;
         let record = BackupRecord {
+            number: self.next_number(&set, draft, others)?,
             incremental: info.incremental,
             manifest: finished.fingerprint,
             timestamp: info.timestamp,
@@ -409,6 +441,24 @@ impl RepositoryWriter {
         }
         let text = set.text(&repository.layout)?;
         Ok(Ready { draft, set, text, before, addition })
+    }
+
+    /// Returns the number that a backup gets, if it is committed with others.
+    fn next_number(
+        &self,
+        set: &Backupset,
+        draft: &BackupDraft,
+        others: &[Ready<'_>],
+    ) -> Result<BackupNumber, RepositoryError> {
+        // A list that has been damaged since the backup began knew no higher number then.
+        let (sets, _) = self.repository.backupsets_named(set.name.as_str())?;
+        let others =
+            others.iter().filter(|other| other.set.name == set.name).map(|other| other.set.next_number);
+        let next = next_number(&sets, &set.name).max(set.next_number).max(draft.least_number);
+        match others.fold(next, u32::max) {
+            u32::MAX => Err(RepositoryError::NoIncremental { backupset: set.id.to_string() }),
+            number => Ok(BackupNumber(number)),
+        }
     }
 
     fn count_new(&self, Ready { draft, set, before, .. }: &Ready<'_>) -> Result<(), RepositoryError> {

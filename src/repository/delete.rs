@@ -2,20 +2,25 @@
 //!
 //! Deleting: in `set.toml` the backup moves to the list of deleted ones: **from here on it does not exist**; then
 //! its counts are taken away, beside the neighbours that survive it; then the generation is raised. Its manifest
-//! stays until garbage collection, so that it can be undeleted: the same way back, with its counts added again.
+//! stays for the period `keep_deleted`, so that it can be undeleted: the same way back, with its counts added again.
 //!
-//! A crash after the first step is finished by recovery, which finds a backup counted that is listed as deleted,
-//! or listed and not counted. Each backup is a step of its own: what was deleted before a failure stays deleted.
+//! Several backups that are deleted at once leave their lists in one write, or, of several backupsets, by `together.toml`. Then they are
+//! uncounted one after the other, by number: beside each stand the backups that survive and those that are still counted. A
+//! crash after the first step is finished by recovery, which finds backups counted that are listed as deleted, and goes
+//! on in the same order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
 use crate::manifest::stays::Neighbours;
-use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestReader};
+use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::counting::{Counting, neighbour};
-use crate::repository::{BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter};
+use crate::repository::together::{Removal, Together};
+use crate::repository::{
+    BackupId, BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter,
+};
 use crate::segment::SegmentKey;
-use crate::store::Counted;
+use crate::store::{Counted, StoreError};
 
 /// A backup to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,20 +41,62 @@ pub struct Changed {
     pub replace_index: bool,
 }
 
-/// Which way a backup moves between the two lists of its backupset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Delete,
-    Undelete,
-}
-
 impl RepositoryWriter {
     /// Deletes a backup. When this returns, that is durable.
     ///
     /// # Errors
     /// There is no such backup, or it is protected.
     pub fn delete(&self, backup: Deletion) -> Result<Changed, RepositoryError> {
-        self.move_backup(backup, Move::Delete)
+        self.delete_all(&[backup])
+    }
+
+    /// Deletes backups: all of them, or none. When this returns, that is durable.
+    ///
+    /// # Errors
+    /// One of them is not there, or is protected: then nothing is deleted.
+    pub fn delete_all(&self, backups: &[Deletion]) -> Result<Changed, RepositoryError> {
+        // Held over I/O: changes of the list of backups are few, and their order is the point.
+        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        let repository = &self.repository;
+        let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
+        let mut of_sets: BTreeMap<BackupsetId, Vec<Incremental>> = BTreeMap::new();
+        for backup in backups {
+            of_sets.entry(backup.backupset).or_default().push(backup.incremental);
+        }
+        let mut before = Vec::with_capacity(of_sets.len());
+        for (id, incrementals) in of_sets {
+            let set = Backupset::read(storage, layout, id)?;
+            for incremental in &incrementals {
+                let record = set.backups.iter().find(|record| record.incremental == *incremental);
+                let record = record.ok_or_else(|| self.no_such(id, *incremental))?;
+                if record.protection.holds(jiff::Timestamp::now()) {
+                    return Err(RepositoryError::Protected {
+                        backup: BackupId::of(&set, record).to_string(),
+                    });
+                }
+            }
+            before.push((set, incrementals));
+        }
+        let latest =
+            before.iter().flat_map(|(set, _)| &set.deleted).map(|deleted| deleted.deleted_clock).max();
+        let clock = repository.clock(latest.unwrap_or(0))?;
+        clock.write(repository).inspect_err(|error| self.poisoned_by(error))?;
+        let (deleted, deleted_clock) = (jiff::Timestamp::now(), clock.passed_seconds());
+        let removal = |(set, incrementals): &(Backupset, Vec<Incremental>)| {
+            let (backupset, incrementals) = (set.id, incrementals.clone());
+            Removal { backupset, incrementals, deleted, deleted_clock }
+        };
+        let removals: Vec<_> = before.iter().map(removal).collect();
+        let mut after: Vec<_> = before.iter().map(|(set, _)| set.clone()).collect();
+        for (set, removal) in after.iter_mut().zip(&removals) {
+            removal.apply(set);
+        }
+        self.write_together(&Together::of_removals(removals), after)?;
+        let uncounted = before
+            .iter()
+            .try_fold(true, |all, (set, incrementals)| Ok(all && self.uncount(set.clone(), incrementals)?));
+        self.settle(uncounted)
     }
 
     /// Takes a deletion back. When this returns, that is durable.
@@ -57,30 +104,33 @@ impl RepositoryWriter {
     /// # Errors
     /// There is no such deleted backup, or its manifest or a segment of it is gone.
     pub fn undelete(&self, backup: Deletion) -> Result<Changed, RepositoryError> {
-        self.move_backup(backup, Move::Undelete)
-    }
-
-    fn move_backup(&self, backup: Deletion, way: Move) -> Result<Changed, RepositoryError> {
-        // Held over I/O: changes of the list of backups are few, and their order is the point.
+        // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let repository = &self.repository;
         let mut set = Backupset::read(repository.storage.as_ref(), &repository.layout, backup.backupset)?;
-        let record = set.take(backup.incremental, way).ok_or_else(|| RepositoryError::NoSuchBackup {
-            path: repository.layout.root().to_owned(),
-            what: format!("{}@{}", backup.backupset, backup.incremental),
-        })?;
-        match way {
-            Move::Delete if record.protection.holds(jiff::Timestamp::now()) => {
-                let backup = format!("{}@{}", set.name, backup.incremental);
-                return Err(RepositoryError::Protected { backup });
-            }
-            Move::Delete => {}
-            Move::Undelete => self.require_segments(&set, &record)?,
-        }
-        set.put(record.clone(), way);
+        let at = set.deleted.iter().position(|deleted| deleted.record.incremental == backup.incremental);
+        let at = at.ok_or_else(|| self.no_such(backup.backupset, backup.incremental))?;
+        let record = set.deleted.remove(at).record;
+        self.require_segments(&set, &record)?;
+        let at = set.backups.partition_point(|other| other.incremental < record.incremental);
+        set.backups.insert(at, record.clone());
         repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))?;
-        match self.count(&set, &record, way).and_then(|counted| self.raise_generation().map(|()| counted)) {
+        let counted =
+            self.beside(&set, &record, |counting| counting.add(None, |changes| self.store.apply(changes)));
+        self.settle(counted)
+    }
+
+    fn no_such(&self, backupset: BackupsetId, incremental: Incremental) -> RepositoryError {
+        RepositoryError::NoSuchBackup {
+            path: self.repository.layout.root().to_owned(),
+            what: format!("{backupset}@{incremental}"),
+        }
+    }
+
+    /// Ends a change that is durable and was counted, if `counted` says so.
+    fn settle(&self, counted: Result<bool, RepositoryError>) -> Result<Changed, RepositoryError> {
+        match counted.and_then(|counted| self.raise_generation().map(|()| counted)) {
             Ok(counted) => Ok(Changed { replace_index: !counted }),
             Err(error) if error.distrusts_index() => Ok(Changed { replace_index: true }),
             Err(error) => {
@@ -88,6 +138,49 @@ impl RepositoryWriter {
                 Err(error)
             }
         }
+    }
+
+    /// Takes the counts away of backups that have been deleted, from what was counted before: `set`. Says whether that could be
+    /// done.
+    fn uncount(&self, mut set: Backupset, deleted: &[Incremental]) -> Result<bool, RepositoryError> {
+        let mut deleted = deleted.to_vec();
+        deleted.sort_unstable();
+        for incremental in deleted {
+            let Some(at) = set.backups.iter().position(|record| record.incremental == incremental) else {
+                continue;
+            };
+            let record = set.backups.remove(at);
+            let counted = Counted::whole(record.manifest);
+            let done = self.beside(&set, &record, |counting| {
+                counting.remove(Some(&counted), |changes| self.store.apply(changes))
+            })?;
+            if !done {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Counts a backup beside its neighbours in a set. Says whether that could be done.
+    fn beside(
+        &self,
+        set: &Backupset,
+        record: &BackupRecord,
+        count: impl FnOnce(Counting<'_>) -> Result<bool, StoreError>,
+    ) -> Result<bool, RepositoryError> {
+        let repository = &self.repository;
+        // Beside a manifest that cannot be read nothing is certain; a new index counts what can be.
+        let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
+        let mut sides = [None, None];
+        for (side, other) in sides.iter_mut().zip(set.neighbours(record.incremental)) {
+            if let Some(other) = other {
+                let Some(manifest) = readable(repository, set, other)? else { return Ok(false) };
+                *side = Some(manifest);
+            }
+        }
+        let [before, after] = &sides;
+        let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
+        Ok(count(Counting { backupset: set.id, neighbours })?)
     }
 
     /// Works out how many bytes of packs no backup would need any longer if these were deleted: exactly, from the
@@ -138,91 +231,47 @@ impl RepositoryWriter {
         Ok(())
     }
 
-    /// Brings the counts into step with a set whose list has changed. Says whether that could be done.
-    fn count(&self, set: &Backupset, record: &BackupRecord, way: Move) -> Result<bool, RepositoryError> {
-        let repository = &self.repository;
-        // Beside a manifest that cannot be read nothing is certain; a new index counts what can be.
-        let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
-        let mut sides = [None, None];
-        for (side, other) in sides.iter_mut().zip(set.neighbours(record.incremental)) {
-            if let Some(other) = other {
-                let Some(manifest) = readable(repository, set, other)? else { return Ok(false) };
-                *side = Some(manifest);
-            }
-        }
-        let [before, after] = &sides;
-        let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
-        let counting = Counting { backupset: set.id, neighbours };
-        Ok(match way {
-            Move::Delete => {
-                let counted = Counted::whole(record.manifest);
-                counting.remove(Some(&counted), |changes| self.store.apply(changes))?
-            }
-            Move::Undelete => counting.add(None, |changes| self.store.apply(changes))?,
-        })
-    }
-
     /// Changes what is said about a backup; what it is stays. Durable when this returns.
     fn describe(
         &self,
         backup: Deletion,
-        change: impl FnOnce(&mut BackupRecord),
+        change: impl FnOnce(&mut BackupRecord, BackupId) -> Result<(), RepositoryError>,
     ) -> Result<(), RepositoryError> {
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         let mut set = Backupset::read(storage, layout, backup.backupset)?;
+        let name = set.name.as_str().to_owned();
         let record = set.backups.iter_mut().find(|record| record.incremental == backup.incremental);
-        let record = record.ok_or_else(|| RepositoryError::NoSuchBackup {
-            path: layout.root().to_owned(),
-            what: format!("{}@{}", backup.backupset, backup.incremental),
-        })?;
-        change(record);
+        let record = record.ok_or_else(|| self.no_such(backup.backupset, backup.incremental))?;
+        let id = BackupId { name, number: record.number };
+        change(record, id)?;
         self.repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))
     }
 
     /// Protects a backup from being deleted, or no longer.
-    pub fn protect(&self, backup: Deletion, protection: Protection) -> Result<(), RepositoryError> {
-        self.describe(backup, |record| record.protection = protection)
-    }
-
-    /// Gives all backups of a name another one. Each backupset is a step of its own; the manifests keep the name
-    /// that their disk had.
     ///
     /// # Errors
-    /// There is none of the old name, or there is one of the new that is not of the same disk.
-    pub fn rename(&self, from: &ImageName, to: &ImageName) -> Result<u64, RepositoryError> {
-        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check()?;
-        let (sets, problems) = self.repository.backupsets()?;
-        if let Some(problem) = problems.into_iter().next() {
-            return Err(problem);
-        }
-        // A first backup of one of the names would make a second image of it.
-        let growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(name) = [from, to].into_iter().find(|name| growing.is_first(name)) {
-            return Err(RepositoryError::BackupRunning { name: name.clone() });
-        }
-        drop(growing);
-        let of = |name: &ImageName| sets.iter().filter(|set| set.name == *name).cloned().collect::<Vec<_>>();
-        let (old, new) = (of(from), of(to));
-        // A renaming that was cut short is gone on with: its backupsets descend from each other.
-        let related = |set: &Backupset| {
-            old.iter().any(|other| other.bases.contains(&set.id) || set.bases.contains(&other.id))
-        };
-        if !new.iter().all(related) {
-            return Err(RepositoryError::NameTaken { name: to.clone() });
-        }
-        if old.is_empty() {
-            let path = self.repository.layout.root().to_owned();
-            return Err(RepositoryError::NoSuchBackup { path, what: from.to_string() });
-        }
-        let renamed = old.len() as u64;
-        for mut set in old {
-            set.name = to.clone();
-            self.repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))?;
-        }
-        Ok(renamed)
+    /// The protection would end earlier than it does, and not by taking it back, without `shorten`.
+    pub fn protect(
+        &self,
+        backup: Deletion,
+        protection: Protection,
+        shorten: bool,
+    ) -> Result<(), RepositoryError> {
+        self.describe(backup, |record, id| {
+            if let (Protection::Until(until), false) = (protection, shorten)
+                && record.protection.outlasts(protection)
+            {
+                let longer = match record.protection {
+                    Protection::Until(end) => format!("until {end}"),
+                    Protection::None | Protection::Always => "for ever".to_owned(),
+                };
+                return Err(RepositoryError::ProtectedLonger { backup: id.to_string(), until, longer });
+            }
+            record.protection = protection;
+            Ok(())
+        })
     }
 }
 
@@ -272,27 +321,6 @@ fn readable(
 }
 
 impl Backupset {
-    fn lists(&mut self, way: Move) -> (&mut Vec<BackupRecord>, &mut Vec<BackupRecord>) {
-        match way {
-            Move::Delete => (&mut self.backups, &mut self.deleted),
-            Move::Undelete => (&mut self.deleted, &mut self.backups),
-        }
-    }
-
-    /// Takes a backup out of the list that it leaves.
-    fn take(&mut self, incremental: Incremental, way: Move) -> Option<BackupRecord> {
-        let (from, _) = self.lists(way);
-        let at = from.iter().position(|record| record.incremental == incremental)?;
-        Some(from.remove(at))
-    }
-
-    /// Puts a backup into the list that it comes to.
-    fn put(&mut self, record: BackupRecord, way: Move) {
-        let (_, to) = self.lists(way);
-        let at = to.partition_point(|other| other.incremental < record.incremental);
-        to.insert(at, record);
-    }
-
     /// Returns the surviving backups before and after a number.
     pub(super) fn neighbours(&self, incremental: Incremental) -> [Option<&BackupRecord>; 2] {
         let before = self.backups.iter().rev().find(|record| record.incremental < incremental);

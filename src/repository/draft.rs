@@ -9,7 +9,7 @@ use crate::manifest::{
     ManifestInfo, ManifestReader, ManifestWriter, Tags,
 };
 use crate::repository::backupset::remove_newborn;
-use crate::repository::{Backupset, Layout, Repository, RepositoryError};
+use crate::repository::{BackupNumber, Backupset, Layout, Repository, RepositoryError};
 use crate::segment::{Fingerprint, Geometry};
 use crate::storage::{Storage, TEMPORARY};
 use crate::store::StoreJob;
@@ -19,6 +19,8 @@ use crate::store::StoreJob;
 pub struct Parent {
     /// Its manifest.
     pub manifest: ManifestReader,
+    /// Its number.
+    pub number: BackupNumber,
     /// What each of its base indices is in the new manifest.
     pub(super) bases: Vec<BaseIndex>,
 }
@@ -46,6 +48,8 @@ pub struct BackupDraft {
     pub(super) flaws: FlawMarks,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
+    /// The number that the backup gets at least.
+    pub(super) least_number: u32,
     // Before `running`: who begins the same backup after this one finds nothing of it.
     pub(super) unfinished: Option<Unfinished>,
     pub(super) running: Running,
@@ -169,6 +173,7 @@ impl BackupDraft {
         parent: Option<Parent>,
         newborn: Option<Unfinished>,
         running: Running,
+        least_number: u32,
     ) -> Self {
         // Nobody else's, whatever becomes of others with this number.
         let ending = format!("{}.{TEMPORARY}", uuid::Uuid::new_v4().simple());
@@ -186,6 +191,7 @@ impl BackupDraft {
             why: String::new(),
             flaws: FlawMarks::default(),
             newborn: is_newborn,
+            least_number,
             unfinished: Some(unfinished),
             running,
         }
@@ -241,13 +247,17 @@ impl BackupDraft {
 
     /// Has the backups of its backupset behind the number `full`, or all, marked as suspect when it is committed. Returns
     /// their numbers.
-    pub fn suspect_since(&mut self, full: Option<Incremental>, why: &str) -> Vec<Incremental> {
+    pub fn suspect_since(&mut self, full: Option<Incremental>, why: &str) -> Vec<BackupNumber> {
         // Those that were deleted can come back.
-        let numbers = self.set.backups.iter().chain(&self.set.deleted).map(|backup| backup.incremental);
-        self.suspects = numbers.filter(|number| full.is_none_or(|full| *number > full)).collect();
+        let suspects =
+            self.set.all_records().filter(|backup| full.is_none_or(|full| backup.incremental > full));
+        let (incrementals, mut numbers): (Vec<_>, Vec<_>) =
+            suspects.map(|backup| (backup.incremental, backup.number)).unzip();
+        self.suspects = incrementals;
         self.suspects.sort_unstable();
+        numbers.sort_unstable();
         why.clone_into(&mut self.why);
-        self.suspects.clone()
+        numbers
     }
 
     /// Records the flaws of the source that were found while it was read, in the manifest and for the list of backups.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError};
-use crate::repository::settings;
+use crate::repository::{Hint, settings};
 use crate::storage::StorageError;
 use crate::store::StoreError;
 use crate::store::pack::PackError;
@@ -110,6 +110,43 @@ pub enum RepositoryError {
         /// What was asked for.
         what: String,
     },
+    /// The backup was deleted, and can be undeleted.
+    #[error("{what} was deleted; \"ekko undelete {what}\" restores it")]
+    Deleted {
+        /// What was asked for.
+        what: String,
+    },
+    /// Nothing has these numbers.
+    #[error("there is no backup {what}; \"ekko list\" shows all backups")]
+    NoneNamed {
+        /// What was asked for.
+        what: String,
+    },
+    /// No deleted backup has these numbers.
+    #[error("there is no deleted backup {what}; \"ekko list --deleted\" shows them")]
+    NoneDeleted {
+        /// What was asked for.
+        what: String,
+    },
+    /// What is deleted must be named exactly.
+    #[error(
+        "{what} does not name a certain backup: name one ({name}@7), several ({name}@3-7) or all of them ({name}@all); \
+         \"ekko list {name}\" shows them"
+    )]
+    NotExact {
+        /// What was asked for.
+        what: String,
+        /// The name in it.
+        name: String,
+    },
+    /// No disk and no backupset has the name.
+    #[error("no disk named \"{name}\"{hint}")]
+    UnknownName {
+        /// What was asked for.
+        name: String,
+        /// What may help.
+        hint: Hint,
+    },
     /// The manifest of a backup is not the one that was committed.
     #[error("the manifest {} is not the one that was committed as {backup}", path.display())]
     WrongManifest {
@@ -124,11 +161,33 @@ pub enum RepositoryError {
         /// The backup.
         backup: String,
     },
-    /// The name is taken.
-    #[error("{name} names other backups already: nothing was renamed")]
+    /// The name belongs to the backups of another disk, or did once.
+    #[error(
+        "cannot rename {from} to {to}: {to} is or was the name of other backups, and each number of a name means one backup; \
+         choose another name"
+    )]
     NameTaken {
+        /// The name that the backups have.
+        from: ImageName,
+        /// The name that was asked for.
+        to: ImageName,
+    },
+    /// The name is the one that the backups have.
+    #[error("cannot rename {name}: that is its name already")]
+    SameName {
         /// The name.
         name: ImageName,
+    },
+    /// A name for a disk means a backupset already.
+    #[error(
+        "cannot name a disk {name}: the UUID of backupset {backupset} begins like that, so {name}@0 would mean two \
+         backups; choose another name"
+    )]
+    NameIsUuid {
+        /// The name.
+        name: ImageName,
+        /// The backupset.
+        backupset: BackupsetId,
     },
     /// The disk that holds the repository is full.
     #[error(
@@ -167,6 +226,20 @@ pub enum RepositoryError {
         until: jiff::Timestamp,
         /// How long the backup is protected: "for ever", or "until" a time.
         longer: String,
+    },
+    /// The repository belongs to another user.
+    #[error(
+        "cannot use the repository {} as user {user}: it belongs to user {owner}; run the command as that user, e.g. with \
+         \"sudo -u {owner}\"",
+        path.display()
+    )]
+    NotOwner {
+        /// The repository.
+        path: PathBuf,
+        /// The user that it belongs to.
+        owner: String,
+        /// The user that runs the command.
+        user: String,
     },
     /// A write failed before.
     #[error("the repository stopped writing after a failure: {reason}")]
@@ -271,15 +344,23 @@ impl RepositoryError {
             Self::Storage(error) => error.kind(),
             Self::Manifest(error) => error.kind(),
             Self::Store(error) => error.kind(),
-            Self::NotFound { .. } | Self::NoSuchBackup { .. } => ErrorKind::NotFound,
-            Self::EmptyFolder { .. }
+            Self::NotFound { .. }
+            | Self::EmptyFolder { .. }
             | Self::Incomplete { .. }
-            | Self::Occupied { .. }
-            | Self::Exists { .. }
+            | Self::Occupied { .. } => ErrorKind::NoRepository,
+            Self::NoSuchBackup { .. }
+            | Self::Deleted { .. }
+            | Self::NoneNamed { .. }
+            | Self::NoneDeleted { .. }
+            | Self::UnknownName { .. } => ErrorKind::NotFound,
+            Self::Exists { .. }
             | Self::CannotImport { .. }
             | Self::Protected { .. }
             | Self::ProtectedLonger { .. }
+            | Self::NotExact { .. }
             | Self::NameTaken { .. }
+            | Self::SameName { .. }
+            | Self::NameIsUuid { .. }
             | Self::ListFull { .. }
             | Self::TooManyBackups { .. }
             | Self::TooManyNames { .. }
@@ -292,7 +373,9 @@ impl RepositoryError {
             Self::InUse { .. } | Self::BackupRunning { .. } | Self::IndexBeingReplaced { .. } => {
                 ErrorKind::Busy
             }
-            Self::Full { .. } | Self::Poisoned { .. } | Self::Moved { .. } => ErrorKind::Io,
+            Self::Full { .. } | Self::Poisoned { .. } | Self::Moved { .. } | Self::NotOwner { .. } => {
+                ErrorKind::Io
+            }
         }
     }
 

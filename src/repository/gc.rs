@@ -1,9 +1,9 @@
 //! Garbage collection: what no backup names gives its space back. `docs/gc.md` has the whole argument.
 //!
 //! 1. the moment is taken before which garbage must have become garbage: before the oldest running backup began;
-//! 2. candidates are listed from the index, and compared with the hash columns of all manifests: what one names
-//!    stays, and while one cannot be read, nothing goes;
-//! 3. backups that were deleted can be undeleted no longer: they leave `set.toml`, and their manifests go;
+//! 2. candidates are listed from the index, and compared with the hash columns of all manifests, also those of deleted backups
+//!    that can still be undeleted: what one names stays, and while one cannot be read, nothing goes;
+//! 3. deleted backups whose period is over can be undeleted no longer: they leave `set.toml`, and their manifests go;
 //! 4. entries leave the index, durably; then dead records are written, durably; then the bytes go.
 //!
 //! Backups, restores and checks run beside it. Memory: 2^20 candidates at a time, about 100 bytes each.
@@ -15,8 +15,11 @@ use std::time::Duration;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
+use crate::repository::clock::UndeletePeriods;
 use crate::repository::proof::{Named, Proof, prove};
-use crate::repository::{BackupRecord, Backupset, Deletion, RepositoryError, RepositoryWriter};
+use crate::repository::{
+    BackupRecord, Backupset, DeletedBackup, Deletion, RepositoryError, RepositoryWriter,
+};
 use crate::store::{Candidate, Collector, Garbage, Horizon};
 
 /// How many candidates are compared with the manifests at a time.
@@ -27,9 +30,12 @@ const FREED_AT_ONCE: usize = 1 << 14;
 
 /// How garbage is collected.
 #[derive(Clone, Copy, Debug)]
-pub struct GcOptions {
+pub struct GcOptions<'a> {
     /// Whether it is only said what would be freed.
     pub dry_run: bool,
+    /// Which deleted backups go at once, and not when their period is over: those of names that begin with this. Of an empty text
+    /// all do.
+    pub now: Option<&'a str>,
     /// How long what an unfinished backup stored is kept for its next run, instead of as long as the
     /// repository's settings say.
     pub keep_unfinished: Option<Duration>,
@@ -46,6 +52,12 @@ pub struct GcSummary {
     pub freed_segments: u64,
     /// Bytes of packs that they took.
     pub freed_bytes: u64,
+    /// Deleted backups that can still be undeleted, because their period is not over.
+    pub kept_backups: u64,
+    /// Bytes of packs that they alone need.
+    pub kept_bytes: u64,
+    /// How long it takes until the period of the last of them is over, at least.
+    pub kept_for: Duration,
     /// Packs that were removed as a whole.
     pub unlinked_packs: u64,
     /// Bytes that were moved out of packs in which little lived, where holes give nothing back.
@@ -66,9 +78,9 @@ pub struct GcSummary {
     pub replace_index: bool,
 }
 
-impl Default for GcOptions {
+impl Default for GcOptions<'_> {
     fn default() -> Self {
-        Self { dry_run: false, keep_unfinished: None, jobs: 1 }
+        Self { dry_run: false, now: None, keep_unfinished: None, jobs: 1 }
     }
 }
 
@@ -78,7 +90,7 @@ impl RepositoryWriter {
     /// It can be cancelled: between manifests that are compared, and between batches that are freed.
     ///
     /// It frees nothing while a manifest or a `set.toml` cannot be read; the summary's problems say so.
-    pub fn gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcSummary, RepositoryError> {
+    pub fn gc(&self, options: &GcOptions<'_>, progress: &dyn Progress) -> Result<GcSummary, RepositoryError> {
         // Held over I/O: a second collection at the same time would find the same.
         let _one = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
@@ -94,12 +106,16 @@ impl RepositoryWriter {
         })
     }
 
-    fn collect(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcSummary, RepositoryError> {
+    fn collect(
+        &self,
+        options: &GcOptions<'_>,
+        progress: &dyn Progress,
+    ) -> Result<GcSummary, RepositoryError> {
         let repository = &self.repository;
         let mut summary = GcSummary::default();
         let keep = options.keep_unfinished.unwrap_or(repository.settings.keep_unfinished).as_secs();
         self.store.seal()?;
-        let moment = self.moment(&mut summary)?;
+        let moment = self.moment(options, &mut summary)?;
         if !summary.problems.is_empty() {
             return Ok(summary);
         }
@@ -108,6 +124,9 @@ impl RepositoryWriter {
         let mut collector =
             Collector::new(storage, &packs, &self.store, moment.horizon, keep, !options.dry_run)?;
         let (listed_backups, read) = (moment.listed(), moment.read());
+        let kept = moment.kept();
+        summary.kept_backups = kept.len() as u64;
+        summary.kept_for = moment.kept_for();
         let (mut proven, mut purged) = (false, false);
         let mut teller = Teller { progress, told: BTreeSet::new() };
         loop {
@@ -131,6 +150,15 @@ impl RepositoryWriter {
                 if !is_proven(proof, false, &mut candidates, &mut summary) {
                     return Ok(summary);
                 }
+                let mut proof = prove(repository, &kept, &candidates, options.jobs, progress)?;
+                // One whose manifest is damaged cannot come back: it must not keep others from being freed.
+                teller.tell(std::mem::take(&mut proof.problems));
+                let spans = |candidates: &[Candidate]| candidates.iter().map(|one| one.span).sum::<u64>();
+                let before = spans(&candidates);
+                if !is_proven(proof, false, &mut candidates, &mut summary) {
+                    return Ok(summary);
+                }
+                summary.kept_bytes += before - spans(&candidates);
             }
             if options.dry_run {
                 summary.freed_segments += candidates.len() as u64;
@@ -172,7 +200,7 @@ impl RepositoryWriter {
 
     /// Takes the moment before which garbage must have become garbage, then looks which backups are there, and
     /// which are leased.
-    fn moment(&self, summary: &mut GcSummary) -> Result<Moment, RepositoryError> {
+    fn moment(&self, options: &GcOptions<'_>, summary: &mut GcSummary) -> Result<Moment, RepositoryError> {
         // Held over I/O: no backup may come or go between.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         // What recovery or another job has counted down in this generation is older than this moment.
@@ -184,7 +212,14 @@ impl RepositoryWriter {
             format!("nothing is freed while a list of backups cannot be read: {problem}")
         };
         summary.problems.extend(problems.iter().map(why));
-        Ok(Moment { horizon, sets, leased })
+        let deleted = sets.iter().flat_map(|set| &set.deleted).map(|deleted| deleted.deleted_clock);
+        let clock = self.repository.clock(deleted.max().unwrap_or(0))?;
+        if !options.dry_run {
+            self.written(clock.write(&self.repository))?;
+        }
+        let periods = UndeletePeriods::new(&clock, self.repository.settings.keep_deleted.as_secs());
+        let now = options.now.map(str::to_owned);
+        Ok(Moment { horizon, sets, leased, periods, now })
     }
 
     /// Takes the backups that were deleted at that moment, and that nobody reads, out of their lists, durably, and
@@ -201,7 +236,8 @@ impl RepositoryWriter {
         let mut sets = Vec::new();
         for (id, numbers) in doomed {
             let set = Backupset::read(storage, layout, id)?;
-            let is_deleted = |number: &Incremental| set.deleted.iter().any(|it| it.incremental == *number);
+            let is_deleted =
+                |number: &Incremental| set.deleted.iter().any(|it| it.record.incremental == *number);
             if !numbers.iter().all(is_deleted) {
                 return Ok(None);
             }
@@ -209,7 +245,7 @@ impl RepositoryWriter {
         }
         let mut purged = 0;
         for (mut set, numbers) in sets {
-            set.deleted.retain(|record| !numbers.contains(&record.incremental));
+            set.deleted.retain(|deleted| !numbers.contains(&deleted.record.incremental));
             self.repository.write_set(&set)?;
             for number in numbers {
                 match storage.unlink(&layout.manifest(set.id, number)) {
@@ -285,6 +321,9 @@ struct Moment {
     horizon: Horizon,
     sets: Vec<Backupset>,
     leased: Vec<Deletion>,
+    periods: UndeletePeriods,
+    /// What the names begin with of which deleted backups go at once.
+    now: Option<String>,
 }
 
 impl Moment {
@@ -297,16 +336,40 @@ impl Moment {
         self.sets.iter().flat_map(|set| set.backups.iter().map(move |record| (set, record))).collect()
     }
 
-    /// Returns the backups that were deleted, and that somebody reads.
-    fn read(&self) -> Vec<Named<'_>> {
-        let deleted = self.sets.iter().flat_map(|set| set.deleted.iter().map(move |record| (set, record)));
-        deleted.filter(|(set, record)| self.is_leased(set, record)).collect()
+    fn deleted(&self) -> impl Iterator<Item = (&Backupset, &DeletedBackup)> {
+        self.sets.iter().flat_map(|set| set.deleted.iter().map(move |deleted| (set, deleted)))
     }
 
-    /// Returns the backups that were deleted, and that nobody reads.
+    /// Returns how long a deleted backup can be undeleted.
+    fn left(&self, set: &Backupset, deleted: &DeletedBackup) -> Duration {
+        let goes_now = self.now.as_ref().is_some_and(|prefix| set.name.as_str().starts_with(prefix));
+        if goes_now { Duration::ZERO } else { self.periods.left(deleted) }
+    }
+
+    /// Returns the backups that were deleted, and that somebody reads.
+    fn read(&self) -> Vec<Named<'_>> {
+        let named = self.deleted().map(|(set, deleted)| (set, &deleted.record));
+        named.filter(|(set, record)| self.is_leased(set, record)).collect()
+    }
+
+    /// Returns the backups that were deleted, can be undeleted, and that nobody reads.
+    fn kept(&self) -> Vec<Named<'_>> {
+        let kept = self.deleted().filter(|(set, deleted)| {
+            !self.left(set, deleted).is_zero() && !self.is_leased(set, &deleted.record)
+        });
+        kept.map(|(set, deleted)| (set, &deleted.record)).collect()
+    }
+
+    /// Returns how long it takes until the last of them can be undeleted no longer.
+    fn kept_for(&self) -> Duration {
+        self.deleted().map(|(set, deleted)| self.left(set, deleted)).max().unwrap_or_default()
+    }
+
+    /// Returns the backups that were deleted, can be undeleted no longer, and that nobody reads.
     fn doomed(&self) -> impl Iterator<Item = Named<'_>> {
-        let deleted = self.sets.iter().flat_map(|set| set.deleted.iter().map(move |record| (set, record)));
-        deleted.filter(|(set, record)| !self.is_leased(set, record))
+        let over = self.deleted().filter(|(set, deleted)| self.left(set, deleted).is_zero());
+        let named = over.map(|(set, deleted)| (set, &deleted.record));
+        named.filter(|(set, record)| !self.is_leased(set, record))
     }
 }
 

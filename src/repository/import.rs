@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use crate::manifest::{ImageName, ManifestInfo};
+use crate::repository::number::next_number;
 use crate::repository::{BackupDraft, Backupset, Repository, RepositoryError, RepositoryWriter};
 
 impl RepositoryWriter {
@@ -43,7 +44,8 @@ impl RepositoryWriter {
         let mut running = self.begin_running();
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sets, problems) = repository.backupsets()?;
+        repository.keep_lists()?;
+        let (sets, problems) = repository.backupsets_named("")?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
@@ -52,18 +54,21 @@ impl RepositoryWriter {
             fits_set(set, &info).map_err(cannot)?;
             running.grow(set, false)?;
             set.has_room(repository.storage.as_ref(), &repository.layout)?;
-            return Ok(BackupDraft::new(repository, set.clone(), info, None, None, running));
+            let least_number = next_number(&sets, name);
+            let set = Backupset::clone(set);
+            return Ok(BackupDraft::new(repository, set, info, None, None, running, least_number));
         }
         if let Some(current) = Repository::current_set(&sets, name)
             && info.bases.contains(&current.id) == current.bases.contains(&info.backupset)
         {
             return Err(cannot(format!("{name} has backups of another disk already: choose another name")));
         }
-        let mut set = Backupset::new(info.backupset, name.clone(), info.timestamp);
+        let mut set = self.new_set(name, info.timestamp, Some(info.backupset))?;
         set.bases.clone_from(&info.bases);
         running.grow(&set, true)?;
         let folder = self.begin_folder(set.id)?;
-        Ok(BackupDraft::new(repository, set, info, None, Some(folder), running))
+        let least_number = set.next_number;
+        Ok(BackupDraft::new(repository, set, info, None, Some(folder), running, least_number))
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::codec::CompressionSetting;
 use crate::repository::lock::Lock;
-use crate::repository::settings::{KEEP_UNFINISHED, Settings, refill_reserve, text};
+use crate::repository::settings::{KEEP_DELETED, KEEP_UNFINISHED, Settings, refill_reserve, text};
 use crate::repository::state::StateFile;
 use crate::repository::{Layout, Repository, RepositoryError};
 use crate::segment::{DEFAULT_SEGMENT_SIZE, SegmentSize};
@@ -103,8 +103,9 @@ pub(super) fn create_in_place(
         segment_size: options.segment_size,
         compression: options.compression,
         keep_unfinished: KEEP_UNFINISHED,
+        keep_deleted: KEEP_DELETED,
     };
-    for folder in [layout.packs(), layout.sets(), layout.indexes()] {
+    for folder in [layout.packs(), layout.sets(), layout.indexes(), layout.leases()] {
         storage.create_folder(&folder)?;
     }
     StateFile::create(storage, &layout.state())?;
@@ -134,7 +135,7 @@ fn check_free(storage: &dyn Storage, root: &Path) -> Result<(), RepositoryError>
 
 /// The names in a new repository but for `ekko.toml`, which comes last.
 const FILES: [&str; 4] = ["state", "reserve", "lock", "ekko.toml.tmp"];
-const FOLDERS: [&str; 3] = ["packs", "manifests", "index"];
+const FOLDERS: [&str; 4] = ["packs", "manifests", "index", "leases"];
 
 /// Says whether a folder is empty, or contains only what an `init` that was cut short leaves. A repository with data that lost
 /// its `ekko.toml` is not unfinished.

@@ -29,7 +29,7 @@ pub(super) fn is_temporary_pack(name: &str) -> bool {
 /// Says whether Ekko gives this name to a temporary file in the repository's own folder. The list of tokens is not meant: it has a
 /// lock of its own.
 pub(super) fn is_temporary_of_root(name: &str) -> bool {
-    matches!(finished(name), Some(SETTINGS | CHECKED))
+    matches!(finished(name), Some(SETTINGS | CHECKED | CLOCK))
 }
 
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
@@ -54,6 +54,7 @@ fn is_draft(name: &str) -> bool {
 
 const TOGETHER: &str = "together.toml";
 const CHECKED: &str = "checked";
+const CLOCK: &str = "clock";
 const SETTINGS: &str = "ekko.toml";
 
 /// The name of what shows that the repository can be written to.
@@ -146,6 +147,11 @@ impl Layout {
         self.root.join(CHECKED)
     }
 
+    /// Returns the file that counts the time that has certainly passed.
+    pub fn clock(&self) -> PathBuf {
+        self.root.join(CLOCK)
+    }
+
     /// Returns the folder of the indexes.
     pub fn indexes(&self) -> PathBuf {
         self.root.join("index")
@@ -205,6 +211,7 @@ mod tests {
         assert!(is_temporary_pack("0000000000000012.pack.tmp"));
         assert!(is_temporary_of_sets("together.toml.tmp"));
         assert!(is_temporary_of_sets("probe.tmp"));
+        assert!(is_temporary_of_root("clock.tmp"));
         assert!(is_temporary_of_root("checked.tmp") && is_temporary_of_root("ekko.toml.tmp"));
         let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());
         for name in ["0.tmp", &draft, "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {

@@ -10,14 +10,14 @@
 //! what that means.
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::manifest::{BackupsetId, Incremental, ManifestInfo};
 use crate::progress::{Notice, Progress};
 use crate::repository::layout::canonical;
-use crate::repository::{Deletion, Layout, Repository, RepositoryError};
+use crate::repository::{BackupId, Deletion, Layout, Repository, RepositoryError};
 use crate::storage::{Access, Storage, StorageError};
 
 /// A lease, while it is there.
@@ -25,6 +25,14 @@ use crate::storage::{Access, Storage, StorageError};
 pub struct Lease {
     held: Option<(File, PathBuf)>,
     storage: Arc<dyn Storage>,
+}
+
+/// A lease that was tried to be taken.
+struct Tried {
+    lease: Lease,
+    backup: BackupId,
+    /// Why there is none.
+    failed: Option<StorageError>,
 }
 
 impl Drop for Lease {
@@ -42,7 +50,7 @@ impl Repository {
     /// # Errors
     /// The backup is not there.
     pub fn lease(&self, set: BackupsetId, incremental: Incremental) -> Result<Lease, RepositoryError> {
-        Ok(self.try_lease(set, incremental)?.0)
+        Ok(self.try_lease(set, incremental)?.lease)
     }
 
     /// The same for a job, which is told if there can be no lease, and what that means.
@@ -55,11 +63,10 @@ impl Repository {
         info: &ManifestInfo,
         progress: &dyn Progress,
     ) -> Result<Lease, RepositoryError> {
-        let (lease, failed) = self.try_lease(info.backupset, info.incremental)?;
+        let Tried { lease, backup, failed } = self.try_lease(info.backupset, info.incremental)?;
         if let Some(error) = failed {
-            let (name, number) = (&info.name, info.incremental);
             progress.notice(Notice::Unleased {
-                backup: format!("{name}@{number}"),
+                backup: backup.to_string(),
                 job: job.to_owned(),
                 why: error.to_string(),
             });
@@ -67,11 +74,7 @@ impl Repository {
         Ok(lease)
     }
 
-    fn try_lease(
-        &self,
-        set: BackupsetId,
-        incremental: Incremental,
-    ) -> Result<(Lease, Option<StorageError>), RepositoryError> {
+    fn try_lease(&self, set: BackupsetId, incremental: Incremental) -> Result<Tried, RepositoryError> {
         let (held, failed) = match take(self.storage.as_ref(), &self.layout, set, incremental) {
             Ok(held) => (Some(held), None),
             Err(error) => (None, Some(error)),
@@ -79,8 +82,8 @@ impl Repository {
         let lease = Lease { held, storage: Arc::clone(&self.storage) };
         let found = self.backupset(set)?;
         // Not one that is deleted already: it may be about to be collected.
-        if found.backups.iter().any(|record| record.incremental == incremental) {
-            return Ok((lease, failed));
+        if let Some(record) = found.backups.iter().find(|record| record.incremental == incremental) {
+            return Ok(Tried { lease, backup: BackupId::of(&found, record), failed });
         }
         let what = format!("{set}@{incremental}");
         Err(RepositoryError::NoSuchBackup { path: self.layout.root().to_owned(), what })
@@ -114,11 +117,20 @@ fn take(
     incremental: Incremental,
 ) -> Result<(File, PathBuf), StorageError> {
     let folder = layout.leases();
-    storage.create_folder(&folder)?;
+    // Root reads others' repositories, and what it leaves in them must be theirs: they could not clean it up.
+    let owner = storage.examine(&layout.settings())?;
+    let is_owner = owner.uid() == rustix::process::geteuid().as_raw();
+    if is_owner {
+        storage.create_folder(&folder)?;
+    }
     loop {
         let path = folder.join(format!("{set}@{incremental}-{}", uuid::Uuid::new_v4()));
         let failed = |source| StorageError::new("lock", &path, source);
         let file = storage.handle(&path, Access::Create)?;
+        if !is_owner && let Err(error) = fchown(&file, Some(owner.uid()), Some(owner.gid())) {
+            storage.unlink(&path)?;
+            return Err(StorageError::new("give to its owner", &path, error));
+        }
         file.lock().map_err(failed)?;
         // A collection may have found it before it was locked, and removed it.
         if file.metadata().map_err(failed)?.nlink() > 0 {
@@ -181,7 +193,6 @@ mod tests {
         let root = folder.path().join("store");
         let repository = Repository::init(&root, &crate::repository::InitOptions::default()).unwrap();
         let leases = repository.layout.leases();
-        std::fs::create_dir(&leases).unwrap();
         let (set, lease) = (BackupsetId::random(), uuid::Uuid::new_v4());
         let ours = format!("{set}@3-{lease}");
         let theirs = ["letter", &format!("{set}@03-{lease}"), &format!("{set}@3-x"), &ours.to_uppercase()]

@@ -6,8 +6,8 @@
 //! The files stay the truth. A commit, a deletion and a protection read the `set.toml` that they change, and a collection and
 //! a check read all of them. There is nothing in memory
 //!
-//! - before the first backup begins, which reads all lists under the lock of commits;
-//! - if a list cannot be read: then each question reads the files, and says so;
+//! - if a list could not be read at the opening: then each question reads the files, and says so, until a backup begins, which reads
+//!   all of them under the lock of commits;
 //! - after a write has failed, of which nobody knows how far it came;
 //! - once they would take more than [`MOST_BYTES`], until the writer is gone;
 //! - when the writer is gone: who then opens the repository may be another process.
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::manifest::{BackupsetId, ImageName};
+use crate::repository::recovery::ReadLists;
 use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 
 /// How many bytes of lists are kept in memory at most: a million backups without tags.
@@ -99,6 +100,21 @@ impl Lists {
         }
     }
 
+    /// Keeps all lists that there are, unless they are too many.
+    fn keep(&self, sets: Vec<Backupset>) {
+        let mut state = self.write();
+        let all = sets.iter().map(bytes).fold(0_usize, usize::saturating_add);
+        if state.kept && all > MOST_BYTES {
+            state.too_many = true;
+        } else if state.kept {
+            let mut known = Known::default();
+            for set in sets {
+                known.put(set);
+            }
+            state.known = Some(known);
+        }
+    }
+
     /// Forgets all lists: it is not known what the files say.
     pub(super) fn forget(&self) {
         self.write().known = None;
@@ -116,7 +132,7 @@ fn bytes(set: &Backupset) -> usize {
             .sum::<usize>();
         size_of::<BackupRecord>() + tags + texts
     };
-    let records = set.backups.iter().chain(&set.deleted).map(of_record).sum::<usize>();
+    let records = set.all_records().map(of_record).sum::<usize>();
     // Its name is in its place, too, and there are two of those.
     let names = 3 * set.name.as_str().len() + 2 * size_of::<Place>();
     size_of::<Backupset>() + names + set.bases.len() * size_of::<BackupsetId>() + records
@@ -127,9 +143,13 @@ fn bytes(set: &Backupset) -> usize {
 pub(super) struct ListsKept(Arc<Lists>);
 
 impl ListsKept {
-    pub(super) fn new(repository: &Repository) -> Self {
+    /// Begins with what the opening has read.
+    pub(super) fn new(repository: &Repository, ReadLists { sets, problems }: ReadLists) -> Self {
         let lists = Arc::clone(&repository.lists);
         *lists.write() = State { kept: true, ..State::default() };
+        if problems.is_empty() {
+            lists.keep(sets);
+        }
         Self(lists)
     }
 }
@@ -154,22 +174,15 @@ impl Repository {
         }
         let mut all = 0_usize;
         let (sets, problems) = self.read_sets(&mut |set| {
+            // One more than are kept, so that it is seen.
+            let fits = all <= MOST_BYTES;
             all = all.saturating_add(bytes(set));
-            all <= MOST_BYTES
+            fits
         })?;
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
-        let mut state = self.lists.write();
-        if state.kept && all > MOST_BYTES {
-            state.too_many = true;
-        } else if state.kept {
-            let mut known = Known::default();
-            for set in sets {
-                known.put(set);
-            }
-            state.known = Some(known);
-        }
+        self.lists.keep(sets);
         Ok(())
     }
 
@@ -221,13 +234,14 @@ mod tests {
     use super::*;
     use crate::manifest::Incremental;
     use crate::progress::Silent;
-    use crate::repository::{InitOptions, OpenOptions, Protection, RepositoryWriter};
+    use crate::repository::{BackupNumber, InitOptions, OpenOptions, Protection, RepositoryWriter};
     use crate::segment::Fingerprint;
 
     /// Writes a list of one backup beside those that there are.
     fn list(repository: &Repository, name: &str, note: usize) {
         let now = jiff::Timestamp::now();
         let record = BackupRecord {
+            number: BackupNumber(0),
             incremental: Incremental(0),
             manifest: Fingerprint::of(b""),
             timestamp: now,
@@ -240,7 +254,7 @@ mod tests {
             flaws: crate::manifest::FlawMarks::default(),
         };
         let new = Backupset::new(BackupsetId::random(), ImageName::new(name).unwrap(), now);
-        let set = Backupset { next_incremental: 1, backups: vec![record], ..new };
+        let set = Backupset { next_number: 1, next_incremental: 1, backups: vec![record], ..new };
         set.create(repository.storage.as_ref(), &repository.layout).unwrap();
     }
 

@@ -7,6 +7,7 @@
 //! [`RepositoryWriter`] is the one process that changes anything.
 
 mod backupset;
+mod clock;
 mod commit;
 mod counting;
 mod delete;
@@ -21,10 +22,14 @@ mod layout;
 mod lease;
 mod lists;
 mod lock;
+mod number;
 mod open;
+mod owner;
 mod proof;
 mod quarantine;
+mod range;
 mod recovery;
+mod rename;
 mod reopen;
 pub mod retention;
 mod select;
@@ -37,7 +42,8 @@ mod together;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use backupset::{BackupRecord, Backupset, Origin, Protection};
+pub use backupset::{BackupRecord, Backupset, DeletedBackup, Origin, Protection};
+pub use clock::UndeletePeriods;
 pub use commit::{CommittedBackup, GrowthLimits};
 pub use delete::{Changed, Deletion};
 pub use draft::{BackupDraft, FinishedDraft, Parent};
@@ -47,10 +53,13 @@ pub use init::InitOptions;
 pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
 pub use lease::Lease;
+pub use number::{BackupNumber, FormerName, LEAST_PREFIX};
 pub use open::{OpenOptions, RepositoryWriter};
+pub(crate) use owner::check_owner;
 pub use quarantine::DamagedCopy;
-pub use select::{Addressed, BackupId, BackupSelector, InvalidSelector, Which};
-pub use settings::{KEEP_UNFINISHED, Settings, span};
+pub use range::{BackupRange, InvalidRange, Numbers};
+pub use select::{Addressee, BackupId, BackupSelector, Hint, InvalidSelector, Which};
+pub use settings::{KEEP_DELETED, KEEP_UNFINISHED, Settings, span};
 pub use statistics::RepositoryStats;
 
 use crate::codec::CompressionSetting;
@@ -94,6 +103,9 @@ impl Repository {
                     Err(_) if path.exists() => RepositoryError::Occupied { path },
                     Err(_) => RepositoryError::NotFound { path },
                 })
+            }
+            Err(RepositoryError::Storage(error)) => {
+                Err(owner::explain_denied(path, &error).unwrap_or_else(|| error.into()))
             }
             Err(error) => Err(error),
         }
@@ -158,6 +170,7 @@ impl Repository {
         if bytes_now > CHECKED_LIMIT {
             return Err(RepositoryError::TooLong { path, bytes: bytes_now });
         }
+        check_owner(self.storage.as_ref(), &self.layout)?;
         Ok(replace(self.storage.as_ref(), &self.layout.checked(), bytes)?)
     }
 

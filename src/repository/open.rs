@@ -14,7 +14,8 @@ use crate::progress::{Notice, Progress};
 use crate::repository::draft::Growing;
 use crate::repository::lists::ListsKept;
 use crate::repository::lock::Lock;
-use crate::repository::recovery::{self, OpenedIndex};
+use crate::repository::owner::check_owner;
+use crate::repository::recovery::{self, OpenedIndex, ReadLists};
 use crate::repository::settings::refill_reserve;
 use crate::repository::state::{State, StateFile};
 use crate::repository::{Repository, RepositoryError};
@@ -78,6 +79,7 @@ impl RepositoryWriter {
         progress: &dyn Progress,
     ) -> Result<Self, RepositoryError> {
         let repository = Repository::open_with(Arc::clone(storage), path)?;
+        check_owner(storage.as_ref(), &repository.layout)?;
         let lock = Lock::take(storage.as_ref(), &repository.layout, options.wait)?;
         let asked = options.rebuild.then_some("it was asked for");
         LockedRepository { repository, options: *options, lock }
@@ -189,8 +191,8 @@ impl LockedRepository {
         progress: &dyn Progress,
     ) -> Result<RepositoryWriter, Box<(Self, RepositoryError)>> {
         match start(&self.repository, &self.options, rebuild, progress) {
-            Ok((file, store)) => Ok(RepositoryWriter {
-                _lists: ListsKept::new(&self.repository),
+            Ok((file, store, lists)) => Ok(RepositoryWriter {
+                _lists: ListsKept::new(&self.repository, lists),
                 repository: self.repository,
                 state: Mutex::new(file),
                 store,
@@ -252,8 +254,8 @@ fn start(
     options: &OpenOptions,
     rebuild: Option<&str>,
     progress: &dyn Progress,
-) -> Result<(StateFile, SegmentStore), RepositoryError> {
-    recovery::undo_unfinished(repository, progress)?;
+) -> Result<(StateFile, SegmentStore, ReadLists), RepositoryError> {
+    let lists = recovery::undo_unfinished(repository, progress)?;
     let (mut file, found) = StateFile::open(repository.storage.as_ref(), &repository.layout.state())?;
     let found = found.unwrap_or_else(|| {
         let what = "the file \"state\" is gone or damaged and was made anew".to_owned();
@@ -261,9 +263,9 @@ fn start(
         recovery::unknown_state(file.state())
     });
     file.write(State { clean: None, ..found })?;
-    let opened = recovery::open_index(repository, &found, rebuild, progress)?;
+    let opened = recovery::open_index(repository, &found, &lists, rebuild, progress)?;
     let store = start_store(repository, &mut file, opened, options)?;
-    Ok((file, store))
+    Ok((file, store, lists))
 }
 
 /// Makes the index's generation, then the state's, higher than any before, and starts the store over it.

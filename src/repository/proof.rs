@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::manifest::ManifestReader;
 use crate::pace::on_threads;
 use crate::progress::{Part, Progress};
-use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
+use crate::repository::{BackupId, BackupRecord, Backupset, Repository, RepositoryError};
 use crate::segment::{SegmentHash, SegmentKey};
 use crate::store::Candidate;
 
@@ -73,7 +73,7 @@ pub(super) fn prove(
                 Ok(_) => {}
                 Err(error) if error.kind() == crate::error::ErrorKind::Io => found.2 = Some(error),
                 Err(error) => {
-                    found.1.push(format!("{}@{}: {error}", set.name, record.incremental));
+                    found.1.push(format!("{}: {error}", BackupId::of(set, record)));
                 }
             }
             progress.advance(u64::from(record.segments) * SegmentHash::LENGTH as u64);

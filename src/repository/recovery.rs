@@ -19,7 +19,7 @@ use crate::repository::layout::{
 };
 use crate::repository::state::State;
 use crate::repository::together;
-use crate::repository::{Backupset, Layout, Repository, RepositoryError};
+use crate::repository::{BackupId, BackupRecord, Backupset, Layout, Repository, RepositoryError};
 use crate::segment::SegmentKey;
 use crate::storage::TEMPORARY;
 use crate::store::{
@@ -35,6 +35,14 @@ pub(super) struct OpenedIndex {
     pub(super) index: IndexWriter,
 }
 
+/// The lists of backups, read once for all that an opening does.
+#[derive(Debug)]
+pub(super) struct ReadLists {
+    pub(super) sets: Vec<Backupset>,
+    /// Those that cannot be read.
+    pub(super) problems: Vec<RepositoryError>,
+}
+
 /// Stands for a state that cannot be read: no index is believed, and generations begin above every one
 /// that can have been, at the seconds since 1970.
 pub(super) fn unknown_state(blank: State) -> State {
@@ -44,10 +52,12 @@ pub(super) fn unknown_state(blank: State) -> State {
 
 /// Finishes backups that came to exist together, then removes temporary files, and manifests that were named before their
 /// backup was in `set.toml`: it was never acknowledged. A number is never given twice, so such a manifest has the next one.
+///
+/// Returns the lists of backups as they are then: until the repository is closed, only this process changes them.
 pub(super) fn undo_unfinished(
     repository: &Repository,
     progress: &dyn Progress,
-) -> Result<(), RepositoryError> {
+) -> Result<ReadLists, RepositoryError> {
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     // Before any manifest goes: it may be that of a backup that exists.
     let known = together::finish(repository, progress)?;
@@ -61,7 +71,7 @@ pub(super) fn undo_unfinished(
             storage.unlink(&folder.join(name))?;
         }
     }
-    let (sets, _) = repository.all_backupsets()?;
+    let (mut sets, problems) = repository.all_backupsets()?;
     for name in storage.list(&layout.sets())? {
         let Some(id) = canonical::<BackupsetId>(&name) else { continue };
         let folder = layout.set(id);
@@ -104,7 +114,9 @@ pub(super) fn undo_unfinished(
             storage.sync_folder(&folder)?;
         }
     }
-    remove_unfinished_tokens(repository)
+    remove_unfinished_tokens(repository)?;
+    sets.retain(|set| !set.is_unborn());
+    Ok(ReadLists { sets, problems })
 }
 
 /// Removes a list of tokens that a killed process has not finished. A process that writes one holds the lock of the tokens,
@@ -128,24 +140,26 @@ fn remove_unfinished_tokens(repository: &Repository) -> Result<(), RepositoryErr
 pub(super) fn open_index(
     repository: &Repository,
     state: &State,
+    lists: &ReadLists,
     rebuild: Option<&str>,
     progress: &dyn Progress,
 ) -> Result<OpenedIndex, RepositoryError> {
     let reason = match rebuild {
         Some(reason) => reason.to_owned(),
-        None => match believe(repository, state, progress) {
+        None => match believe(repository, state, lists, progress) {
             Ok(index) => return Ok(OpenedIndex { number: state.index, index }),
             Err(error) if error.distrusts_index() || error.kind() == ErrorKind::NotFound => error.to_string(),
             Err(error) => return Err(error),
         },
     };
-    build(repository, state, &reason, progress)
+    build(repository, state, lists, &reason, progress)
 }
 
 /// Opens the index and checks everything that would make it unbelievable.
 fn believe(
     repository: &Repository,
     state: &State,
+    lists: &ReadLists,
     progress: &dyn Progress,
 ) -> Result<IndexWriter, RepositoryError> {
     let path = repository.layout.index(state.index);
@@ -175,7 +189,7 @@ fn believe(
         if !clean {
             index.verify_sum().map_err(StoreError::from)?;
         }
-        reconcile(repository, &mut index, &[], progress)?;
+        reconcile(repository, &mut index, lists, &[], progress)?;
         if !clean {
             index.flush().map_err(StoreError::from)?;
         }
@@ -197,6 +211,7 @@ fn believe(
 fn build(
     repository: &Repository,
     state: &State,
+    lists: &ReadLists,
     reason: &str,
     progress: &dyn Progress,
 ) -> Result<OpenedIndex, RepositoryError> {
@@ -223,7 +238,7 @@ fn build(
     repository.storage.create_folder(&path)?;
     let built =
         IndexWriter::create(&path).map_err(|error| StoreError::from(error).into()).and_then(|mut index| {
-            match make(repository, state, &mut index, reason, progress) {
+            match make(repository, state, lists, &mut index, reason, progress) {
                 Ok(()) => Ok(OpenedIndex { number, index }),
                 Err(error) => {
                     let_go(index);
@@ -250,6 +265,7 @@ pub(super) fn let_go(index: IndexWriter) {
 fn make(
     repository: &Repository,
     state: &State,
+    lists: &ReadLists,
     index: &mut IndexWriter,
     reason: &str,
     progress: &dyn Progress,
@@ -257,10 +273,10 @@ fn make(
     let generation = state.generation.saturating_add(1);
     index.apply(&[Change::Generation(generation)]).map_err(StoreError::from)?;
     // A pack may be gone; what manifests name of it is then known to be lost, and everything else goes on.
-    let (packs, lost) = fill(repository, index)?;
+    let (packs, lost) = fill(repository, lists, index)?;
     tell_packs(&packs, &[], progress);
     // Nothing is left to be done, but to tell which manifests could not be read.
-    reconcile(repository, index, &packs.problems, progress)?;
+    reconcile(repository, index, lists, &packs.problems, progress)?;
     if lost > 0 {
         let what = format!(
             "{lost} segments that backups name are in no pack; a restore names what it lacks, and the next backup \
@@ -278,11 +294,14 @@ fn make(
 }
 
 /// Fills an empty index from packs and manifests. Returns also how many segments are lost.
-fn fill(repository: &Repository, index: &mut IndexWriter) -> Result<(Reconciled, u64), RepositoryError> {
-    let (sets, _) = repository.backupsets()?;
+fn fill(
+    repository: &Repository,
+    ReadLists { sets, .. }: &ReadLists,
+    index: &mut IndexWriter,
+) -> Result<(Reconciled, u64), RepositoryError> {
     let mut whole: BTreeMap<(BackupsetId, Incremental), Change> = BTreeMap::new();
     let mut counts = |part: IndexPart, count: &mut dyn FnMut(SegmentKey, u32)| {
-        for set in &sets {
+        for set in sets {
             let mut before = None;
             for backup in &set.backups {
                 let manifest = match repository.manifest(set, backup) {
@@ -325,22 +344,30 @@ fn tell_packs(packs: &Reconciled, told: &[String], progress: &dyn Progress) {
 fn reconcile(
     repository: &Repository,
     index: &mut IndexWriter,
+    ReadLists { sets, problems }: &ReadLists,
     told: &[String],
     progress: &dyn Progress,
 ) -> Result<(), RepositoryError> {
     let packs = reconcile_packs(repository.storage.as_ref(), &repository.packs(), index)?;
     tell_packs(&packs, told, progress);
-    let (sets, problems) = repository.backupsets()?;
     for error in problems {
         progress.notice(Notice::Problem { kind: error.kind(), what: error.to_string() });
     }
     let mut counted = index.index().counted().map_err(StoreError::from)?;
-    for set in &sets {
-        // What is counted of deleted backups goes first: that is what the others are counted beside.
-        for record in &set.deleted {
+    for set in sets {
+        // What is counted of deleted backups goes first: that is what the others are counted beside. Several that were deleted
+        // together go in the order of their numbers, as `delete_all` takes them.
+        let mut still_counted = set.clone();
+        let is_counted = |record: &BackupRecord| counted.contains_key(&(set.id, record.incremental));
+        let gone: Vec<_> =
+            set.deleted.iter().map(|deleted| &deleted.record).filter(|record| is_counted(record)).collect();
+        still_counted.backups.extend(gone.iter().map(|record| (*record).clone()));
+        still_counted.backups.sort_by_key(|record| record.incremental);
+        for record in gone {
             let Some(entry) = counted.remove(&(set.id, record.incremental)) else { continue };
+            still_counted.backups.retain(|other| other.incremental != record.incremental);
             let apply = |changes: Vec<Change>| Ok(index.apply(&changes)?);
-            if !finish_deletion(repository, set, record, &entry, apply)? {
+            if !finish_deletion(repository, &still_counted, record, &entry, apply)? {
                 let path = index.index().path().to_owned();
                 let what = format!("it counts {}@{}, which was deleted", set.id, record.incremental);
                 return Err(StoreError::from(IndexError::Damaged { path, what }).into());
@@ -390,7 +417,7 @@ fn count_set(
             Ok(manifest) => manifest,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {
-                let what = format!("{error}; backup {}@{} is not counted", set.name, backup.incremental);
+                let what = format!("{error}; backup {} is not counted", BackupId::of(set, backup));
                 progress.notice(Notice::Problem { kind: error.kind(), what });
                 continue;
             }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{BackupsetId, FlawMarks, ImageName, Incremental};
 use crate::repository::settings::{FORMAT, check_format, read_text};
-use crate::repository::{BackupRecord, Backupset, Origin, Protection, RepositoryError};
+use crate::repository::{
+    BackupNumber, BackupRecord, Backupset, DeletedBackup, FormerName, Origin, Protection, RepositoryError,
+};
 use crate::segment::Fingerprint;
 use crate::storage::Storage;
 
@@ -16,11 +18,14 @@ struct File {
     format: u32,
     backupset: String,
     name: String,
+    next_number: u32,
     created: String,
     bases: Vec<String>,
     next_incremental: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<FileOrigin>,
+    #[serde(default, rename = "former_name", skip_serializing_if = "Vec::is_empty")]
+    former_names: Vec<FileFormerName>,
     #[serde(default, rename = "backup")]
     backups: Vec<FileBackup>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -36,7 +41,15 @@ struct FileOrigin {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct FileFormerName {
+    name: String,
+    next_number: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct FileBackup {
+    number: u32,
     incremental: u32,
     manifest: String,
     timestamp: String,
@@ -56,6 +69,11 @@ pub(super) struct FileBackup {
     inconsistent: Option<String>,
     #[serde(default, skip_serializing_if = "is_nothing")]
     unreadable_bytes: u64,
+    /// Of a deleted backup alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_clock: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -63,9 +81,21 @@ fn is_nothing(number: &u64) -> bool {
     *number == 0
 }
 
+impl FileFormerName {
+    fn of(former: &FormerName) -> Self {
+        Self { name: former.name.as_str().to_owned(), next_number: former.next_number }
+    }
+
+    fn read(self) -> Result<FormerName, String> {
+        let name = ImageName::new(self.name).map_err(|error| error.to_string())?;
+        Ok(FormerName { name, next_number: self.next_number })
+    }
+}
+
 impl FileBackup {
     pub(super) fn of(backup: &BackupRecord) -> Self {
         Self {
+            number: backup.number.0,
             incremental: backup.incremental.0,
             manifest: backup.manifest.to_string(),
             timestamp: backup.timestamp.to_string(),
@@ -81,16 +111,37 @@ impl FileBackup {
             suspect: backup.suspect.clone(),
             inconsistent: backup.flaws.inconsistent.clone(),
             unreadable_bytes: backup.flaws.unreadable_bytes,
+            deleted: None,
+            deleted_clock: None,
         }
     }
 
+    fn of_deleted(deleted: &DeletedBackup) -> Self {
+        Self {
+            deleted: Some(deleted.deleted.to_string()),
+            deleted_clock: Some(deleted.deleted_clock),
+            ..Self::of(&deleted.record)
+        }
+    }
+
+    fn read_deleted(mut self) -> Result<DeletedBackup, String> {
+        let missing = || "a deleted backup does not say when it was deleted".to_owned();
+        let deleted = time(&self.deleted.take().ok_or_else(missing)?)?;
+        let deleted_clock = self.deleted_clock.take().ok_or_else(missing)?;
+        Ok(DeletedBackup { record: self.read()?, deleted, deleted_clock })
+    }
+
     pub(super) fn read(self) -> Result<BackupRecord, String> {
+        if self.deleted.is_some() || self.deleted_clock.is_some() {
+            return Err("a backup that is listed says when it was deleted".to_owned());
+        }
         let protection = match (self.protected, self.protected_until) {
             (true, _) => Protection::Always,
             (false, Some(end)) => Protection::Until(time(&end)?),
             (false, None) => Protection::None,
         };
         Ok(BackupRecord {
+            number: BackupNumber(self.number),
             incremental: Incremental(self.incremental),
             manifest: self
                 .manifest
@@ -108,7 +159,7 @@ impl FileBackup {
     }
 }
 
-fn time(text: &str) -> Result<jiff::Timestamp, String> {
+pub(super) fn time(text: &str) -> Result<jiff::Timestamp, String> {
     text.parse().map_err(|error: jiff::Error| error.to_string())
 }
 
@@ -143,12 +194,14 @@ impl Backupset {
             format: FORMAT,
             backupset: self.id.to_string(),
             name: self.name.as_str().to_owned(),
+            next_number: self.next_number,
             created: self.created.to_string(),
             bases: self.bases.iter().map(ToString::to_string).collect(),
             next_incremental: self.next_incremental,
             origin,
+            former_names: self.former_names.iter().map(FileFormerName::of).collect(),
             backups: self.backups.iter().map(FileBackup::of).collect(),
-            deleted: self.deleted.iter().map(FileBackup::of).collect(),
+            deleted: self.deleted.iter().map(FileBackup::of_deleted).collect(),
         };
         Ok(seal(&toml::to_string(&file)?))
     }
@@ -164,22 +217,34 @@ impl Backupset {
                 incremental: Incremental(origin.incremental),
             }),
         };
-        let read =
-            |list: Vec<FileBackup>| list.into_iter().map(FileBackup::read).collect::<Result<Vec<_>, _>>();
-        let (backups, deleted) = (read(file.backups)?, read(file.deleted)?);
-        for list in [&backups, &deleted] {
+        let backups = file.backups.into_iter().map(FileBackup::read).collect::<Result<Vec<_>, _>>()?;
+        let deleted =
+            file.deleted.into_iter().map(FileBackup::read_deleted).collect::<Result<Vec<_>, _>>()?;
+        let gone: Vec<_> = deleted.iter().map(|deleted| &deleted.record).collect();
+        for list in [backups.iter().collect(), gone.clone()] {
+            let list: Vec<&BackupRecord> = list;
             if !list.is_sorted_by(|a, b| a.incremental < b.incremental)
                 || list.last().is_some_and(|last| last.incremental.0 >= file.next_incremental)
             {
                 return Err("its backups are not in order".to_owned());
             }
+            if !list.is_sorted_by(|a, b| a.number < b.number)
+                || list.last().is_some_and(|last| last.number.0 >= file.next_number)
+            {
+                return Err("the numbers of its backups are not in order".to_owned());
+            }
         }
-        if deleted.iter().any(|one| backups.iter().any(|other| one.incremental == other.incremental)) {
+        let is_same =
+            |a: &BackupRecord, b: &BackupRecord| a.incremental == b.incremental || a.number == b.number;
+        if gone.iter().any(|one| backups.iter().any(|other| is_same(one, other))) {
             return Err("it lists a backup as deleted that it lists".to_owned());
         }
+        let former_names = file.former_names.into_iter().map(FileFormerName::read);
         Ok(Self {
             id: id(&file.backupset)?,
             name: ImageName::new(file.name).map_err(|error| wrong(&error))?,
+            next_number: file.next_number,
+            former_names: former_names.collect::<Result<_, _>>()?,
             created: time(&file.created)?,
             bases: file.bases.iter().map(|base| id(base)).collect::<Result<_, _>>()?,
             origin,
@@ -199,6 +264,7 @@ mod tests {
     fn set() -> Backupset {
         let time: jiff::Timestamp = "2026-01-02T03:04:05.6Z".parse().unwrap();
         let record = |number| BackupRecord {
+            number: BackupNumber(number + 3),
             incremental: Incremental(number),
             manifest: Fingerprint::of(b"m"),
             timestamp: time,
@@ -220,12 +286,14 @@ mod tests {
         Backupset {
             id: BackupsetId::random(),
             name: ImageName::new("web").unwrap(),
+            next_number: 9,
+            former_names: vec![FormerName { name: ImageName::new("www").unwrap(), next_number: 2 }],
             created: time,
             bases: vec![BackupsetId::random()],
             origin: Some(Origin { backupset: BackupsetId::random(), incremental: Incremental(4) }),
             next_incremental: 5,
             backups: vec![record(1), record(4)],
-            deleted: vec![record(2)],
+            deleted: vec![DeletedBackup { record: record(2), deleted: time, deleted_clock: 77 }],
         }
     }
 

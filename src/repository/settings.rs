@@ -40,10 +40,15 @@ pub struct Settings {
     pub compression: CompressionSetting,
     /// How long what an unfinished backup stored is kept for its next run.
     pub keep_unfinished: Duration,
+    /// How long a deleted backup can be undeleted.
+    pub keep_deleted: Duration,
 }
 
 /// How long what an unfinished backup stored is kept unless the settings say otherwise.
 pub const KEEP_UNFINISHED: Duration = Duration::from_hours(24);
+
+/// How long a deleted backup can be undeleted unless the settings say otherwise.
+pub const KEEP_DELETED: Duration = Duration::from_hours(24);
 
 /// Reads a span of time: a number of weeks (`2w`) or days of 24 hours (`30d`), or a duration such as `48h` or
 /// `1h30m`.
@@ -77,6 +82,8 @@ struct Defaults {
     compression: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_unfinished: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_deleted: Option<String>,
 }
 
 /// Returns the text of `ekko.toml`.
@@ -85,7 +92,11 @@ pub(super) fn text(settings: &Settings) -> Result<String, toml::ser::Error> {
         format: FORMAT,
         repository: settings.repository.to_string(),
         segment_size: u64::from(settings.segment_size.bytes()),
-        defaults: Defaults { compression: Some(settings.compression.to_string()), keep_unfinished: None },
+        defaults: Defaults {
+            compression: Some(settings.compression.to_string()),
+            keep_unfinished: None,
+            keep_deleted: None,
+        },
     };
     let text = toml::to_string(&file)?;
     Ok(format!("# An Ekko repository. Only [defaults] may be changed by hand.\n{text}"))
@@ -132,12 +143,15 @@ pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, R
     let settings = |what: String| RepositoryError::Settings { path: path.clone(), what };
     let file: File = toml::from_str(&text).map_err(|error| settings(error.message().to_owned()))?;
     let compression = file.defaults.compression.as_deref().map(str::parse).transpose();
-    let keep_unfinished = match file.defaults.keep_unfinished.as_deref() {
-        None => KEEP_UNFINISHED,
+    let period = |name: &str, text: Option<&str>, default: Duration| match text {
+        None => Ok(default),
         Some(text) => span(text)
             .and_then(|span| Duration::try_from(span).ok())
-            .ok_or_else(|| settings(format!("keep_unfinished is no span of time: {text:?}")))?,
+            .ok_or_else(|| settings(format!("{name} is no span of time: {text:?}"))),
     };
+    let keep_unfinished =
+        period("keep_unfinished", file.defaults.keep_unfinished.as_deref(), KEEP_UNFINISHED)?;
+    let keep_deleted = period("keep_deleted", file.defaults.keep_deleted.as_deref(), KEEP_DELETED)?;
     Ok(Settings {
         repository: file
             .repository
@@ -148,6 +162,7 @@ pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, R
             .map_err(|error: crate::codec::InvalidCompression| settings(error.to_string()))?
             .unwrap_or_default(),
         keep_unfinished,
+        keep_deleted,
     })
 }
 

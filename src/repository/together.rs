@@ -1,4 +1,5 @@
-//! `together.toml`: backups of several backupsets that have come to exist at one moment.
+//! `together.toml`: what several backupsets change at one moment: new backups that exist together, backups that are deleted
+//! together, or their name.
 //!
 //! A backup exists when its `set.toml` says so, and no two files can be replaced at once. So what several of them are to
 //! say is written here first, in one file: **once it is there, all of these backups exist**, and whoever reads the sets
@@ -21,16 +22,19 @@
 //! that never came so far, as the file goes only after all sets are durable.
 //!
 //! A backup whose number a set has given already is in it, or was and has been deleted: an old file that comes back in a
-//! power loss does nothing.
+//! power loss does nothing. Nor does a renaming whose backupset does not have the old name any longer, or a deletion of a backup
+//! that is not listed.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorKind;
-use crate::manifest::{BackupsetId, Incremental};
+use crate::manifest::{BackupsetId, ImageName, Incremental};
 use crate::progress::{Notice, Progress};
-use crate::repository::set_file::{FileBackup, read_sealed, seal};
+use crate::repository::set_file::{FileBackup, read_sealed, seal, time};
 use crate::repository::settings::{FORMAT, check_length};
-use crate::repository::{BackupRecord, Backupset, Layout, Repository, RepositoryError};
+use crate::repository::{BackupRecord, Backupset, DeletedBackup, Layout, Repository, RepositoryError};
 use crate::storage::{Storage, replace};
 
 /// What a backupset will say of a new backup.
@@ -50,29 +54,145 @@ impl Addition {
         let Some(next) = number.checked_add(1).filter(|_| number >= set.next_incremental) else {
             return false;
         };
-        for record in set.backups.iter_mut().chain(&mut set.deleted) {
+        let deleted = set.deleted.iter_mut().map(|deleted| &mut deleted.record);
+        for record in set.backups.iter_mut().chain(deleted) {
             if self.suspects.contains(&record.incremental) {
                 record.suspect = Some(self.why.clone());
             }
         }
+        set.next_number = set.next_number.max(self.record.number.0.saturating_add(1));
         set.backups.push(self.record.clone());
         set.next_incremental = next;
         true
     }
 }
 
-/// Backups that exist together.
+/// The name that a backupset gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Renaming {
+    pub(super) backupset: BackupsetId,
+    pub(super) from: ImageName,
+    pub(super) to: ImageName,
+    /// The number that the next backup of the new name gets at least.
+    pub(super) next_number: u32,
+}
+
+impl Renaming {
+    /// Renames the backupset. Says whether that was still to be done.
+    pub(super) fn apply(&self, set: &mut Backupset) -> bool {
+        let is_due = set.name == self.from;
+        if is_due {
+            set.rename(&self.to, self.next_number);
+        }
+        is_due
+    }
+}
+
+/// Backups of a backupset that are deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Removal {
+    pub(super) backupset: BackupsetId,
+    pub(super) incrementals: Vec<Incremental>,
+    /// When, by the date and by the repository's count of seconds.
+    pub(super) deleted: jiff::Timestamp,
+    pub(super) deleted_clock: u64,
+}
+
+impl Removal {
+    /// Deletes those of the backups that the backupset lists. Says whether there were any.
+    pub(super) fn apply(&self, set: &mut Backupset) -> bool {
+        let goes = |record: &BackupRecord| self.incrementals.contains(&record.incremental);
+        let (gone, stays): (Vec<_>, Vec<_>) = set.backups.drain(..).partition(goes);
+        set.backups = stays;
+        let (deleted, deleted_clock) = (self.deleted, self.deleted_clock);
+        let is_due = !gone.is_empty();
+        set.deleted.extend(gone.into_iter().map(|record| DeletedBackup { record, deleted, deleted_clock }));
+        set.deleted.sort_by_key(|deleted| deleted.record.incremental);
+        is_due
+    }
+}
+
+/// What several backupsets change together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Together {
     additions: Vec<Addition>,
+    renamings: Vec<Renaming>,
+    removals: Vec<Removal>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
-    #[serde(rename = "addition")]
+    #[serde(default, rename = "addition", skip_serializing_if = "Vec::is_empty")]
     additions: Vec<FileAddition>,
+    #[serde(default, rename = "renaming", skip_serializing_if = "Vec::is_empty")]
+    renamings: Vec<FileRenaming>,
+    #[serde(default, rename = "removal", skip_serializing_if = "Vec::is_empty")]
+    removals: Vec<FileRemoval>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRemoval {
+    backupset: String,
+    incrementals: Vec<u32>,
+    deleted: String,
+    deleted_clock: u64,
+}
+
+impl FileRemoval {
+    fn of(removal: &Removal) -> Self {
+        Self {
+            backupset: removal.backupset.to_string(),
+            incrementals: removal.incrementals.iter().map(|number| number.0).collect(),
+            deleted: removal.deleted.to_string(),
+            deleted_clock: removal.deleted_clock,
+        }
+    }
+
+    fn read(self) -> Result<Removal, String> {
+        Ok(Removal {
+            backupset: id(&self.backupset)?,
+            incrementals: self.incrementals.into_iter().map(Incremental).collect(),
+            deleted: time(&self.deleted)?,
+            deleted_clock: self.deleted_clock,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRenaming {
+    backupset: String,
+    from: String,
+    to: String,
+    next_number: u32,
+}
+
+impl FileRenaming {
+    fn of(renaming: &Renaming) -> Self {
+        Self {
+            backupset: renaming.backupset.to_string(),
+            from: renaming.from.as_str().to_owned(),
+            to: renaming.to.as_str().to_owned(),
+            next_number: renaming.next_number,
+        }
+    }
+
+    fn read(self) -> Result<Renaming, String> {
+        let name = |text: String| ImageName::new(text).map_err(|error| error.to_string());
+        Ok(Renaming {
+            backupset: id(&self.backupset)?,
+            from: name(self.from)?,
+            to: name(self.to)?,
+            next_number: self.next_number,
+        })
+    }
+}
+
+fn id(text: &str) -> Result<BackupsetId, String> {
+    text.parse().map_err(|_| format!("{text:?} is no UUID"))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,7 +209,7 @@ struct FileAddition {
 impl FileAddition {
     fn read(self) -> Result<Addition, String> {
         Ok(Addition {
-            backupset: self.backupset.parse().map_err(|_| format!("{:?} is no UUID", self.backupset))?,
+            backupset: id(&self.backupset)?,
             record: self.backup.read()?,
             suspects: self.suspects.into_iter().map(Incremental).collect(),
             why: self.why,
@@ -98,8 +218,19 @@ impl FileAddition {
 }
 
 impl Together {
-    pub(super) fn new(additions: Vec<Addition>) -> Self {
-        Self { additions }
+    /// New backups that exist together.
+    pub(super) fn of_additions(additions: Vec<Addition>) -> Self {
+        Self { additions, ..Self::default() }
+    }
+
+    /// Backupsets that get another name together.
+    pub(super) fn of_renamings(renamings: Vec<Renaming>) -> Self {
+        Self { renamings, ..Self::default() }
+    }
+
+    /// Backups of several backupsets that are deleted together.
+    pub(super) fn of_removals(removals: Vec<Removal>) -> Self {
+        Self { removals, ..Self::default() }
     }
 
     /// Reads the file; nothing if there is none.
@@ -113,7 +244,13 @@ impl Together {
         let settings = |what: String| RepositoryError::Settings { path: path.clone(), what };
         let file: File = toml::from_str(&text).map_err(|error| settings(error.message().to_owned()))?;
         let additions = file.additions.into_iter().map(FileAddition::read).collect::<Result<Vec<_>, _>>();
-        Ok(Some(Self { additions: additions.map_err(settings)? }))
+        let renamings = file.renamings.into_iter().map(FileRenaming::read).collect::<Result<Vec<_>, _>>();
+        let removals = file.removals.into_iter().map(FileRemoval::read).collect::<Result<Vec<_>, _>>();
+        Ok(Some(Self {
+            additions: additions.map_err(settings)?,
+            renamings: renamings.map_err(settings)?,
+            removals: removals.map_err(settings)?,
+        }))
     }
 
     /// Returns what the file will say.
@@ -128,7 +265,12 @@ impl Together {
             why: addition.why.clone(),
             backup: FileBackup::of(&addition.record),
         };
-        let file = File { format: FORMAT, additions: self.additions.iter().map(addition).collect() };
+        let file = File {
+            format: FORMAT,
+            additions: self.additions.iter().map(addition).collect(),
+            renamings: self.renamings.iter().map(FileRenaming::of).collect(),
+            removals: self.removals.iter().map(FileRemoval::of).collect(),
+        };
         let text = toml::to_string(&file)
             .map_err(|error| RepositoryError::Settings { path: path.clone(), what: error.to_string() })?;
         let text = seal(&text);
@@ -143,7 +285,7 @@ impl Together {
     pub(super) fn write(storage: &dyn Storage, layout: &Layout, text: &str) -> Result<(), RepositoryError> {
         let path = layout.together();
         if Self::read(storage, layout)?.is_some() {
-            let what = "backups that it names could not be entered into their sets".to_owned();
+            let what = "an earlier change that it describes could not be finished".to_owned();
             return Err(RepositoryError::SettingsDamaged { path, what });
         }
         Ok(replace(storage, &path, text.as_bytes())?)
@@ -157,16 +299,30 @@ impl Together {
 
     /// Returns the backupsets that it names and that are not among `sets`.
     pub(super) fn missing(&self, sets: &[Backupset]) -> Vec<BackupsetId> {
-        let ids = self.additions.iter().map(|addition| addition.backupset);
-        ids.filter(|id| sets.iter().all(|set| set.id != *id)).collect()
+        self.backupsets().into_iter().filter(|id| sets.iter().all(|set| set.id != *id)).collect()
     }
 
-    /// Has a set say what it will say.
-    pub(super) fn apply_to(&self, set: &mut Backupset) {
-        let id = set.id;
+    /// Returns the backupsets that it names.
+    fn backupsets(&self) -> BTreeSet<BackupsetId> {
+        let added = self.additions.iter().map(|addition| addition.backupset);
+        let renamed = self.renamings.iter().map(|renaming| renaming.backupset);
+        let removed = self.removals.iter().map(|removal| removal.backupset);
+        added.chain(renamed).chain(removed).collect()
+    }
+
+    /// Has a set say what it will say. Says whether it did not say so before.
+    pub(super) fn apply_to(&self, set: &mut Backupset) -> bool {
+        let (id, mut changed) = (set.id, false);
         for addition in self.additions.iter().filter(|addition| addition.backupset == id) {
-            addition.apply(set);
+            changed |= addition.apply(set);
         }
+        for renaming in self.renamings.iter().filter(|renaming| renaming.backupset == id) {
+            changed |= renaming.apply(set);
+        }
+        for removal in self.removals.iter().filter(|removal| removal.backupset == id) {
+            changed |= removal.apply(set);
+        }
+        changed
     }
 
     /// Has all sets say what they will say. One that is not there is a problem, unless others tell of it.
@@ -174,9 +330,8 @@ impl Together {
         for set in sets.iter_mut() {
             self.apply_to(set);
         }
-        let is_gone = |addition: &&Addition| sets.iter().all(|set| set.id != addition.backupset);
-        if let Some(gone) = self.additions.iter().find(is_gone).filter(|_| problems.is_empty()) {
-            let what = format!("the backupset {} that it names is not there", gone.backupset);
+        if let Some(gone) = self.missing(sets).first().filter(|_| problems.is_empty()) {
+            let what = format!("the backupset {gone} that it names is not there");
             problems.push(RepositoryError::SettingsDamaged { path: layout.together(), what });
         }
     }
@@ -197,15 +352,15 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
     // of the sets was replaced could take the file, and with it the rest of what it says.
     storage.sync_folder(&layout.sets())?;
     let (mut all, mut finished) = (true, 0);
-    for addition in &together.additions {
-        match Backupset::read(storage, layout, addition.backupset) {
+    for id in together.backupsets() {
+        match Backupset::read(storage, layout, id) {
             Ok(mut set) => {
-                if addition.apply(&mut set) {
+                if together.apply_to(&mut set) {
                     set.write(storage, layout)?;
                     finished += 1;
                 } else {
                     // Its list may have its name without a sync, too.
-                    storage.sync_folder(&layout.set(addition.backupset))?;
+                    storage.sync_folder(&layout.set(id))?;
                 }
             }
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
@@ -214,7 +369,7 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
         }
     }
     if finished > 0 {
-        let what = format!("{finished} backups that exist together were entered into their sets");
+        let what = format!("an interrupted change of several backup lists was finished ({finished} lists)");
         progress.notice(Notice::Recovered { what });
     }
     if all {
@@ -224,177 +379,4 @@ pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::manifest::ImageName;
-    use crate::progress::Silent;
-    use crate::repository::{InitOptions, Protection};
-    use crate::segment::Fingerprint;
-    use crate::storage::{FaultPlan, FaultStorage, Keep, OsStorage};
-
-    fn record(number: u32) -> BackupRecord {
-        BackupRecord {
-            incremental: Incremental(number),
-            manifest: Fingerprint::of(&number.to_le_bytes()),
-            timestamp: jiff::Timestamp::UNIX_EPOCH,
-            size_of_disk: 5,
-            segments: 1,
-            tags: vec!["monthly".to_owned()],
-            protection: Protection::None,
-            note: None,
-            suspect: None,
-            flaws: crate::manifest::FlawMarks::default(),
-        }
-    }
-
-    /// A repository with two sets of a backup each, and what adds one to both.
-    fn two() -> (tempfile::TempDir, Repository, Together) {
-        let folder = tempfile::tempdir().unwrap();
-        let repository = Repository::init(&folder.path().join("R"), &InitOptions::default()).unwrap();
-        let mut additions = Vec::new();
-        for name in ["web/vda", "web/vdb"] {
-            let set = Backupset {
-                id: BackupsetId::random(),
-                name: ImageName::new(name).unwrap(),
-                created: jiff::Timestamp::UNIX_EPOCH,
-                bases: Vec::new(),
-                origin: None,
-                next_incremental: 1,
-                backups: vec![record(0)],
-                deleted: Vec::new(),
-            };
-            set.create(&OsStorage, &repository.layout).unwrap();
-            let (suspects, why) = (vec![Incremental(0)], "a list was wrong".to_owned());
-            additions.push(Addition { backupset: set.id, record: record(1), suspects, why });
-        }
-        (folder, repository, Together::new(additions))
-    }
-
-    fn write(together: &Together, repository: &Repository) -> Result<(), RepositoryError> {
-        Together::write(&OsStorage, &repository.layout, &together.text(&repository.layout)?)
-    }
-
-    fn lengths(repository: &Repository) -> (Vec<usize>, usize) {
-        let (sets, problems) = repository.backupsets().unwrap();
-        (sets.iter().map(|set| set.backups.len()).collect(), problems.len())
-    }
-
-    #[test]
-    fn from_the_moment_of_the_file_all_its_backups_exist_and_finishing_can_be_repeated() {
-        let (_folder, repository, together) = two();
-        assert_eq!(lengths(&repository), (vec![1, 1], 0));
-        write(&together, &repository).unwrap();
-        assert_eq!(Together::read(&OsStorage, &repository.layout).unwrap(), Some(together.clone()));
-        assert_eq!(lengths(&repository), (vec![2, 2], 0), "readers see them");
-        assert!(write(&together, &repository).is_err(), "what is not finished stays");
-        // A crash after the first of the sets.
-        let mut first = repository.backupset(together.additions[0].backupset).unwrap();
-        assert_eq!(first.backups[0].suspect.as_deref(), Some("a list was wrong"));
-        first.write(&OsStorage, &repository.layout).unwrap();
-        assert!(finish(&repository, &Silent).unwrap());
-        assert!(!repository.layout.together().exists());
-        assert_eq!(lengths(&repository), (vec![2, 2], 0));
-        // The file comes back after one of them was deleted: it does nothing.
-        first.deleted.push(first.backups.remove(1));
-        first.write(&OsStorage, &repository.layout).unwrap();
-        write(&together, &repository).unwrap();
-        assert_eq!(lengths(&repository).0.iter().sum::<usize>(), 3);
-        assert!(finish(&repository, &Silent).unwrap());
-        assert_eq!(lengths(&repository).0.iter().sum::<usize>(), 3);
-    }
-
-    #[test]
-    fn a_damaged_file_is_told_and_nothing_is_known_then() {
-        let (_folder, repository, together) = two();
-        write(&together, &repository).unwrap();
-        let path = repository.layout.together();
-        let whole = std::fs::read(&path).unwrap();
-        for at in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[at] ^= 0x04;
-            std::fs::write(&path, &changed).unwrap();
-            assert!(!finish(&repository, &Silent).unwrap(), "byte {at}");
-            assert_eq!(lengths(&repository), (vec![1, 1], 1), "byte {at}");
-        }
-        assert!(path.exists());
-    }
-
-    #[test]
-    fn a_set_that_cannot_be_read_keeps_the_file_and_the_others_are_finished() {
-        let (_folder, repository, together) = two();
-        write(&together, &repository).unwrap();
-        let path = repository.layout.set_settings(together.additions[0].backupset);
-        let whole = std::fs::read(&path).unwrap();
-        std::fs::write(&path, b"harmed").unwrap();
-        assert!(finish(&repository, &Silent).unwrap());
-        assert!(repository.layout.together().exists());
-        assert_eq!(lengths(&repository), (vec![2], 1));
-        std::fs::write(&path, whole).unwrap();
-        assert!(finish(&repository, &Silent).unwrap());
-        assert_eq!(lengths(&repository), (vec![2, 2], 0));
-        assert!(!repository.layout.together().exists());
-        // A set that is gone, folder and all, is told of by the file alone.
-        let more = Addition { record: record(2), ..together.additions[0].clone() };
-        write(&Together::new(vec![more]), &repository).unwrap();
-        std::fs::remove_dir_all(repository.layout.set(together.additions[0].backupset)).unwrap();
-        assert_eq!(lengths(&repository), (vec![2], 1));
-    }
-
-    /// Writes a file as a process does that is killed before it syncs the folder. Takes four operations.
-    fn put_without_sync_of_the_name(storage: &FaultStorage, path: &Path, text: &str) {
-        let temporary = path.with_extension("other");
-        let file = storage.create(&temporary).unwrap();
-        file.write_at(text.as_bytes(), 0).unwrap();
-        file.sync().unwrap();
-        storage.rename(&temporary, path).unwrap();
-    }
-
-    /// A process is killed when the file has its name, or when the first set was replaced as well, before that is durable; the
-    /// next one is cut off by a power loss at any operation.
-    #[test]
-    fn a_power_loss_while_a_crash_is_finished_leaves_all_of_them_or_none() {
-        for first_is_replaced in [false, true] {
-            let (mut at, mut seen) = (0, Vec::new());
-            loop {
-                let (folder, before, together) = two();
-                let (root, layout) = (before.layout.root().to_owned(), before.layout.clone());
-                let prepared = if first_is_replaced { 9 } else { 4 };
-                let plan = FaultPlan::PowerLoss { at: at + prepared, keep: Keep::Nothing };
-                let fault = FaultStorage::new(folder.path(), plan).unwrap();
-                let repository = Repository::open_with(Arc::new(fault.clone()), &root).unwrap();
-                put_without_sync_of_the_name(&fault, &layout.together(), &together.text(&layout).unwrap());
-                if first_is_replaced {
-                    let addition = &together.additions[0];
-                    let mut set = Backupset::read(&fault, &layout, addition.backupset).unwrap();
-                    assert!(addition.apply(&mut set));
-                    fault.sync_folder(&layout.sets()).unwrap();
-                    put_without_sync_of_the_name(
-                        &fault,
-                        &layout.set_settings(set.id),
-                        &set.text(&layout).unwrap(),
-                    );
-                }
-                let finished = finish(&repository, &Silent).is_ok();
-                fault.lose_power().unwrap();
-                let after = Repository::open(&root).unwrap();
-                if first_is_replaced {
-                    // The file is durable: until all of it is, it stays.
-                    assert!(finish(&after, &Silent).unwrap());
-                }
-                let (lengths, problems) = lengths(&after);
-                assert!(problems == 0 && lengths[0] == lengths[1], "{lengths:?} after {:#?}", fault.log());
-                assert!(finish(&after, &Silent).unwrap());
-                seen.push(lengths[0]);
-                if finished {
-                    break;
-                }
-                at += 1;
-            }
-            let first = if first_is_replaced { 2 } else { 1 };
-            assert_eq!((seen.first(), seen.last()), (Some(&first), Some(&2)), "{seen:?}");
-        }
-    }
-}
+mod tests;

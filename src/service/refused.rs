@@ -113,6 +113,16 @@ impl From<RepositoryError> for Refused {
             RepositoryError::NoSuchBackup { what, .. } => {
                 Self::new(Refusal::NotFound, format!("there is no backup {what}"))
             }
+            // What they name is what was asked for, and names that the caller sees.
+            RepositoryError::UnknownName { .. }
+            | RepositoryError::Deleted { .. }
+            | RepositoryError::NoneNamed { .. }
+            | RepositoryError::NoneDeleted { .. } => Self::new(Refusal::NotFound, error.to_string()),
+            RepositoryError::NotExact { .. } => Self::new(Refusal::Invalid, error.to_string()),
+            RepositoryError::NameIsUuid { .. } => {
+                let why = "the UUID of a backupset begins with this name: choose another name";
+                Self::new(Refusal::Conflict, why)
+            }
             RepositoryError::BackupRunning { .. } => {
                 Self::new(Refusal::Busy, "a backup of this image is running already")
             }

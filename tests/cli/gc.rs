@@ -34,7 +34,7 @@ fn three_days(world: &World) -> Vec<Vec<u8>> {
 fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
     let world = World::new();
     let days = three_days(&world);
-    let nothing = world.json(&["gc"]);
+    let nothing = world.json(&["gc", "--now"]);
     assert_eq!(
         keys(&nothing),
         [
@@ -43,6 +43,8 @@ fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
             "dry_run",
             "freed_bytes",
             "freed_segments",
+            "kept_backups",
+            "kept_bytes",
             "moved_bytes",
             "problems",
             "purged_backups",
@@ -57,16 +59,16 @@ fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
     assert_eq!(planned, 6 * ((1 << 16) + 512));
     world.run(&["delete", "web@0", "web@1"]).exits(0);
     let before = packs_bytes(&world);
-    let dry = world.json(&["gc", "--dry-run"]);
+    let dry = world.json(&["gc", "--now", "--dry-run"]);
     assert_eq!((&dry["freed_bytes"], &dry["purged_backups"]), (&planned.into(), &2.into()));
     assert_eq!(packs_bytes(&world), before);
     world.run(&["undelete", "web@1"]).exits(0);
     world.run(&["delete", "web@1"]).exits(0);
-    let done = world.json(&["gc"]);
+    let done = world.json(&["gc", "--now"]);
     assert_eq!((&done["freed_bytes"], &done["freed_segments"]), (&planned.into(), &6.into()));
     assert!(before - packs_bytes(&world) + 100_000 > planned, "but for a pack of dead records");
     world.run(&["undelete", "web@1"]).exits(1).says("there is no deleted backup");
-    let again = world.json(&["gc"]);
+    let again = world.json(&["gc", "--now"]);
     assert_eq!((&again["freed_bytes"], &again["purged_backups"]), (&0.into(), &0.into()));
     world.run(&["restore", "web", "out"]).exits(0);
     assert!(world.read("out") == days[2]);
@@ -74,7 +76,7 @@ fn space_comes_back_at_once_and_exactly_as_much_as_was_said() {
     assert_eq!(world.json(&["stats"])["garbage_bytes"], 0);
     // What went does not come back with a new index, and is stored anew when a disk brings it.
     world.run(&["rebuild"]).exits(0);
-    assert_eq!(world.json(&["gc"])["freed_bytes"], 0);
+    assert_eq!(world.json(&["gc", "--now"])["freed_bytes"], 0);
     world.write("web", &days[0]);
     let backup = world.json(&["backup", "web"]);
     assert_eq!(backup["backups"][0]["new_segments"], 5);
@@ -114,7 +116,7 @@ fn free_each_other(world: &World, disk: &mut [u8], first: usize) {
     let backup = world.json(&["backup", "web"]);
     let before = backup["backups"][0]["incremental"].as_u64().unwrap() - 1;
     world.run(&["delete", &format!("web@{before}")]).exits(0);
-    assert_eq!(world.json(&["gc"])["freed_segments"], 31);
+    assert_eq!(world.json(&["gc", "--now"])["freed_segments"], 31);
 }
 
 #[test]
@@ -154,10 +156,10 @@ fn delete_and_forget_collect_when_they_are_told_to() {
     assert_eq!(document["gc"]["freed_bytes"], document["freed_bytes"]);
     assert_eq!(document["gc"]["purged_backups"], 1);
     let text = world.run(&["forget", "--keep-last", "1", "--gc"]).exits(0).text();
-    assert!(text.contains("deleted 1 backups, 1 are kept\n") && text.contains("freed"), "{text}");
-    let document = world.json(&["delete", "--gc", "--dry-run", "web"]);
-    assert_eq!(keys(&document), ["deleted", "dry_run", "freed_bytes"]);
-    let document = world.json(&["delete", "--gc", "web"]);
+    assert!(text.contains("deleted 1 backup, 1 kept\n") && text.contains("freed"), "{text}");
+    let document = world.json(&["delete", "--gc", "--dry-run", "web@all"]);
+    assert_eq!(keys(&document), ["deleted", "dry_run", "freed_bytes", "keep_deleted_seconds"]);
+    let document = world.json(&["delete", "--gc", "web@all"]);
     assert!(document["gc"]["unlinked_packs"].as_u64().unwrap() >= 1, "empty packs go as a whole");
     let bytes = packs_bytes(&world);
     assert!(bytes < 200_000, "nothing is stored any longer: {bytes}");
@@ -174,7 +176,7 @@ fn nothing_is_freed_while_a_manifest_is_missing_or_damaged() {
     flipped[180] ^= 4;
     let refused = |what: &str| {
         let before = packs_bytes(&world);
-        let found = world.run(&["--json", "gc"]).exits(3).json();
+        let found = world.run(&["--json", "gc", "--now"]).exits(3).json();
         assert_eq!((&found["freed_segments"], &found["purged_backups"]), (&0.into(), &0.into()), "{what}");
         let why = found["problems"][0].as_str().unwrap();
         assert!(why.contains("nothing is freed") && why.contains("web@0"), "{what}: {why}");
@@ -191,12 +193,12 @@ fn nothing_is_freed_while_a_manifest_is_missing_or_damaged() {
     let settings = world.path(&manifest).parent().unwrap().join("set.toml");
     let text = fs::read(&settings).unwrap();
     fs::write(&settings, &text[1..]).unwrap();
-    let found = world.run(&["--json", "gc"]).exits(3).json();
+    let found = world.run(&["--json", "gc", "--now"]).exits(3).json();
     assert_eq!(found["freed_segments"], 0);
     assert!(found["problems"][0].as_str().unwrap().contains("set.toml"), "{found}");
     fs::write(&settings, &text).unwrap();
     // Put back, all is well.
-    let done = world.json(&["gc"]);
+    let done = world.json(&["gc", "--now"]);
     assert_eq!((&done["purged_backups"], &done["problems"]), (&1.into(), &serde_json::json!([])));
     for (number, day) in [(0, &days[0]), (2, &days[2])] {
         world.run(&["restore", &format!("web@{number}"), "out", "--force"]).exits(0);
@@ -220,14 +222,14 @@ fn what_an_unfinished_backup_stored_is_kept_for_its_next_run_and_it_says_so() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let kept = world.json(&["gc"]);
+    let kept = world.json(&["gc", "--now"]);
     let unfinished = kept["unfinished_segments"].as_u64().unwrap();
     assert!(unfinished >= 15, "{unfinished} segments are kept");
     assert_eq!(kept["freed_segments"], 0);
     let resumed = world.run(&["backup", "web"]).exits(0).text();
     let says = format!("web@0: {unfinished} segments were stored already by a backup that was interrupted");
     assert!(resumed.contains(&says), "{resumed}");
-    assert_eq!(world.json(&["gc", "--keep-unfinished", "0s"])["freed_segments"], 0);
+    assert_eq!(world.json(&["gc", "--now", "--keep-unfinished", "0s"])["freed_segments"], 0);
     world.run(&["restore", "web", "out"]).exits(0);
     assert!(world.read("out") == disk);
     // One that is not run again goes when its time is over.
@@ -241,13 +243,15 @@ fn what_an_unfinished_backup_stored_is_kept_for_its_next_run_and_it_says_so() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(world.json(&["gc"])["freed_segments"], 0);
-    assert!(world.json(&["gc", "--keep-unfinished", "0s"])["freed_segments"].as_u64().unwrap() >= 15);
+    assert_eq!(world.json(&["gc", "--now"])["freed_segments"], 0);
+    assert!(
+        world.json(&["gc", "--now", "--keep-unfinished", "0s"])["freed_segments"].as_u64().unwrap() >= 15
+    );
     world.run(&["check", "--read-data"]).exits(0);
     // The repository's own time for it.
     let settings = fs::read_to_string(world.path("R/ekko.toml")).unwrap();
     fs::write(world.path("R/ekko.toml"), settings + "keep_unfinished = \"2 fortnights\"\n").unwrap();
-    world.run(&["gc"]).exits(2).says("keep_unfinished is no span of time");
+    world.run(&["gc", "--now"]).exits(2).says("keep_unfinished is no span of time");
 }
 
 #[test]
@@ -263,13 +267,13 @@ fn a_backup_that_is_being_restored_by_another_process_is_not_collected() {
     let mut stream = restore.stdout.take().unwrap();
     let mut bytes = vec![0; 1 << 16];
     stream.read_exact(&mut bytes).unwrap();
-    world.run(&["delete", "web"]).exits(0);
-    let kept = world.json(&["gc"]);
+    world.run(&["delete", "web@all"]).exits(0);
+    let kept = world.json(&["gc", "--now"]);
     assert_eq!((&kept["freed_segments"], &kept["purged_backups"]), (&0.into(), &0.into()));
     stream.read_to_end(&mut bytes).unwrap();
     assert!(bytes == disk);
     assert!(restore.wait().unwrap().success());
-    let done = world.json(&["gc"]);
+    let done = world.json(&["gc", "--now"]);
     assert_eq!((&done["freed_segments"], &done["purged_backups"]), (&64.into(), &1.into()));
     // The leases of a process that was killed keep nothing.
     world.run(&["backup", "web"]).exits(0);
@@ -278,8 +282,8 @@ fn a_backup_that_is_being_restored_by_another_process_is_not_collected() {
     restore.stdout.as_mut().unwrap().read_exact(&mut bytes[..1 << 16]).unwrap();
     restore.kill().unwrap();
     restore.wait().unwrap();
-    world.run(&["delete", "web"]).exits(0);
-    assert_eq!(world.json(&["gc"])["freed_segments"], 64);
+    world.run(&["delete", "web@all"]).exits(0);
+    assert_eq!(world.json(&["gc", "--now"])["freed_segments"], 64);
     assert_eq!(fs::read_dir(world.path("R/leases")).unwrap().count(), 0);
     std::io::sink().write_all(&bytes).unwrap();
 }
@@ -371,7 +375,7 @@ fn zeros_that_a_copy_of_the_repository_has_as_holes_are_not_taken_for_what_was_f
     fs::remove_dir_all(world.path("R/index")).unwrap();
     let backup = world.json(&["backup", "web"]);
     assert_eq!(backup["backups"][0]["unchanged_segments"], 4);
-    world.run(&["gc"]).exits(0);
+    world.run(&["gc", "--now"]).exits(0);
     world.run(&["check", "--read-data"]).exits(0);
     world.run(&["restore", "web@0", "out"]).exits(0);
     assert!(world.read("out") == disk);
@@ -398,7 +402,7 @@ fn a_pack_with_several_names_is_left_alone_and_named_and_the_rest_is_collected()
     let before = [room(&held[0]), room(&held[1])];
     world.run(&["delete", "a@0", "b@0"]).exits(0);
     for round in 0..2 {
-        world.run(&["gc"]).exits(3).says("0000000000000001.pack").says("hard links");
+        world.run(&["gc", "--now"]).exits(3).says("0000000000000001.pack").says("hard links");
         assert!(world.read("copy") == copied, "round {round}");
         assert_eq!(room(&held[0]), before[0], "round {round}");
         assert!(room(&held[1]) + 400 < before[1], "round {round}: the rest of the collection goes on");
@@ -408,9 +412,9 @@ fn a_pack_with_several_names_is_left_alone_and_named_and_the_rest_is_collected()
     world.write("disk", &disks[1]);
     world.run(&["backup", "c=disk"]).exits(0);
     world.run(&["rebuild"]).exits(0);
-    world.run(&["gc"]).exits(3).says("hard links");
+    world.run(&["gc", "--now"]).exits(3).says("hard links");
     fs::remove_file(world.path("copy")).unwrap();
-    world.run(&["gc"]).exits(0);
+    world.run(&["gc", "--now"]).exits(0);
     assert!(room(&held[0]) + 400 < before[0], "it is given back once the other name is gone");
     world.run(&["check", "--read-data"]).exits(0);
     for (backup, disk) in [("a", &disks[0][..4 << 16]), ("c", &disks[1][..])] {

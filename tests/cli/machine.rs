@@ -98,7 +98,11 @@ fn a_moment_that_lost_a_disk_says_which_and_restores_nothing() {
     let world = machine();
     world.run(&BACKUP).exits(0);
     world.run(&["delete", "web/vdb@0"]).exits(0);
-    world.run(&["restore", "--machine", "web", "out"]).exits(1).says("web/vdb@0").says("it was deleted");
+    world
+        .run(&["restore", "--machine", "web", "out"])
+        .exits(1)
+        .says("web/vdb@0 was deleted")
+        .says("ekko undelete web/vdb@0");
     assert!(!world.path("out").exists());
     world.run(&["undelete", "web/vdb@0"]).exits(0);
     world.run(&["restore", "--machine", "web", "out"]).exits(0);
@@ -289,12 +293,15 @@ fn a_commit_that_was_cut_short_is_seen_by_readers_and_finished_by_the_next_comma
         fs::write(path, bytes).unwrap();
     }
     fs::write(&path, &damaged).unwrap();
-    let why = world.run(&["gc"]).exits(3).text();
+    let why = world.run(&["gc", "--now"]).exits(3).text();
     assert!(why.contains("nothing is freed while a list of backups cannot be read"), "{why}");
     assert!(world.run(&["check"]).exits(3).text().contains("together.toml is damaged"));
     world.run(&["backup", "other=b"]).exits(1).says("together.toml");
     fs::write(&path, &intent).unwrap();
-    world.run(&["gc"]).exits(0).says("3 backups that exist together were entered into their sets");
+    world
+        .run(&["gc", "--now"])
+        .exits(0)
+        .says("an interrupted change of several backup lists was finished (3 lists)");
     assert!(!path.exists());
     assert_eq!(backups(&world).len(), 6);
     world.run(&["check", "--read-data"]).exits(0);

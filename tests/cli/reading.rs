@@ -19,7 +19,8 @@ fn list_show_and_stats_say_what_is_there() {
         rows.iter().map(|row| row["backup"].as_str().unwrap()).collect::<Vec<_>>(),
         ["db@0", "web@0", "web@1"]
     );
-    let names = ["backup", "backupset", "incremental", "name", "segments", "size_of_disk", "timestamp"];
+    let names =
+        ["backup", "backupset", "incremental", "name", "number", "segments", "size_of_disk", "timestamp"];
     assert_eq!(keys(&rows[0]), names);
     assert!(rows[0]["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
     assert_eq!(world.json(&["list", "web"])["backups"].as_array().unwrap().len(), 2);
@@ -94,7 +95,7 @@ fn reading_needs_neither_the_index_nor_the_lock() {
     world.run(&["stats"]).exits(0);
     world.run(&["manifest", "info", "web"]).exits(0);
     assert_eq!(world.run(&["restore", "web", "-"]).exits(0).stdout, disk);
-    world.run(&["backup", "web"]).exits(1).says("in use by process");
+    world.run(&["backup", "web"]).exits(11).says("in use by process");
     assert!(!world.path("R/index").exists());
 }
 
@@ -106,7 +107,7 @@ fn a_busy_repository_is_waited_for_if_that_is_asked() {
     let mut lock = fs::File::create(world.path("R/lock")).unwrap();
     lock.lock().unwrap();
     writeln!(lock, "4711").unwrap();
-    let busy = world.run(&["--json", "backup", "web"]).exits(1).json();
+    let busy = world.run(&["--json", "backup", "web"]).exits(11).json();
     assert_eq!(busy["error"]["kind"], "busy");
     assert!(busy["error"]["message"].as_str().unwrap().contains("process 4711"));
     let mut command = world.command(&["-v", "-v", "--wait", "60s", "backup", "web"]);

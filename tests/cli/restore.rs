@@ -90,7 +90,7 @@ fn a_restore_over_the_source_starts_a_new_backupset_that_knows_the_old_one() {
     world.write("web", &changed);
     let next = world.json(&["backup", "web"]);
     let next = &next["backups"][0];
-    assert_eq!((&next["backup"], next["backupset"].as_str()), (&"web@0".into(), Some(new.as_str())));
+    assert_eq!((&next["backup"], next["backupset"].as_str()), (&"web@2".into(), Some(new.as_str())));
     assert_eq!((&next["unchanged_segments"], &next["new_segments"]), (&2.into(), &1.into()));
     let dump = world.json(&["manifest", "dump", "web"]);
     let bases: Vec<_> =
@@ -101,7 +101,9 @@ fn a_restore_over_the_source_starts_a_new_backupset_that_knows_the_old_one() {
     let list = world.json(&["list"]);
     let names: Vec<_> =
         list["backups"].as_array().unwrap().iter().map(|row| row["backup"].as_str().unwrap()).collect();
-    assert_eq!(names, [format!("{old}@0"), format!("{old}@1"), "web@0".to_owned()]);
+    assert_eq!(names, ["web@0", "web@1", "web@2"]);
+    let prefix = format!("{}@1", &old[..4]);
+    assert_eq!(world.run(&["restore", &prefix, "-"]).exits(0).stdout, later);
 }
 
 #[test]

@@ -75,13 +75,13 @@ fn refuses(world: &World, target: &str, why: &str) {
     let before = state(&world.path(target));
     for kind in [&[][..], &["--in-place"], &["--delta", "list"], &["--offset", "0"], &["--format", "qcow2"]] {
         let restore = [&["restore", "--force", "web", target], kind].concat();
-        let ran = world.run(&restore).exits(1).says(why).says("--target-in-use").says(target);
+        let ran = world.run(&restore).exits(11).says(why).says("--target-in-use").says(target);
         assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
         assert!(state(&world.path(target)) == before, "{kind:?} {}", ran.stderr);
         assert_eq!(partials(world), [""; 0], "{kind:?}");
     }
     let out = ["manifest", "export", "web", target, "--force"];
-    world.run(&out).exits(1).says(why).says("--target-in-use");
+    world.run(&out).exits(11).says(why).says("--target-in-use");
     assert!(state(&world.path(target)) == before);
 }
 
@@ -95,7 +95,7 @@ fn a_file_that_another_process_has_open_for_writing_is_not_overwritten() {
     fs::hard_link(world.path("vm.raw"), world.path("hard")).unwrap();
     symlink("vm.raw", world.path("soft")).unwrap();
     for name in ["hard", "soft"] {
-        world.run(&["restore", "--force", "web", name]).exits(1).says("open for writing");
+        world.run(&["restore", "--force", "web", name]).exits(11).says("open for writing");
     }
     world.run(&["restore", "--target-in-use", "web", "vm.raw"]).exits(2);
     assert!(world.read("vm.raw") == noise(2, SIZE));
@@ -178,7 +178,7 @@ fn a_file_that_is_attached_or_mounted_and_its_device_are_not_overwritten() {
     {
         // Also who has the file open that the device is made of.
         let writer = Writer::of(Path::new(&device));
-        world.run(&to_device).exits(1).says(&format!("open for writing by process {}", writer.0.id()));
+        world.run(&to_device).exits(11).says(&format!("open for writing by process {}", writer.0.id()));
     }
     if as_root("mkfs.ext4", &["-q", &device]).is_some() {
         fs::create_dir(world.path("mount")).unwrap();
@@ -188,7 +188,7 @@ fn a_file_that_is_attached_or_mounted_and_its_device_are_not_overwritten() {
             refuses(&world, "vm.raw", &format!("which is mounted on {}", place.display()));
             let before = fs::read(&file).unwrap();
             for kind in [&[][..], &["--in-place"]] {
-                let refused = world.run(&[&to_device[..], kind].concat()).exits(1);
+                let refused = world.run(&[&to_device[..], kind].concat()).exits(11);
                 refused.says("mounted on").says("umount").says("--target-in-use");
             }
             assert!(fs::read(&file).unwrap() == before);
@@ -210,7 +210,7 @@ fn no_part_of_a_machine_is_written_if_one_of_its_targets_is_in_use() {
     }
     for name in ["vdb.raw", "domain.xml"] {
         let _writer = Writer::of(&world.path(&format!("out/{name}")));
-        let ran = world.run(&["restore", "--machine", "--force", "web", "out"]).exits(1);
+        let ran = world.run(&["restore", "--machine", "--force", "web", "out"]).exits(11);
         ran.says(&format!("out/{name}")).says("open for writing by process");
         assert_eq!(names(&world.path("out")), ["domain.xml", "vda.raw", "vdb.raw"]);
         assert_eq!(world.read("out/vda.raw"), b"old");
@@ -313,7 +313,7 @@ fn what_a_killed_restore_left_is_replaced_and_what_another_one_writes_is_not() {
     std::thread::sleep(Duration::from_millis(50));
     world
         .run(&["restore", "--force", "web", "old"])
-        .exits(1)
+        .exits(11)
         .says("another restore is writing old.ekko-partial");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -371,7 +371,7 @@ fn a_file_that_appears_meanwhile_is_not_replaced_and_the_disk_is_kept() {
     let child = restore(&["--force", "web", "new"]);
     until(|| world.path("new.ekko-partial").exists() && world.read("new.ekko-partial") != noise(1, SIZE));
     let writer = Writer::of(&world.path("new"));
-    let output = ran(child.wait_with_output().unwrap()).exits(1);
+    let output = ran(child.wait_with_output().unwrap()).exits(11);
     output.says("open for writing by process").says("the complete disk is kept as new.ekko-partial");
     drop(writer);
     assert!(world.read("new") == b"of somebody else" && world.read("new.ekko-partial") == noise(1, SIZE));

@@ -54,10 +54,10 @@ fn the_repository_must_be_named() {
     bare.arg("list").env_remove("EKKO_REPOSITORY");
     crate::harness::ran(bare.output().unwrap()).exits(2).says("EKKO_REPOSITORY");
     crate::harness::ran(bare.env("EKKO_REPOSITORY", world.path("R")).output().unwrap()).exits(0);
-    let error = World::new().run(&["--json", "list"]).exits(1).json();
+    let error = World::new().run(&["--json", "list"]).exits(10).json();
     assert_eq!(keys(&error), ["error"]);
     assert_eq!(keys(&error["error"]), ["kind", "message"]);
-    assert_eq!(error["error"]["kind"], "not_found");
+    assert_eq!(error["error"]["kind"], "no_repository");
 }
 
 #[test]
@@ -126,4 +126,113 @@ fn the_quick_start_of_the_readme_works() {
         script.arg("tests/quickstart.sh").current_dir(root).env("EKKO", env!("CARGO_BIN_EXE_ekko")).output();
     let ran = crate::harness::ran(output.unwrap()).exits(0);
     assert!(ran.text().ends_with("Both days came back bit for bit.\n"));
+}
+
+#[test]
+fn help_manual_pages_and_readme_list_the_exit_codes() {
+    let world = World::new();
+    let help = world.run(&["--help"]).exits(0).text();
+    let page = world.run(&["man"]).exits(0).text();
+    world.run(&["man", "pages"]).exits(0);
+    let pages: Vec<_> =
+        std::fs::read_dir(world.path("pages")).unwrap().map(|it| it.unwrap().path()).collect();
+    assert!(pages.len() > 25);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for (code, meaning) in [
+        ("0", "Done"),
+        ("1", "Failed"),
+        ("2", "Wrong usage"),
+        ("3", "Done, with problems"),
+        ("10", "No such repository"),
+        ("11", "In use"),
+        ("13", "Refused by the service"),
+    ] {
+        assert!(help.contains(&format!("  {code:<3} {meaning}")), "{help}");
+        let section = format!(".TP\n{code}\n{meaning}");
+        assert!(page.contains(".SH \"EXIT STATUS\"") && page.contains(&section), "{page}");
+        for page in &pages {
+            assert!(std::fs::read_to_string(page).unwrap().contains(&section), "{}", page.display());
+        }
+        assert!(readme.contains(&format!("| {code} | {meaning}")), "{code}");
+    }
+}
+
+/// Runs a command whose stdout nobody reads.
+fn unread(world: &World, arguments: &[&str]) -> crate::harness::Ran {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = world.command(arguments);
+    command.stdout(writer);
+    crate::harness::ran(command.output().unwrap())
+}
+
+#[test]
+fn a_closed_pipe_changes_no_failure_and_no_problem_into_success() {
+    let world = World::new();
+    world.init_small();
+    world.write("web", &crate::harness::noise(1, 1 << 16));
+    world.write("other", &crate::harness::noise(2, 1 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    unread(&world, &["verify", "web", "other"]).exits(3);
+    unread(&world, &["status", "--max-age", "0s"]).exits(3);
+    unread(&world, &["backup", "web", "gone=nothing"]).exits(3);
+    unread(&world, &["forget", "--keep-tag", "typo"]).exits(1);
+    unread(&world, &["diff", "web@0", "web@9"]).exits(1);
+    // A table is for a person, who saw what they wanted; a document is for a program, which did not get it.
+    unread(&world, &["list"]).exits(0);
+    unread(&world, &["--json", "list"]).exits(1).says("nobody reads it any longer");
+    unread(&world, &["manifest", "dump", "web"]).exits(1).says("nobody reads it any longer");
+    unread(&world, &["restore", "web", "-"]).exits(1);
+    let pack = std::fs::read_dir(world.path("R/packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[9000] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    unread(&world, &["check", "--read-data"]).exits(3);
+}
+
+/// Nobody may leave files in a repository that its owner cannot read: root, most of all.
+#[test]
+fn only_the_owner_of_a_repository_changes_it() {
+    const NOBODY: u32 = 65_534;
+    let world = World::new();
+    world.init_small();
+    world.write("web", &crate::harness::noise(1, 1 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    let files = || {
+        fn below(folder: &std::path::Path, all: &mut Vec<std::path::PathBuf>) {
+            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                all.push(entry.path());
+                if entry.file_type().unwrap().is_dir() {
+                    below(&entry.path(), all);
+                }
+            }
+        }
+        let mut all = vec![world.path("R")];
+        below(&world.path("R"), &mut all);
+        all
+    };
+    let give = |path: &std::path::PathBuf| std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).is_ok();
+    if !files().iter().all(give) {
+        // Whoever is not root cannot give files away, and cannot harm anybody like this.
+        return;
+    }
+    let before = files();
+    for command in [
+        &["backup", "web"][..],
+        &["delete", "web@0"],
+        &["gc"],
+        &["rebuild"],
+        &["protect", "web@0"],
+        &["rename", "web", "www"],
+        &["serve"],
+        &["token", "create", "--project", "blue", "--role", "backup"],
+    ] {
+        world.run(command).exits(1).says("it belongs to user nobody").says("sudo -u nobody");
+        assert_eq!(files(), before, "{command:?}");
+    }
+    world.run(&["list"]).exits(0);
+    world.run(&["restore", "web", "out"]).exits(0);
+    world.run(&["check", "--read-data"]).exits(0);
+    let owner = |path: &std::path::PathBuf| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
+    assert!(files().iter().all(|path| owner(path) == NOBODY));
 }

@@ -117,7 +117,6 @@ impl Bench {
         wanted.together = self.stage.job.together.iter().map(names).collect();
         let pair = |(one, other): &(&str, &str)| ((*one).to_owned(), (*other).to_owned());
         wanted.one_of = self.stage.job.one_of.iter().map(pair).collect();
-        wanted.listed_by = self.stage.job.listed_by.iter().map(pair).collect();
         wanted
     }
 

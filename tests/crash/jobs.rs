@@ -113,8 +113,6 @@ pub struct Job {
     pub harmed: &'static [&'static str],
     pub together: &'static [&'static [&'static str]],
     pub one_of: &'static [(&'static str, &'static str)],
-    /// Backups, and what lists each of them: it is there as long as they are.
-    pub listed_by: &'static [(&'static str, &'static str)],
     pub target: Option<Target>,
 }
 
@@ -151,7 +149,6 @@ const JOB: Job = Job {
     harmed: &[],
     together: &[],
     one_of: &[],
-    listed_by: &[],
     target: None,
 };
 
@@ -180,7 +177,7 @@ pub const JOBS: &[Job] = &[
         work: Work::Commands(&[
             adds("backup web=disks/0-2", &[("web@2", Disk(0, 2))]),
             removes("delete web@0 db@0", &["web@0", "db@0"]),
-            run("gc --keep-unfinished 0s"),
+            run("gc --now --keep-unfinished 0s"),
             adds("backup db=disks/1-1", &[("db@1", Disk(1, 1))]),
         ]),
         ..JOB
@@ -232,9 +229,14 @@ pub const JOBS: &[Job] = &[
         name: "delete-machine",
         before: &[&[INIT, MACHINE]],
         there: MACHINE_BACKUPS,
-        // They go one after the other, the moment last: a deletion that is cut short leaves it, and is finished by the next.
         work: Work::Commands(&[removes("delete --machine vm@0", &["vm@0", "vm/a@0", "vm/b@0"])]),
-        listed_by: &[("vm/a@0", "vm@0"), ("vm/b@0", "vm@0")],
+        together: &[&["vm@0", "vm/a@0", "vm/b@0"]],
+        ..JOB
+    },
+    Job {
+        name: "delete-range",
+        work: Work::Commands(&[removes("delete web@0-1", &["web@0", "web@1"])]),
+        together: &[&["web@0", "web@1"]],
         ..JOB
     },
     Job {
@@ -266,19 +268,49 @@ pub const JOBS: &[Job] = &[
         one_of: &[("web@0", "post@0"), ("web@1", "post@1")],
         ..JOB
     },
+    Job {
+        name: "rename-sets",
+        before: &[BACKUPS, &["restore --over web web@0 over", "backup web=disks/0-2"]],
+        there: &[
+            ("web@0", Disk(0, 0)),
+            ("web@1", Disk(0, 1)),
+            ("web@2", Disk(0, 2)),
+            ("db@0", Disk(1, 0)),
+            ("old@0", Disk(2, 0)),
+        ],
+        work: Work::Commands(&[Step {
+            command: "rename web post",
+            code: 0,
+            adds: &[("post@0", Disk(0, 0)), ("post@1", Disk(0, 1)), ("post@2", Disk(0, 2))],
+            removes: &["web@0", "web@1", "web@2"],
+        }]),
+        together: &[&["post@0", "post@1", "post@2"]],
+        one_of: &[("web@0", "post@0"), ("web@1", "post@1"), ("web@2", "post@2")],
+        ..JOB
+    },
     Job { name: "protect", work: Work::Commands(&[run("protect web@0"), run("unprotect web@0")]), ..JOB },
     Job {
         name: "gc",
         before: &[BACKUPS, &["delete web@0 old@0"]],
         there: &[("web@1", Disk(0, 1)), ("db@0", Disk(1, 0))],
-        work: Work::Commands(&[run("gc --keep-unfinished 0s")]),
+        work: Work::Commands(&[run("gc --now --keep-unfinished 0s")]),
+        ..JOB
+    },
+    Job {
+        name: "gc-keeps-deleted",
+        before: &[BACKUPS, &["delete web@0 old@0"]],
+        there: &[("web@1", Disk(0, 1)), ("db@0", Disk(1, 0))],
+        work: Work::Commands(&[
+            run("gc --keep-unfinished 0s"),
+            adds("undelete web@0 old@0", &[("web@0", Disk(0, 0)), ("old@0", Disk(2, 0))]),
+        ]),
         ..JOB
     },
     Job {
         name: "gc-after-kill",
-        before: &[BACKUPS, &["delete web@0 old@0", "!kill 40 gc --keep-unfinished 0s"]],
+        before: &[BACKUPS, &["delete web@0 old@0", "!kill 40 gc --now --keep-unfinished 0s"]],
         there: &[("web@1", Disk(0, 1)), ("db@0", Disk(1, 0))],
-        work: Work::Commands(&[run("gc --keep-unfinished 0s")]),
+        work: Work::Commands(&[run("gc --now --keep-unfinished 0s")]),
         ..JOB
     },
     Job {
@@ -425,7 +457,7 @@ pub const JOBS: &[Job] = &[
         work: Work::Service(&[
             &[adds("backup web=disks/0-2", &[("web@2", Disk(0, 2))])],
             &[adds("backup new=disks/3-0 db=disks/1-1", &[("new@0", Disk(3, 0)), ("db@1", Disk(1, 1))])],
-            &[removes("delete old@0 web@0", &["old@0", "web@0"]), run("gc --keep-unfinished 0s")],
+            &[removes("delete old@0 web@0", &["old@0", "web@0"]), run("gc --now --keep-unfinished 0s")],
         ]),
         ..JOB
     },

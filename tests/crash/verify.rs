@@ -36,8 +36,6 @@ pub struct Wanted {
     pub together: Vec<Vec<String>>,
     /// Pairs of which exactly one is there.
     pub one_of: Vec<(String, String)>,
-    /// Pairs of which the second is there as long as the first is.
-    pub listed_by: Vec<(String, String)>,
 }
 
 impl Wanted {
@@ -64,11 +62,6 @@ impl Wanted {
                 return Err(format!("of {one} and {other}, one must be listed"));
             }
         }
-        for (one, other) in &self.listed_by {
-            if listed.contains(one) && !listed.contains(other) {
-                return Err(format!("{one} is listed, and {other}, which names it, is not"));
-            }
-        }
         Ok(())
     }
 }
@@ -79,9 +72,8 @@ fn listed(repository: &Repository) -> Result<Vec<(String, Backupset, BackupRecor
         return Err(problem.to_string());
     }
     let of_set = |set: &Backupset| {
-        let record = |backup: &BackupRecord| {
-            (format!("{}@{}", set.name, backup.incremental), set.clone(), backup.clone())
-        };
+        let record =
+            |backup: &BackupRecord| (format!("{}@{}", set.name, backup.number), set.clone(), backup.clone());
         set.backups.iter().map(record).collect::<Vec<_>>()
     };
     Ok(sets.iter().flat_map(of_set).collect())
@@ -166,7 +158,7 @@ fn back_up_as(writer: &SharedWriter, image: &str, disk: Disk, wanted: &mut Wante
 }
 
 fn collect(writer: &SharedWriter) -> Result<(), String> {
-    let options = GcOptions { dry_run: false, keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+    let options = GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
     let told = Told::default();
     let summary = writer
         .run_job(

@@ -46,8 +46,8 @@ old=$("$EKKO" --json list web | sed -n 's/.*"backupset": "\(.*\)",/\1/p' | head 
 "$EKKO" restore --force --over web web@0 web
 printf 'after the restore' | dd of=web conv=notrunc bs=1 seek=70000 status=none
 "$EKKO" backup web
-sed -i "s/^web@/$old@/" expected
-record web@0 web
-"$EKKO" manifest dump web >web@0.hashes
-"$EKKO" manifest dump "$old@1" >"$old@1.hashes"
+record web@3 web
+"$EKKO" manifest dump web >web@3.hashes
+"$EKKO" manifest dump web@1 >web@1.hashes
+printf '%s %s\n' "$old" "$(grep '^web@1 ' expected)" | sed 's/ web@1/@1/' >>expected
 rm -r store/index store/lock store/reserve web db raw

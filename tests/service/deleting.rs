@@ -34,10 +34,10 @@ fn a_backup_that_is_named_twice_is_deleted_once() {
     let served = Served::new();
     let token = token(&served.repository(), "blue", "operator");
     (0..3).for_each(|_| back_up(&served));
-    let output = run(&served.address, &token, &["delete", "web@latest", "web", "web@2"]);
+    let output = run(&served.address, &token, &["delete", "web@2-9", "web@2"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("web@2 ") && text.contains("deleted 1 backups"), "{text}");
+    assert!(text.contains("deleted 1 backup\n"), "{text}");
     assert_eq!(names(&served), ["blue:web@0", "blue:web@1"]);
 }
 
@@ -96,13 +96,19 @@ fn run_over(served: &Served, arguments: &[&str]) -> (String, Vec<String>) {
 }
 
 #[test]
-fn the_latest_backup_is_that_which_was_shown_however_often_it_is_asked_for() {
+fn a_deletion_whose_answer_is_lost_deletes_what_was_shown_and_nothing_else() {
     let served = Served::new();
     (0..2).for_each(|_| back_up(&served));
-    let (output, asked) = run_over(&served, &["delete", "web@latest"]);
+    let (output, asked) = run_over(&served, &["delete", "web@1-9"]);
     assert_eq!(asked.iter().filter(|it| it.ends_with("dry_run=false")).count(), 2, "{asked:?}");
     assert_eq!(names(&served), ["blue:web@0", "blue:web@2"]);
-    assert!(output.contains("web@1 "), "{output}");
+    assert!(output.contains("deleted 1 backup\n"), "{output}");
+    // Neither a bare name nor "latest" is taken, by the service either.
+    for name in ["web", "web%40latest"] {
+        let path = format!("/v1/backups/blue%3A{name}");
+        assert_eq!(served.owner("DELETE", &path, &[], None).status, 400, "{name}");
+    }
+    assert_eq!(names(&served).len(), 2);
 }
 
 #[test]

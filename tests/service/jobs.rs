@@ -45,7 +45,12 @@ fn a_policy_deletes_and_a_collection_gives_the_space_back() {
     let forgotten = done(&served, &json!({"kind": "forget", "keep": {"last": 1}}));
     assert_eq!(forgotten["result"]["forget"]["kept"][0]["backup"], "web@3");
     assert_eq!(forgotten["result"]["forget"]["kept"][0]["reasons"], json!(["last"]));
-    let collected = done(&served, &json!({"kind": "gc"}));
+    let kept = done(&served, &json!({"kind": "gc"}));
+    assert_eq!(
+        (&kept["result"]["gc"]["purged_backups"], &kept["result"]["gc"]["kept_backups"]),
+        (&json!(0), &json!(3))
+    );
+    let collected = done(&served, &json!({"kind": "gc", "now": true}));
     let gc = &collected["result"]["gc"];
     assert_eq!((gc["purged_backups"].as_u64(), gc["problems"].clone()), (Some(3), json!([])));
     let freed = gc["freed_bytes"].as_u64().unwrap();
@@ -57,7 +62,7 @@ fn a_policy_deletes_and_a_collection_gives_the_space_back() {
     assert_eq!(checked["progress"]["done_bytes"], checked["progress"]["total_bytes"]);
     let list = served.owner("GET", "/v1/jobs", &[], None).json();
     let kinds: Vec<_> = list["jobs"].as_array().unwrap().iter().map(|job| job["kind"].clone()).collect();
-    assert_eq!(kinds, ["check", "gc", "forget", "forget", "forget"]);
+    assert_eq!(kinds, ["check", "gc", "gc", "forget", "forget", "forget"]);
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn a_restore_over_the_network_touches_no_target_in_use_and_leaves_nothing_after_
     std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
     let refused = run(&served.address, &token, &restore);
     let said = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert_eq!(refused.status.code(), Some(11), "{said}");
     assert!(said.contains(&format!("open for writing by process {} (sh)", holder.id())), "{said}");
     drop(holder.stdin.take());
     holder.wait().unwrap();

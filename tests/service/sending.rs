@@ -96,7 +96,16 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
     done(&served, &token, &["unprotect", "web@0"]);
     let planned = document(&served, &token, &["forget", "--keep-last", "1", "--dry-run"]);
     assert_eq!(planned["deleted"][0]["backup"], "web@0");
+    done(&served, &token, &["delete", "web@0"]);
+    let gone = document(&served, &token, &["list", "--deleted"]);
+    assert_eq!(names(&gone), ["web@0"]);
+    assert!(gone["backups"][0]["deleted_until"].is_string());
+    done(&served, &token, &["gc"]);
+    done(&served, &token, &["undelete", "web@0"]);
+    assert_eq!(names(&document(&served, &token, &["list"])), ["web@0", "web@1"]);
+    assert!(!over_network(&served, &token, &["undelete", "web@0"]).status.success());
     done(&served, &token, &["delete", "web@0", "--gc"]);
+    assert!(!over_network(&served, &token, &["undelete", "web@0"]).status.success());
     assert_eq!(names(&document(&served, &token, &["list"])), ["web@1"]);
     done(&served, &token, &["check", "--read-data"]);
     done(&served, &token, &["gc"]);
@@ -104,7 +113,7 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
     assert!(std::fs::read(&out).unwrap() == bytes);
     // What is not done over the network says so.
     for arguments in
-        [["rebuild"].as_slice(), &["undelete", "web@0"], &["restore", "--over", "web", "web", "x"]]
+        [["rebuild"].as_slice(), &["rename", "web", "www"], &["restore", "--over", "web", "web", "x"]]
     {
         let refused = over_network(&served, &token, arguments);
         assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
@@ -137,7 +146,7 @@ fn who_may_only_back_up_reads_its_own_and_takes_nothing_away() {
         [["delete", "web@0"].as_slice(), &["forget", "--keep-last", "1"], &["gc"], &["unprotect", "web"]]
     {
         let refused = over_network(&served, &blue, arguments);
-        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(refused.status.code(), Some(13), "{arguments:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("role"), "{arguments:?}");
     }
     for arguments in [["show", "web@0"], ["restore", "web@0"], ["delete", "web@0"], ["diff", "web@0"]] {
@@ -148,8 +157,8 @@ fn who_may_only_back_up_reads_its_own_and_takes_nothing_away() {
     }
     assert_eq!(document(&served, &blue, &["list"])["backups"].as_array().unwrap().len(), 1);
     let restorer = token(&served.repository(), "blue", "restore");
-    assert_eq!(over_network(&served, &restorer, &["backup", &web]).status.code(), Some(1));
-    assert_eq!(over_network(&served, "ekko_nonsense", &["list"]).status.code(), Some(1));
+    assert_eq!(over_network(&served, &restorer, &["backup", &web]).status.code(), Some(1), "the disk failed");
+    assert_eq!(over_network(&served, "ekko_nonsense", &["list"]).status.code(), Some(13));
 }
 
 #[test]
@@ -234,11 +243,11 @@ fn the_two_commands_of_the_documentation_make_a_first_backup_over_tls_with_a_tok
     run(&format!("restore web {}", out.display()));
     assert!(std::fs::read(&out).unwrap() == bytes);
     // Without the certificate nobody is believed, and without the token nobody is let in.
-    for without in ["EKKO_CACERT=", "EKKO_TOKEN_FILE="] {
+    for (without, code) in [("EKKO_CACERT=", 1), ("EKKO_TOKEN_FILE=", 13)] {
         let words: Vec<_> = second.split(' ').filter(|word| !word.starts_with(without)).collect();
         let line = words.join(" ").replace("ekko backup NAME=DISK", &format!("{program} list"));
         let output = Command::new("sh").args(["-c", &line]).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert_eq!(output.status.code(), Some(code), "{line}");
     }
     signal(&mut host, "TERM");
     assert!(host.wait().unwrap().success());

@@ -44,10 +44,12 @@ fn a_project_deletes_its_own_and_is_not_told_what_that_frees() {
     let red = sets.iter().find(|set| set.name.as_str() == "red:web").unwrap();
     for other in ["red:web@0".to_owned(), format!("{}@0", red.id)] {
         let refused = DeletionPlan::of(&writer, &blue(), &ask(&other)).unwrap_err();
-        assert!(matches!(refused, RepositoryError::NoSuchBackup { .. }), "{other}: {refused}");
+        assert!(matches!(refused, RepositoryError::UnknownName { .. }), "{other}: {refused}");
+        assert!(!refused.to_string().contains("did you mean \"red"), "{refused}");
         let refused =
             api::protect(&writer, &blue(), &other.parse().unwrap(), Protection::Always, false).unwrap_err();
-        assert!(matches!(refused, RepositoryError::NoSuchBackup { .. }), "{other}: {refused}");
+        assert!(matches!(refused, RepositoryError::UnknownName { .. }), "{other}: {refused}");
+        assert!(!refused.to_string().contains("did you mean \"red"), "{refused}");
     }
     assert_eq!(plan.apply(&writer, &Silent).unwrap(), 1);
     let left = |view: &View| {

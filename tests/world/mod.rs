@@ -223,7 +223,7 @@ impl World {
     }
 
     fn gc(&self, dry_run: bool) -> Result<GcSummary, RepositoryError> {
-        let options = GcOptions { dry_run, keep_unfinished: Some(Duration::ZERO), jobs: 2 };
+        let options = GcOptions { dry_run, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 2 };
         self.writer.as_ref().unwrap().gc(&options, &self.told)
     }
 
@@ -326,7 +326,11 @@ impl World {
                     deleted
                 }
                 _ => {
-                    let options = GcOptions { keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+                    let options = GcOptions {
+                        now: Some(""),
+                        keep_unfinished: Some(Duration::ZERO),
+                        ..GcOptions::default()
+                    };
                     writer.with(|writer| writer.gc(&options, &Told::default())).is_ok()
                 }
             };
@@ -352,7 +356,8 @@ impl World {
         assert!(problems.is_empty(), "{problems:?}");
         let listed = |set: BackupsetId, incremental: Incremental, deleted: bool| {
             let set = sets.iter().find(|other| other.id == set).unwrap();
-            let list = if deleted { &set.deleted } else { &set.backups };
+            let gone = set.deleted.iter().map(|deleted| &deleted.record);
+            let list: Vec<_> = if deleted { gone.collect() } else { set.backups.iter().collect() };
             list.iter().any(|record| record.incremental == incremental)
         };
         for backup in &self.backups {

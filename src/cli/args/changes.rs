@@ -7,32 +7,37 @@ use crate::api::{KeepNumber, KeepRules, Unlimited};
 use crate::cli::args::Jobs;
 use crate::manifest::ImageName;
 use crate::repository::retention::{Keep, RetentionPolicy};
-use crate::repository::{BackupSelector, span};
+use crate::repository::{BackupRange, BackupSelector, span};
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(in crate::cli) struct DeleteArgs {
-    /// The backups: NAME@NUMBER, NAME@latest or NAME
+    /// The backups: NAME@NUMBER, NAME@FIRST-LAST, or NAME@all
     #[arg(required = true, value_name = "BACKUP")]
-    pub(in crate::cli) backups: Vec<BackupSelector>,
+    pub(in crate::cli) backups: Vec<BackupRange>,
     /// The backups are moments of machines: delete the backups of their disks as well
     #[arg(long)]
     pub(in crate::cli) machine: bool,
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
-    /// Collect the garbage afterwards, as "ekko gc" does
+    /// Do not ask before deleting
+    #[arg(short, long)]
+    pub(in crate::cli) yes: bool,
+    /// Free the space of deleted backups at once, as "ekko gc --now" does
     #[arg(long)]
     pub(in crate::cli) gc: bool,
 }
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct UndeleteArgs {
-    /// The deleted backups: NAME@NUMBER, or NAME if there is one
+    /// The deleted backups: NAME@NUMBER, NAME@FIRST-LAST, NAME@all, or NAME if there is one
     #[arg(required = true, value_name = "BACKUP")]
-    pub(in crate::cli) backups: Vec<BackupSelector>,
+    pub(in crate::cli) backups: Vec<BackupRange>,
 }
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(in crate::cli) struct ForgetArgs {
     /// Only backups of this name
     pub(in crate::cli) name: Option<ImageName>,
@@ -66,7 +71,10 @@ pub(in crate::cli) struct ForgetArgs {
     /// Only show what would be deleted
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
-    /// Collect the garbage afterwards, as "ekko gc" does
+    /// Do not ask before deleting
+    #[arg(short, long)]
+    pub(in crate::cli) yes: bool,
+    /// Free the space of deleted backups at once, as "ekko gc --now" does
     #[arg(long)]
     pub(in crate::cli) gc: bool,
 }
@@ -121,6 +129,9 @@ pub(super) fn within(text: &str) -> Result<SignedDuration, String> {
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct GcArgs {
+    /// Free the space of deleted backups at once; they cannot be undeleted then
+    #[arg(long)]
+    pub(in crate::cli) now: bool,
     /// Only say what would be freed
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,

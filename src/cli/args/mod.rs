@@ -24,6 +24,7 @@ pub(in crate::cli) use tokens::{TokenCommand, TokenCreateArgs, TokenRevokeArgs};
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
+use crate::cli::error::exit;
 use crate::codec::CompressionSetting;
 use crate::manifest::ImageName;
 use crate::repository::BackupSelector;
@@ -32,13 +33,20 @@ use crate::segment::SegmentSize;
 /// Block-based backups of virtual machines in one deduplicating store.
 #[derive(Debug, Parser)]
 #[command(name = "ekko", version, about, propagate_version = true)]
-#[command(after_help = "Example:\n  ekko -r /backup/store backup web=/dev/vg/web db=/srv/vm/db.raw\n  \
-                        ekko -r /backup/store restore web@latest /srv/vm/web.raw")]
+#[command(after_help = after_help())]
 pub struct Cli {
     #[command(flatten)]
     pub(in crate::cli) global: Global,
     #[command(subcommand)]
     pub(in crate::cli) command: Command,
+}
+
+/// Returns what stands at the end of the help for all commands.
+fn after_help() -> String {
+    let example = "Example:\n  ekko -r /backup/store backup web=/dev/vg/web db=/srv/vm/db.raw\n  ekko -r /backup/store \
+                    restore web@latest /srv/vm/web.raw";
+    let codes = exit::ALL.map(|(code, meaning)| format!("\n  {code:<3} {meaning}"));
+    format!("{example}\n\nExit codes:{}", codes.concat())
 }
 
 /// Arguments of every command.
@@ -111,13 +119,18 @@ pub(in crate::cli) enum Command {
     Diff(DiffArgs),
     /// Delete backups, any of a chain
     #[command(
-        after_help = "What goes is shown first, with the bytes that no backup needs any longer then; --dry-run only shows \
-                            it. A deleted backup can be undeleted until \"ekko gc\" has run.\n\n\
-                            Example:\n  ekko -r /backup/store delete web@3 db@0 --dry-run"
+        after_help = "Ekko shows the backups and the bytes that only they need, and asks before it deletes them if stdin and \
+                            stderr are a terminal. A deleted backup can be undeleted for 24 hours, or as long as keep_deleted \
+                            in ekko.toml says; its space is freed by the first \"ekko gc\" after that.\n\n\
+                            Example:\n  ekko -r /backup/store delete web@3 db@0-6 --dry-run\n  \
+                            ekko -r /backup/store delete --yes mail@all"
     )]
     Delete(DeleteArgs),
-    /// Take deletions back
-    #[command(after_help = "Example:\n  ekko -r /backup/store undelete web@3")]
+    /// Restore deleted backups, until their period is over
+    #[command(
+        after_help = "\"ekko list --deleted\" shows the deleted backups and the end of their period.\n\n\
+                            Example:\n  ekko -r /backup/store undelete web@3"
+    )]
     Undelete(UndeleteArgs),
     /// Delete the backups that a policy does not keep
     #[command(
@@ -127,11 +140,12 @@ pub(in crate::cli) enum Command {
                             Example:\n  ekko -r /backup/store forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run"
     )]
     Forget(ForgetArgs),
-    /// Give the space back of what no backup names
+    /// Free space used by deleted backups and other garbage
     #[command(
-        after_help = "What deleted backups alone needed goes, at once; they can be undeleted no longer. What a running backup \
-                            uses stays, and what an unfinished one stored is kept for its next run. Nothing goes while a \
-                            manifest cannot be read. It runs beside backups, restores and checks.\n\n\
+        after_help = "Data of deleted backups is freed when their period is over (keep_deleted, 24 hours by default), or at \
+                            once with --now. What a running backup uses stays, and what an unfinished one stored is kept for \
+                            its next run. Nothing goes while a manifest cannot be read. It runs beside backups, restores and \
+                            checks.\n\n\
                             Example:\n  ekko -r /backup/store gc --dry-run"
     )]
     Gc(GcArgs),
@@ -259,6 +273,9 @@ impl Jobs {
 pub(in crate::cli) struct ListArgs {
     /// Only backups of this name
     pub(in crate::cli) name: Option<ImageName>,
+    /// List the deleted backups that can be undeleted, and until when
+    #[arg(long)]
+    pub(in crate::cli) deleted: bool,
 }
 
 #[derive(Args, Debug)]

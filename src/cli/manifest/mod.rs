@@ -86,9 +86,10 @@ fn by_name(source: &str, context: &Context) -> Result<Named, NoBackup> {
     }
     let root = context.repository_path().map_err(NoBackup::There)?;
     let failed = |error: RepositoryError| match error {
-        RepositoryError::NotFound { .. } | RepositoryError::NoSuchBackup { .. } => {
-            NoBackup::There(error.into())
-        }
+        RepositoryError::NotFound { .. }
+        | RepositoryError::NoSuchBackup { .. }
+        | RepositoryError::Deleted { .. }
+        | RepositoryError::UnknownName { .. } => NoBackup::There(error.into()),
         error => NoBackup::Failed(error.into()),
     };
     let repository = Repository::open(root).map_err(failed)?;

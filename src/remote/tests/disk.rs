@@ -58,6 +58,7 @@ impl Disk {
             backup: "web@2".to_owned(),
             name: "web".to_owned(),
             backupset: info.backupset.to_string(),
+            number: 2,
             incremental: 2,
             timestamp: info.timestamp.to_string(),
             size_of_disk: info.geometry.size_of_disk(),

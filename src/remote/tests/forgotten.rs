@@ -64,6 +64,7 @@ fn committed() -> Answer {
     let committed = Committed {
         backup: "web@0".to_owned(),
         backupset: uuid::Uuid::nil().to_string(),
+        number: 0,
         incremental: 0,
         timestamp: "2026-01-02T03:04:05Z".to_owned(),
     };

@@ -104,7 +104,7 @@ impl World {
     }
 
     fn gc(&self) -> GcSummary {
-        let options = GcOptions::default();
+        let options = GcOptions { now: Some(""), ..GcOptions::default() };
         self.writer.run_job(&Silent, |_| false, |writer| writer.gc(&options, &Silent)).unwrap()
     }
 }
@@ -238,16 +238,18 @@ fn a_long_list_takes_no_new_backup_and_everything_that_shortens_it_works() {
     let refused = matches!(error, BackupError::Repository(RepositoryError::ListFull { .. }));
     assert!(refused && error.to_string().contains("ekko forget"), "{error}");
     world.back_up("other", false).unwrap();
-    world.writer.with(|writer| writer.protect(kept, Protection::Always)).unwrap();
+    world.writer.with(|writer| writer.protect(kept, Protection::Always, false)).unwrap();
     world.delete(newest).unwrap();
     world.writer.run_job(&Silent, |_| false, |writer| writer.undelete(newest)).unwrap();
     // No file is written that is not read again, and the failure costs nothing but itself.
     let mut set = world.set("web");
     fill(&mut set, SETTINGS_LIMIT - 20);
     let until = Protection::Until("2027-01-01T00:00:00Z".parse().unwrap());
-    let error = world.writer.with(|writer| writer.protect(newest, until)).unwrap_err();
+    let error = world.writer.with(|writer| writer.protect(newest, until, false)).unwrap_err();
     assert!(matches!(error, RepositoryError::TooLong { .. }), "{error}");
     assert_eq!(length(), SETTINGS_LIMIT - 20);
+    // The list says when a backup was deleted.
+    fill(&mut set, SETTINGS_LIMIT - 200);
     world.delete(oldest).unwrap();
     assert_eq!(world.gc().purged_backups, 1);
     assert!(length() < 4096);
@@ -293,8 +295,8 @@ fn what_says_that_several_backups_exist_is_not_written_beyond_what_is_read() {
         vec![crate::repository::together::Addition { backupset: set.id, record, suspects: Vec::new(), why }]
     };
     let layout = world.repository().layout();
-    Together::new(additions(100)).text(layout).unwrap();
-    let error = Together::new(additions(SETTINGS_LIMIT)).text(layout).unwrap_err();
+    Together::of_additions(additions(100)).text(layout).unwrap();
+    let error = Together::of_additions(additions(SETTINGS_LIMIT)).text(layout).unwrap_err();
     assert!(matches!(error, RepositoryError::TooLong { .. }), "{error}");
 }
 

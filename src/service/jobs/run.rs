@@ -55,9 +55,11 @@ fn keep(text: &str) -> Option<Duration> {
 /// Does a job, on a thread that may block.
 pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> {
     match &job.request {
-        JobRequest::Gc { dry_run, keep_unfinished } => {
+        JobRequest::Gc { dry_run, keep_unfinished, now } => {
             let keep_unfinished = keep_unfinished.as_deref().and_then(keep);
-            let options = GcOptions { dry_run: *dry_run, keep_unfinished, jobs: THREADS };
+            let prefix = job.caller.view.prefix();
+            let now = now.then_some(prefix.as_str());
+            let options = GcOptions { dry_run: *dry_run, now, keep_unfinished, jobs: THREADS };
             let document = api::collect(app.writer(), &options, job.as_ref())?;
             if !document.dry_run {
                 app.metrics().freed(&document);
@@ -120,6 +122,7 @@ fn forget(
         kept,
         deleted,
         freed_bytes,
+        keep_deleted_seconds: app.repository().settings().keep_deleted.as_secs(),
         gc: None,
         refused,
         cancelled,

@@ -7,9 +7,11 @@ use axum::extract::State;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::api::{self, DeleteDocument, DeletionPlan, ProtectionDocument, ProtectionRequest, Refusal};
+use crate::api::{
+    self, DeleteDocument, DeletionPlan, ProtectionDocument, ProtectionRequest, Refusal, UndeleteDocument,
+};
 use crate::progress::Silent;
-use crate::repository::Protection;
+use crate::repository::{BackupRange, InvalidRange, Protection};
 use crate::service::extract::{self, Path, Query};
 use crate::service::routes::backups::selector;
 use crate::service::{App, Caller, Refused, Role};
@@ -25,10 +27,11 @@ pub(super) struct DeleteOptions {
 
 /// Deletes a backup.
 ///
-/// For an operator. Until garbage has been collected, the repository's owner can undelete it.
+/// For an operator. It can be undeleted for a day, unless the repository's owner has set another time.
 #[utoipa::path(delete, path = "/v1/backups/{backup}", tag = "backups",
     params(
-        ("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name"),
+        ("backup" = String, Path, description = "NAME@NUMBER, NAME@FIRST-LAST, NAME@all, or the backupset's UUID in place of \
+            the name"),
         DeleteOptions,
     ),
     responses(
@@ -42,7 +45,7 @@ pub(super) async fn delete(
     Query(DeleteOptions { dry_run }): Query<DeleteOptions>,
 ) -> Result<Json<DeleteDocument>, Refused> {
     caller.must_be(Role::Operator)?;
-    let asked = selector(&backup)?;
+    let asked = range(&backup)?;
     app.blocking(&caller, move |app, caller| {
         let plan = DeletionPlan::of(app.writer(), &caller.view, &[asked])?;
         if !dry_run {
@@ -50,9 +53,39 @@ pub(super) async fn delete(
             tracing::info!(who = caller.who, backup, "a backup was deleted");
         }
         let DeletionPlan { rows, freed_bytes, .. } = plan;
-        Ok(Json(DeleteDocument { dry_run, deleted: rows, freed_bytes, gc: None }))
+        let keep_deleted_seconds = app.repository().settings().keep_deleted.as_secs();
+        Ok(Json(DeleteDocument { dry_run, deleted: rows, freed_bytes, keep_deleted_seconds, gc: None }))
     })
     .await
+}
+
+/// Undeletes backups.
+///
+/// For an operator. `GET /v1/backups?deleted=true` lists the backups that can be undeleted.
+#[utoipa::path(post, path = "/v1/backups/{backup}/undelete", tag = "backups",
+    params(
+        ("backup" = String, Path, description = "NAME@NUMBER, NAME@FIRST-LAST, NAME@all, or the backupset's UUID in place of \
+            the name"),
+    ),
+    responses((status = 200, description = "They are there again", body = UndeleteDocument)))]
+pub(super) async fn undelete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(backup): Path<String>,
+) -> Result<Json<UndeleteDocument>, Refused> {
+    caller.must_be(Role::Operator)?;
+    let asked = range(&backup)?;
+    app.blocking(&caller, move |app, caller| {
+        let document = api::undelete(app.writer(), &caller.view, &[asked], &Silent)?;
+        tracing::info!(who = caller.who, backup, "a backup was undeleted");
+        Ok(Json(document))
+    })
+    .await
+}
+
+/// Reads which backups a path names. What can name none is as such that are not there.
+fn range(text: &str) -> Result<BackupRange, Refused> {
+    text.parse().map_err(|error: InvalidRange| Refused::new(Refusal::NotFound, error.to_string()))
 }
 
 /// Protects a backup.

@@ -14,7 +14,6 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use crate::api::{Problem, Refusal};
 use crate::manifest::ManifestReader;
 use crate::progress::Silent;
-use crate::repository::Addressed;
 use crate::restore::{RangePart, RangeReader, RangeWindow, RestoreError};
 use crate::service::extract::Path;
 use crate::service::limits::Held;
@@ -41,7 +40,7 @@ impl Disk {
             let seen = caller.view.sets(repository)?.0;
             let (set, backup) = caller.view.find(repository, &seen, &asked)?;
             let manifest = repository.manifest(set, backup)?;
-            Ok(Self { manifest, backup: caller.view.backup_id(&Addressed::of(&seen), set, backup) })
+            Ok(Self { manifest, backup: caller.view.backup_id(set, backup) })
         })
         .await
     }

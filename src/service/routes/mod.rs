@@ -61,6 +61,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::segments))
         .routes(routes!(sessions::entries))
         .routes(routes!(sessions::commit))
+        .routes(routes!(changes::undelete))
         .routes(routes!(changes::protect, changes::unprotect))
         .routes(routes!(data::data, data::head))
         .routes(routes!(document::page))

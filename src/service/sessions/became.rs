@@ -61,5 +61,7 @@ pub(super) fn backup_of(
     };
     let manifest = repository.manifest(set, backup)?;
     let is_its = manifest.info().attribute(SESSION) == Some(id.word.as_bytes());
-    Ok(is_its.then(|| Committed::of(view, &set.name, (set.id, backup.incremental), backup.timestamp)))
+    Ok(is_its.then(|| {
+        Committed::of(view, &set.name, (set.id, backup.incremental), backup.number, backup.timestamp)
+    }))
 }

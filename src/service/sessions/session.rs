@@ -279,7 +279,7 @@ impl Session {
         let backup = writer.commit(draft, target)?;
         drop(place);
         let place = (backup.backupset, backup.incremental);
-        let committed = Committed::of(&self.view, &self.name, place, backup.timestamp);
+        let committed = Committed::of(&self.view, &self.name, place, backup.id.number, backup.timestamp);
         manifest.committed = Some(committed.clone());
         if let Some(allowance) = self.allowance().take() {
             allowance.commit();

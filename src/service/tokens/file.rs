@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Project;
 use crate::manifest::Note;
-use crate::repository::{Layout, Repository};
+use crate::repository::{Layout, Repository, check_owner};
 use crate::segment::Fingerprint;
 use crate::service::{Role, ServiceError, TokenId, TokenText};
 use crate::storage::{Access, Storage, StorageError, read_small, replace};
@@ -165,6 +165,7 @@ pub struct TokenFile {
     storage: Arc<dyn Storage>,
     path: PathBuf,
     lock: PathBuf,
+    layout: Layout,
 }
 
 impl TokenFile {
@@ -174,7 +175,7 @@ impl TokenFile {
     }
 
     pub(super) fn at(storage: Arc<dyn Storage>, layout: &Layout) -> Self {
-        Self { storage, path: layout.tokens(), lock: layout.tokens_lock() }
+        Self { storage, path: layout.tokens(), lock: layout.tokens_lock(), layout: layout.clone() }
     }
 
     pub(super) fn storage(&self) -> &dyn Storage {
@@ -254,6 +255,7 @@ impl TokenFile {
 
     /// Waits until nobody else changes the file.
     fn lock(&self) -> Result<LockFile, ServiceError> {
+        check_owner(self.storage(), &self.layout)?;
         let file = self.storage.handle(&self.lock, Access::OpenOrCreate)?;
         file.lock().map_err(|source| StorageError::new("lock", &self.lock, source))?;
         Ok(file)

@@ -1,0 +1,236 @@
+//! How much time has certainly passed: for periods that must not end early because a date was wrong.
+//!
+//! The file `clock` counts the seconds in which a machine that works on the repository was running, by the clock that counts
+//! since the machine's boot. Nobody sets that clock. So the count never exceeds the time that has passed, whatever the date
+//! was; it falls behind while the machine is off, and a period then takes longer.
+//!
+//! For each machine the file keeps its boot, its uptime and the count at its last look:
+//!
+//! - In the same boot, the uptime has grown by the time since then.
+//! - A boot of the same machine that is not the one of the last look began after it, so its whole uptime has passed since then.
+//! - Of a machine that was never here nothing is known: its boot may be older than the repository.
+//!
+//! The file may be removed: the count goes on from the last deletion, and running periods take longer.
+
+use std::borrow::Borrow;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::repository::set_file::{read_sealed, seal};
+use crate::repository::settings::FORMAT;
+use crate::repository::{Backupset, DeletedBackup, Repository, RepositoryError};
+use crate::storage::{Storage, replace};
+
+/// How many machines are kept: those that looked last.
+const MOST_MACHINES: usize = 16;
+
+/// The time that has certainly passed in a repository, in seconds. It only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Clock {
+    format: u32,
+    passed_seconds: u64,
+    #[serde(default, rename = "machine", skip_serializing_if = "Vec::is_empty")]
+    machines: Vec<Look>,
+}
+
+/// When a machine looked last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Look {
+    machine: String,
+    boot: String,
+    uptime_seconds: u64,
+    passed_seconds: u64,
+}
+
+/// A machine, and how long it has been running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Machine {
+    id: String,
+    boot: String,
+    uptime_seconds: u64,
+}
+
+impl Machine {
+    /// Returns this machine as it is now.
+    fn now() -> Self {
+        let id = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+        let boot = id("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Without an id of its own, a machine is another one after each boot.
+        let machine = id("/etc/machine-id").filter(|id| !id.is_empty());
+        let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Self {
+            id: machine.unwrap_or_else(|| boot.clone()),
+            boot,
+            uptime_seconds: u64::try_from(uptime.tv_sec).unwrap_or(0),
+        }
+    }
+}
+
+impl Clock {
+    /// Returns the seconds that have certainly passed.
+    pub(super) fn passed_seconds(&self) -> u64 {
+        self.passed_seconds
+    }
+
+    /// Has a machine look at it.
+    fn look(mut self, now: &Machine, at_least: u64) -> Self {
+        let known = self.machines.iter().position(|look| look.machine == now.id);
+        let before = known.map(|at| self.machines.remove(at));
+        let since = match &before {
+            None => 0,
+            Some(look) if look.boot == now.boot => now.uptime_seconds.saturating_sub(look.uptime_seconds),
+            Some(_) => now.uptime_seconds,
+        };
+        let passed = before.map_or(0, |look| look.passed_seconds).saturating_add(since);
+        self.passed_seconds = self.passed_seconds.max(passed).max(at_least);
+        self.machines.push(Look {
+            machine: now.id.clone(),
+            boot: now.boot.clone(),
+            uptime_seconds: now.uptime_seconds,
+            passed_seconds: self.passed_seconds,
+        });
+        let surplus = self.machines.len().saturating_sub(MOST_MACHINES);
+        self.machines.drain(..surplus);
+        self.format = FORMAT;
+        self
+    }
+
+    fn read(storage: &dyn Storage, path: &Path) -> Result<Option<Self>, RepositoryError> {
+        match read_sealed(storage, path) {
+            // What cannot be understood is as good as none: periods take longer.
+            Ok(text) => Ok(toml::from_str(&text).ok()),
+            Err(RepositoryError::Storage(error)) if error.is_not_found() => Ok(None),
+            Err(RepositoryError::SettingsDamaged { .. } | RepositoryError::Settings { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes it; durable when this returns.
+    pub(super) fn write(&self, repository: &Repository) -> Result<(), RepositoryError> {
+        let path = repository.layout.clock();
+        let text = toml::to_string(self)
+            .map_err(|error| RepositoryError::Settings { path: path.clone(), what: error.to_string() })?;
+        Ok(replace(repository.storage.as_ref(), &path, seal(&text).as_bytes())?)
+    }
+}
+
+/// How long deleted backups can still be undeleted.
+#[derive(Clone, Copy, Debug)]
+pub struct UndeletePeriods {
+    now: u64,
+    keep: u64,
+}
+
+impl UndeletePeriods {
+    /// Periods of so many seconds, at a moment of the clock.
+    pub(super) fn new(clock: &Clock, keep: u64) -> Self {
+        Self { now: clock.passed_seconds, keep }
+    }
+
+    /// Returns how long a backup can be undeleted, at least.
+    pub fn left(&self, deleted: &DeletedBackup) -> Duration {
+        let passed = self.now.saturating_sub(deleted.deleted_clock);
+        Duration::from_secs(self.keep.saturating_sub(passed))
+    }
+}
+
+impl Repository {
+    /// Returns how long the deleted backups of these backupsets can still be undeleted.
+    ///
+    /// # Errors
+    /// The file that counts the time cannot be read.
+    pub fn undelete_periods<B: Borrow<Backupset>>(
+        &self,
+        sets: &[B],
+    ) -> Result<UndeletePeriods, RepositoryError> {
+        let deleted = sets.iter().flat_map(|set| &set.borrow().deleted).map(|deleted| deleted.deleted_clock);
+        let clock = self.clock(deleted.max().unwrap_or(0))?;
+        Ok(UndeletePeriods::new(&clock, self.settings.keep_deleted.as_secs()))
+    }
+
+    /// Looks at the clock. It is not before `least`, a moment that some list of backups names.
+    ///
+    /// # Errors
+    /// Its file cannot be read. A damaged file is none.
+    pub(super) fn clock(&self, least: u64) -> Result<Clock, RepositoryError> {
+        let clock = Clock::read(self.storage.as_ref(), &self.layout.clock())?;
+        Ok(clock.unwrap_or_default().look(&Machine::now(), least))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Machines that run, stop and start, and look at the clock now and then.
+    struct World {
+        true_seconds: u64,
+        clock: Clock,
+        /// Number of the boot, and its beginning; nothing while the machine is off.
+        machines: Vec<(u32, Option<u64>)>,
+        /// Whether a new boot of a known machine is taken for one that has always been there.
+        trusts_any_uptime: bool,
+    }
+
+    impl World {
+        fn new(trusts_any_uptime: bool) -> Self {
+            // One has been running for long before it sees the repository.
+            let machines = vec![(0, Some(0)), (0, Some(0)), (0, None)];
+            Self { true_seconds: 100_000, clock: Clock::default(), machines, trusts_any_uptime }
+        }
+
+        /// Says whether no more has passed than has passed.
+        fn step(&mut self, what: u8, which: u8) -> bool {
+            let machine = usize::from(which) % self.machines.len();
+            self.true_seconds += u64::from(what) * 7;
+            let (boot, began) = self.machines[machine];
+            match (what % 4, began) {
+                (0, Some(_)) => self.machines[machine] = (boot, None),
+                (0, None) => self.machines[machine] = (boot + 1, Some(self.true_seconds)),
+                (_, None) => {}
+                (_, Some(began)) => {
+                    let now = Machine {
+                        id: machine.to_string(),
+                        boot: format!("{machine}.{boot}"),
+                        uptime_seconds: self.true_seconds - began,
+                    };
+                    let before = self.clock.passed_seconds;
+                    let unknown = self.clock.machines.iter().all(|look| look.machine != now.id);
+                    self.clock = std::mem::take(&mut self.clock).look(&now, 0);
+                    if unknown && self.trusts_any_uptime {
+                        self.clock.passed_seconds += now.uptime_seconds;
+                    }
+                    assert!(self.clock.passed_seconds >= before);
+                }
+            }
+            self.clock.passed_seconds <= self.true_seconds - 100_000
+        }
+    }
+
+    #[test]
+    fn no_more_time_passes_than_has_passed_and_that_of_a_machine_that_runs_passes() {
+        fn holds(steps: Vec<(u8, u8)>) -> bool {
+            let mut world = World::new(false);
+            steps.into_iter().all(|(what, which)| world.step(what, which))
+        }
+        quickcheck::QuickCheck::new().tests(2000).quickcheck(holds as fn(Vec<(u8, u8)>) -> bool);
+        let mut unsound = World::new(true);
+        assert!(!(0..40).all(|step| unsound.step(step, step)), "the model sees what it is to see");
+        let mut running = World::new(false);
+        assert!((0..40).all(|_| running.step(1, 0)));
+        assert_eq!(running.clock.passed_seconds, 39 * 7);
+    }
+
+    #[test]
+    fn of_many_machines_the_last_ones_are_kept_and_a_lost_file_sets_nothing_back() {
+        let machine = |id: u32| Machine { id: id.to_string(), boot: id.to_string(), uptime_seconds: 5 };
+        let clock = (0..100).fold(Clock::default(), |clock, id| clock.look(&machine(id), 0));
+        assert_eq!(clock.machines.len(), MOST_MACHINES);
+        assert_eq!(clock.machines.last().unwrap().machine, "99");
+        assert_eq!(Clock::default().look(&machine(1), 77).passed_seconds, 77);
+    }
+}
