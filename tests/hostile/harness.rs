@@ -123,7 +123,7 @@ impl World {
         match command {
             "restore" => self.run(&["restore", "web@1", "restored"]),
             "backup" => self.run(&["backup", "web=disk.raw"]),
-            "gc" => self.run(&["gc", "--keep-unfinished", "0s"]),
+            "gc" => self.run(&["gc", "--now", "--keep-unfinished", "0s"]),
             "token" => self.run(&["token", "list"]),
             "serve" => self.serve(),
             other => self.run(&[other]),
