@@ -418,6 +418,7 @@ impl World {
                 stats.zero_segments += 1;
                 continue;
             };
+            stats.used_bytes += plain.len() as u64;
             if old.get(place) == Some(&Some(plain)) {
                 stats.unchanged_segments += 1;
             } else if stored.insert(Fingerprint::of(plain)) {
