@@ -104,7 +104,7 @@ def jobs(world):
     def garbage():
         change()
         world.run("backup", "garbage=changing")
-        world.run("delete", "garbage@latest")
+        world.run("delete", "garbage@all", "--yes")
 
     def intact(_):
         world.run("check")
@@ -117,7 +117,7 @@ def jobs(world):
         Job("restore-stdout", [*restore, "-"], None, no()),
         Job("restore-machine", ["restore", "--machine", "shop@0", "out"], lambda: world.remove("out"), no("out")),
         Job("backup", ["backup", "again=changing"], change, intact),
-        Job("gc", ["gc"], garbage, intact),
+        Job("gc", ["gc", "--now"], garbage, intact),
         Job("check", ["check", "--read-data"], None, intact),
     ]
     if shutil.which("qemu-nbd"):
