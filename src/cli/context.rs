@@ -14,7 +14,7 @@ use crate::cli::args::Global;
 use crate::cli::error::CliError;
 use crate::cli::progress::Console;
 use crate::cli::terminal::{self, Json, Lines, Log, Stream};
-use crate::cli::{Outcome, address};
+use crate::cli::{Outcome, address, limits};
 use crate::error::ErrorKind;
 use crate::progress::Progress;
 use crate::remote::{Address, Credentials, RemoteRepository};
@@ -48,6 +48,14 @@ struct ErrorDocument<'a> {
 struct ErrorBody<'a> {
     kind: &'a str,
     message: &'a str,
+}
+
+/// Makes sure that a repository can be opened for changes.
+fn check_threads() -> Result<(), CliError> {
+    limits::has_threads().map_err(|error| {
+        let message = format!("cannot start threads: {error}; raise the limit of processes (\"ulimit -u\")");
+        CliError::new(ErrorKind::Io, message)
+    })
 }
 
 impl Context {
@@ -159,6 +167,7 @@ impl Context {
     }
 
     pub(super) fn open_writer(&self, jobs: usize, rebuild: bool) -> Result<RepositoryWriter, CliError> {
+        check_threads()?;
         let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress())?)
     }
@@ -168,6 +177,7 @@ impl Context {
         &self,
         jobs: usize,
     ) -> Result<Result<RepositoryWriter, RepositoryError>, CliError> {
+        check_threads()?;
         let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild: false };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress()))
     }

@@ -3,13 +3,18 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{major, minor};
 
 use crate::cli::error::CliError;
 use crate::error::ErrorKind;
 use crate::image::is_remote;
 use crate::manifest::ImageName;
+
+/// What the kernel counts the size of files and devices in, in bytes.
+const SECTOR: u64 = 512;
 
 /// A source and the name it is backed up under.
 #[derive(Debug)]
@@ -21,9 +26,15 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Returns about how many bytes of data it has, without opening it: what its file takes on its disk.
+    /// Returns about how many bytes of data it has, without opening it: what its file takes on its disk, or the size of a device.
     pub(super) fn estimate(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |metadata| metadata.blocks() * 512)
+        let Ok(metadata) = std::fs::metadata(&self.path) else { return 0 };
+        if !metadata.file_type().is_block_device() {
+            return metadata.blocks() * SECTOR;
+        }
+        let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
+        let sectors = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"));
+        sectors.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0) * SECTOR
     }
 }
 
