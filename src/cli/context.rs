@@ -130,10 +130,14 @@ impl Context {
                 let failed = |error: io::Error| {
                     CliError::new(ErrorKind::Io, format!("cannot read {}: {error}", path.display()))
                 };
-                Some(std::fs::read_to_string(path).map_err(failed)?.trim().to_owned())
+                let token = std::fs::read_to_string(path).map_err(failed)?.trim().to_owned();
+                Some((token, path.display().to_string()))
             }
-            (None, token) => token.ok().filter(|token| !token.is_empty()),
+            (None, token) => {
+                token.ok().filter(|token| !token.is_empty()).map(|token| (token, "EKKO_TOKEN".to_owned()))
+            }
         };
+        let token = token.map(|(token, from)| one_word(token, &from)).transpose()?;
         let credentials = Credentials { token, authority: self.cacert.clone() };
         Ok(Some(RemoteRepository::new(Address::of_url(url), &credentials, self.told())?))
     }
@@ -288,4 +292,18 @@ impl Context {
     pub(super) fn fail(&self, error: &CliError) {
         self.teller()(error);
     }
+}
+
+/// Makes sure that a text can be a token.
+///
+/// # Errors
+/// It is none: a certificate, say. Its content is not told.
+fn one_word(token: String, from: &str) -> Result<String, CliError> {
+    if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(token);
+    }
+    let message = format!(
+        "{from} does not hold a token: a token is one line without spaces, as \"ekko token create\" prints it"
+    );
+    Err(CliError::new(ErrorKind::Invalid, message))
 }

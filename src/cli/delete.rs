@@ -10,6 +10,7 @@ use crate::cli::error::CliError;
 use crate::cli::machine::disks_of;
 use crate::cli::terminal::{self, Lines};
 use crate::cli::{Outcome, format, gc, over_service};
+use crate::error::ErrorKind;
 use crate::repository::{BackupRange, BackupRecord, Backupset, GcOptions, Repository, SharedWriter};
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -27,21 +28,31 @@ pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, Cl
         };
         return over_service::delete(args, &backups, &remote, context);
     }
-    let (writer, view) = (context.open_shared(1)?, View::everything());
-    let plan = if args.machine {
+    let plan = |writer: &SharedWriter| {
+        let view = View::everything();
+        if !args.machine {
+            return Ok(DeletionPlan::of(writer, &view, &args.backups)?);
+        }
         let (sets, _) = writer.repository().backupsets()?;
         let backups = of_machines(&args.backups, writer.repository(), &sets, context)?;
         // All of them go at one moment.
-        let mut plan = DeletionPlan::of_backups(&writer, &view, &backups)?;
+        let mut plan = DeletionPlan::of_backups(writer, &view, &backups)?;
         plan.together = true;
-        plan
-    } else {
-        DeletionPlan::of(&writer, &view, &args.backups)?
+        Ok(plan)
     };
-    show(&plan, context);
-    if !args.dry_run && !agreed(plan.rows.len(), args.yes, context)? {
-        return Ok(Outcome::Failed);
+    let (mut writer, mut plan_now) = planned(context, plan)?;
+    show(&plan_now, context);
+    if !args.dry_run && must_ask(args.yes, context) && !plan_now.rows.is_empty() {
+        // Nobody else waits for an answer.
+        writer.close()?;
+        if !agreed(plan_now.rows.len(), args.gc, context)? {
+            return Ok(Outcome::Failed);
+        }
+        let (opened, again) = planned(context, plan)?;
+        is_unchanged(&plan_now, &again)?;
+        (writer, plan_now) = (opened, again);
     }
+    let plan = plan_now;
     let keep_deleted_seconds = writer.repository().settings().keep_deleted.as_secs();
     let gc = change(&writer, &plan, args.dry_run, args.gc, context)?;
     writer.close()?;
@@ -57,12 +68,43 @@ pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, Cl
     Ok(gc::outcome(document.gc.as_ref(), context))
 }
 
-/// Asks whether so many backups may be deleted, if somebody is there to be asked.
-pub(super) fn agreed(backups: usize, yes: bool, context: &Context) -> Result<bool, CliError> {
-    if yes || context.json || backups == 0 {
-        return Ok(true);
+/// Opens the repository and makes a plan. The repository is closed in order if there is none.
+pub(super) fn planned<T>(
+    context: &Context,
+    plan: impl Fn(&SharedWriter) -> Result<T, CliError>,
+) -> Result<(SharedWriter, T), CliError> {
+    let writer = context.open_shared(1)?;
+    match plan(&writer) {
+        Ok(plan) => Ok((writer, plan)),
+        Err(error) => {
+            writer.close()?;
+            Err(error)
+        }
     }
-    let agrees = terminal::agrees(&format!("Delete {}?", format::count(backups as u64, "backup")))?;
+}
+
+/// Makes sure that what was shown is what goes.
+///
+/// # Errors
+/// It is not.
+pub(super) fn is_unchanged(shown: &DeletionPlan, now: &DeletionPlan) -> Result<(), CliError> {
+    if shown.rows == now.rows {
+        return Ok(());
+    }
+    let message =
+        "nothing was deleted: the backups have changed since they were shown; run the command again";
+    Err(CliError::new(ErrorKind::Busy, message))
+}
+
+/// Says whether a person is asked before backups are deleted.
+pub(super) fn must_ask(yes: bool, context: &Context) -> bool {
+    !yes && !context.json && terminal::can_ask()
+}
+
+/// Asks whether so many backups may be deleted.
+pub(super) fn agreed(backups: usize, with_gc: bool, context: &Context) -> Result<bool, CliError> {
+    let gc = if with_gc { " and free the data of all deleted backups now" } else { "" };
+    let agrees = terminal::agrees(&format!("Delete {}{gc}?", format::count(backups as u64, "backup")))?;
     if !agrees {
         context.progress().failure("nothing was deleted");
     }

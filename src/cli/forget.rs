@@ -3,12 +3,12 @@
 use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, REFUSED, View};
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
-use crate::cli::delete::{agreed, change, done, show, shown, undeletable};
+use crate::cli::delete::{agreed, change, done, is_unchanged, must_ask, planned, show, shown, undeletable};
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
-use crate::repository::RepositoryError;
 use crate::repository::retention::{FUTURE, PROTECTED};
+use crate::repository::{RepositoryError, SharedWriter};
 
 pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliError> {
     let policy = args.policy();
@@ -19,21 +19,32 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
     if let Some(remote) = context.service()? {
         return over_service::forget(args, &remote, context);
     }
-    let writer = context.open_shared(1)?;
-    let plan = ForgetPlan::of(&writer, &View::everything(), &policy, args.name.as_ref(), args.allow_empty);
-    let ForgetPlan { kept, goes, refused } = plan.map_err(|error| match error {
-        RepositoryError::NoSuchBackup { path, what } => {
-            let message = format!("there is no backup of {what} in {}", path.display());
-            CliError::new(ErrorKind::NotFound, message)
-        }
-        error => error.into(),
-    })?;
+    let plan = |writer: &SharedWriter| {
+        let view = View::everything();
+        ForgetPlan::of(writer, &view, &policy, args.name.as_ref(), args.allow_empty).map_err(|error| {
+            match error {
+                RepositoryError::NoSuchBackup { path, what } => {
+                    let message = format!("there is no backup of {what} in {}", path.display());
+                    CliError::new(ErrorKind::NotFound, message)
+                }
+                error => error.into(),
+            }
+        })
+    };
+    let (mut writer, ForgetPlan { kept, mut goes, refused }) = planned(context, plan)?;
     if !context.json {
         show_kept(&kept, context);
     }
     show(&goes, context);
-    if !args.dry_run && !agreed(goes.rows.len(), args.yes, context)? {
-        return Ok(Outcome::Failed);
+    if !args.dry_run && must_ask(args.yes, context) && !goes.rows.is_empty() {
+        // Nobody else waits for an answer.
+        writer.close()?;
+        if !agreed(goes.rows.len(), args.gc, context)? {
+            return Ok(Outcome::Failed);
+        }
+        let (opened, again) = planned(context, plan)?;
+        is_unchanged(&goes, &again.goes)?;
+        (writer, goes) = (opened, again.goes);
     }
     let keep_deleted_seconds = writer.repository().settings().keep_deleted.as_secs();
     let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;

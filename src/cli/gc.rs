@@ -48,10 +48,10 @@ pub(super) fn describe(document: &GcDocument, out: &mut Lines) -> io::Result<()>
     if let Some(until) = &document.kept_until {
         let (backups, bytes) = (format::count(document.kept_backups, "deleted backup"), document.kept_bytes);
         let (bytes, until) = (format::bytes(bytes), format::time_text(until));
-        let hold = if document.kept_backups == 1 { "holds" } else { "hold" };
+        let (hold, them) = if document.kept_backups == 1 { ("holds", "it") } else { ("hold", "them") };
         writeln!(
             out,
-            "{backups} {hold} {bytes} until {until}; \"ekko gc --now\" frees this, \"ekko undelete\" restores them"
+            "{backups} {hold} {bytes} until {until} at the earliest; \"ekko gc --now\" frees this, \"ekko undelete\" restores {them}"
         )?;
     }
     if document.moved_bytes > 0 {

@@ -71,7 +71,9 @@ pub(super) fn has_threads() -> io::Result<()> {
     while threads.len() < OF_A_REPOSITORY && started.is_ok() {
         let ended = Arc::clone(&ended);
         // All of them are there until the other end of the channel goes.
-        let wait = move || drop(ended.lock().unwrap_or_else(PoisonError::into_inner).recv());
+        let wait = move || {
+            let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        };
         match std::thread::Builder::new().spawn(wait) {
             Ok(thread) => threads.push(thread),
             Err(error) => started = Err(error),

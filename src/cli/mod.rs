@@ -16,6 +16,7 @@ mod error;
 mod forget;
 mod format;
 mod gc;
+mod hints;
 mod init;
 mod limits;
 mod list;
@@ -78,6 +79,10 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version end with code 0, wrong usage with code 2.
             terminal::usage(&error);
+            let arguments: Vec<_> = std::env::args_os().collect();
+            if let Some(hint) = hints::hint(&error, &arguments) {
+                terminal::say(format_args!("ekko: {hint}"));
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };

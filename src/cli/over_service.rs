@@ -218,7 +218,7 @@ pub(super) fn delete(
             // What two of them free together is known once the first has gone.
             all.freed_bytes = None;
         }
-    } else if delete::agreed(all.deleted.len(), args.yes, context)? {
+    } else if !delete::must_ask(args.yes, context) || delete::agreed(all.deleted.len(), args.gc, context)? {
         all.freed_bytes = delete_all(remote, &all.deleted)?;
     } else {
         return Ok(Outcome::Failed);
@@ -252,13 +252,23 @@ pub(super) fn forget(
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
-    let request = JobRequest::Forget {
+    let request = |dry_run| JobRequest::Forget {
         name: args.name.as_ref().map(ToString::to_string),
         keep: args.rules(),
-        dry_run: args.dry_run,
+        dry_run,
         allow_empty: args.allow_empty,
     };
-    let JobResult::Forget(document) = job(remote, &request, context)? else { return Err(unexpected()) };
+    if !args.dry_run && delete::must_ask(args.yes, context) {
+        let JobResult::Forget(plan) = job(remote, &request(true), context)? else { return Err(unexpected()) };
+        forget::show_kept(&plan.kept, context);
+        plan.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
+        if !plan.deleted.is_empty() && !delete::agreed(plan.deleted.len(), args.gc, context)? {
+            return Ok(Outcome::Failed);
+        }
+    }
+    let JobResult::Forget(document) = job(remote, &request(args.dry_run), context)? else {
+        return Err(unexpected());
+    };
     if !context.json {
         forget::show_kept(&document.kept, context);
         document.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
@@ -268,8 +278,9 @@ pub(super) fn forget(
     let deleted = Deleted { document, collected };
     context.print(&deleted, |out| {
         let ForgetDocument { kept, deleted: gone, .. } = &deleted.document;
-        let done = if args.dry_run { "would delete" } else { "deleted" };
-        writeln!(out, "{done} {} backups, {} are kept", gone.len(), kept.len())?;
+        writeln!(out, "{}, {} kept", delete::done(gone.len(), args.dry_run), kept.len())?;
+        let is_gone = args.dry_run || deleted.collected.is_some();
+        delete::undeletable(gone, deleted.document.keep_deleted_seconds, is_gone, out)?;
         deleted.collected.iter().try_for_each(|it| it.describe(out))
     })?;
     Ok(refused.unwrap_or_else(|| deleted.outcome(context)))

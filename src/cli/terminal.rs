@@ -111,11 +111,13 @@ fn broken(line: &str, columns: usize) -> Vec<String> {
     parts
 }
 
-/// Asks a person at a terminal to agree. Says yes if there is nobody to ask: stdin or stderr is no terminal.
+/// Says whether a person can answer a question: stdin is a terminal.
+pub(super) fn can_ask() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// Asks a person at a terminal to agree.
 pub(super) fn agrees(question: &str) -> io::Result<bool> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Ok(true);
-    }
     clear_status();
     let mut stderr = io::stderr().lock();
     write!(stderr, "{} [y/N] ", escaped(question))?;

@@ -9,6 +9,9 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use crate::remote::RemoteError;
 
+/// The port of a service that a URL does not name.
+const PORT: &str = ":6800";
+
 /// Where a service is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -30,9 +33,14 @@ impl Address {
         text.starts_with("https://") || text.starts_with("http://")
     }
 
-    /// Reads a URL.
+    /// Reads a URL. Without a port it is that of a service, 6800.
     pub fn of_url(url: &str) -> Self {
-        Self::Network { url: url.trim_end_matches('/').to_owned() }
+        let url = url.trim_end_matches('/');
+        let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+        let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let after_host = host.rsplit_once(']').map_or(host, |(_, after)| after);
+        let port = if after_host.contains(':') { "" } else { PORT };
+        Self::Network { url: format!("{scheme}://{host}{port}{path}") }
     }
 
     pub(super) fn base(&self) -> &str {
@@ -121,6 +129,20 @@ mod tests {
             "http://10.0.0.1:6800",
         ] {
             assert!(goes_in_the_clear(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_without_a_port_is_that_of_a_service() {
+        for (url, base) in [
+            ("https://h", "https://h:6800"),
+            ("https://h/", "https://h:6800"),
+            ("https://h:443/", "https://h:443"),
+            ("http://[::1]", "http://[::1]:6800"),
+            ("http://[::1]:80", "http://[::1]:80"),
+            ("https://h/ekko/", "https://h:6800/ekko"),
+        ] {
+            assert_eq!(Address::of_url(url).base(), base);
         }
     }
 }

@@ -17,7 +17,7 @@ const LONGEST: usize = 1000;
 #[non_exhaustive]
 pub enum RemoteError {
     /// It cannot be reached, or the link broke.
-    #[error("cannot reach the service at {address}: {source}")]
+    #[error("cannot reach the service at {address}: {}", reason(source, address))]
     Unreachable {
         /// Where it is to be.
         address: String,
@@ -95,6 +95,24 @@ pub enum RemoteError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// Returns why a service cannot be reached, with what to do about it.
+fn reason(source: &ureq::Error, address: &str) -> String {
+    let said = source.to_string();
+    let host = address.split_once("://").map_or(address, |(_, host)| host);
+    // The library below says so in words alone.
+    if said.contains("invalid peer certificate") {
+        return "its certificate is not trusted: give the certificate of its authority with --cacert FILE"
+            .to_owned();
+    }
+    if address.starts_with("http://") && said.contains("protocol") {
+        return format!("what answers does not speak HTTP: if the service has TLS, use -r https://{host}");
+    }
+    if address.starts_with("https://") && said.contains("corrupt message") {
+        return format!("what answers does not speak TLS: if the service has none, use -r http://{host}");
+    }
+    said
 }
 
 impl RemoteError {

@@ -10,6 +10,9 @@
 //! - A boot of the same machine that is not the one of the last look began after it, so its whole uptime has passed since then.
 //! - Of a machine that was never here nothing is known: its boot may be older than the repository.
 //!
+//! Never does more time pass than by the date: a container may have a new boot id and the uptime of its host, and machines that
+//! were cloned may share an id. So a period ends early only if the date and the uptime are both wrong.
+//!
 //! The file may be removed: the count goes on from the last deletion, and running periods take longer.
 
 use std::borrow::Borrow;
@@ -43,6 +46,8 @@ struct Look {
     machine: String,
     boot: String,
     uptime_seconds: u64,
+    /// The date, in seconds since 1970.
+    date: i64,
     passed_seconds: u64,
 }
 
@@ -52,6 +57,7 @@ struct Machine {
     id: String,
     boot: String,
     uptime_seconds: u64,
+    date: i64,
 }
 
 impl Machine {
@@ -66,6 +72,7 @@ impl Machine {
             id: machine.unwrap_or_else(|| boot.clone()),
             boot,
             uptime_seconds: u64::try_from(uptime.tv_sec).unwrap_or(0),
+            date: jiff::Timestamp::now().as_second(),
         }
     }
 }
@@ -81,16 +88,23 @@ impl Clock {
         let known = self.machines.iter().position(|look| look.machine == now.id);
         let before = known.map(|at| self.machines.remove(at));
         let since = match &before {
+            // Without a boot id, one boot cannot be told from another.
+            Some(_) if now.boot.is_empty() => 0,
             None => 0,
             Some(look) if look.boot == now.boot => now.uptime_seconds.saturating_sub(look.uptime_seconds),
             Some(_) => now.uptime_seconds,
         };
+        let by_date = before.as_ref().map_or(0, |look| now.date.saturating_sub(look.date));
+        let since = since.min(u64::try_from(by_date).unwrap_or(0));
+        let same_boot = before.as_ref().filter(|look| look.boot == now.boot);
+        let uptime_seconds = same_boot.map_or(0, |look| look.uptime_seconds).max(now.uptime_seconds);
         let passed = before.map_or(0, |look| look.passed_seconds).saturating_add(since);
         self.passed_seconds = self.passed_seconds.max(passed).max(at_least);
         self.machines.push(Look {
             machine: now.id.clone(),
             boot: now.boot.clone(),
-            uptime_seconds: now.uptime_seconds,
+            uptime_seconds,
+            date: now.date,
             passed_seconds: self.passed_seconds,
         });
         let surplus = self.machines.len().saturating_sub(MOST_MACHINES);
@@ -172,6 +186,8 @@ mod tests {
         clock: Clock,
         /// Number of the boot, and its beginning; nothing while the machine is off.
         machines: Vec<(u32, Option<u64>)>,
+        /// Whether restarts keep the uptime, as those of containers do.
+        keeps_uptime: bool,
         /// Whether a new boot of a known machine is taken for one that has always been there.
         trusts_any_uptime: bool,
     }
@@ -180,7 +196,8 @@ mod tests {
         fn new(trusts_any_uptime: bool) -> Self {
             // One has been running for long before it sees the repository.
             let machines = vec![(0, Some(0)), (0, Some(0)), (0, None)];
-            Self { true_seconds: 100_000, clock: Clock::default(), machines, trusts_any_uptime }
+            let clock = Clock::default();
+            Self { true_seconds: 100_000, clock, machines, keeps_uptime: false, trusts_any_uptime }
         }
 
         /// Says whether no more has passed than has passed.
@@ -190,13 +207,17 @@ mod tests {
             let (boot, began) = self.machines[machine];
             match (what % 4, began) {
                 (0, Some(_)) => self.machines[machine] = (boot, None),
-                (0, None) => self.machines[machine] = (boot + 1, Some(self.true_seconds)),
+                (0, None) => {
+                    let began = if self.keeps_uptime { 0 } else { self.true_seconds };
+                    self.machines[machine] = (boot + 1, Some(began));
+                }
                 (_, None) => {}
                 (_, Some(began)) => {
                     let now = Machine {
                         id: machine.to_string(),
                         boot: format!("{machine}.{boot}"),
                         uptime_seconds: self.true_seconds - began,
+                        date: i64::try_from(self.true_seconds).unwrap(),
                     };
                     let before = self.clock.passed_seconds;
                     let unknown = self.clock.machines.iter().all(|look| look.machine != now.id);
@@ -213,11 +234,11 @@ mod tests {
 
     #[test]
     fn no_more_time_passes_than_has_passed_and_that_of_a_machine_that_runs_passes() {
-        fn holds(steps: Vec<(u8, u8)>) -> bool {
-            let mut world = World::new(false);
+        fn holds(keeps_uptime: bool, steps: Vec<(u8, u8)>) -> bool {
+            let mut world = World { keeps_uptime, ..World::new(false) };
             steps.into_iter().all(|(what, which)| world.step(what, which))
         }
-        quickcheck::QuickCheck::new().tests(2000).quickcheck(holds as fn(Vec<(u8, u8)>) -> bool);
+        quickcheck::QuickCheck::new().tests(2000).quickcheck(holds as fn(bool, Vec<(u8, u8)>) -> bool);
         let mut unsound = World::new(true);
         assert!(!(0..40).all(|step| unsound.step(step, step)), "the model sees what it is to see");
         let mut running = World::new(false);
@@ -227,10 +248,28 @@ mod tests {
 
     #[test]
     fn of_many_machines_the_last_ones_are_kept_and_a_lost_file_sets_nothing_back() {
-        let machine = |id: u32| Machine { id: id.to_string(), boot: id.to_string(), uptime_seconds: 5 };
+        let machine =
+            |id: u32| Machine { id: id.to_string(), boot: id.to_string(), uptime_seconds: 5, date: 9 };
         let clock = (0..100).fold(Clock::default(), |clock, id| clock.look(&machine(id), 0));
         assert_eq!(clock.machines.len(), MOST_MACHINES);
         assert_eq!(clock.machines.last().unwrap().machine, "99");
         assert_eq!(Clock::default().look(&machine(1), 77).passed_seconds, 77);
+    }
+
+    #[test]
+    fn a_wrong_date_or_a_wrong_uptime_alone_lets_no_time_pass() {
+        let at = |boot: &str, uptime_seconds, date| Machine {
+            id: "m".to_owned(),
+            boot: boot.to_owned(),
+            uptime_seconds,
+            date,
+        };
+        let first = Clock::default().look(&at("a", 1_000_000, 5000), 0);
+        // The date jumps; a container is restarted; another machine has the same id.
+        for now in [at("a", 1_000_010, 900_000), at("b", 1_000_010, 5010), at("", 2_000_000, 900_000)] {
+            assert!(first.clone().look(&now, 0).passed_seconds <= 10, "{now:?}");
+        }
+        let back = first.look(&at("a", 500, 5001), 0).look(&at("a", 1_000_001, 6000), 0);
+        assert!(back.passed_seconds <= 1, "a lower uptime does not replace a higher one");
     }
 }

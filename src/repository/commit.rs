@@ -165,7 +165,11 @@ impl RepositoryWriter {
         created: jiff::Timestamp,
         id: Option<BackupsetId>,
     ) -> Result<Backupset, RepositoryError> {
-        let (sets, _) = self.repository.backupsets_named("")?;
+        let (sets, problems) = self.repository.backupsets_named("")?;
+        // It may have had the name, and know a higher number.
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
+        }
         check_new_name(&sets, name)?;
         let id = id.unwrap_or_else(BackupsetId::random);
         Ok(Backupset { next_number: next_number(&sets, name), ..Backupset::new(id, name.clone(), created) })

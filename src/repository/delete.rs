@@ -78,8 +78,9 @@ impl RepositoryWriter {
             }
             before.push((set, incrementals));
         }
-        let latest =
-            before.iter().flat_map(|(set, _)| &set.deleted).map(|deleted| deleted.deleted_clock).max();
+        // Of all lists: if the file is lost, the count goes on from the highest, and it must not jump to that later.
+        let (all, _) = repository.backupsets_named("")?;
+        let latest = all.iter().flat_map(|set| &set.deleted).map(|deleted| deleted.deleted_clock).max();
         let clock = repository.clock(latest.unwrap_or(0))?;
         clock.write(repository).inspect_err(|error| self.poisoned_by(error))?;
         let (deleted, deleted_clock) = (jiff::Timestamp::now(), clock.passed_seconds());
@@ -108,6 +109,11 @@ impl RepositoryWriter {
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let repository = &self.repository;
+        // What it says of this backup would be done again.
+        if Together::read(repository.storage.as_ref(), &repository.layout)?.is_some() {
+            let what = "an earlier change that it describes could not be finished".to_owned();
+            return Err(RepositoryError::SettingsDamaged { path: repository.layout.together(), what });
+        }
         let mut set = Backupset::read(repository.storage.as_ref(), &repository.layout, backup.backupset)?;
         let at = set.deleted.iter().position(|deleted| deleted.record.incremental == backup.incremental);
         let at = at.ok_or_else(|| self.no_such(backup.backupset, backup.incremental))?;
@@ -226,7 +232,12 @@ impl RepositoryWriter {
         manifest.verify()?;
         // No collection frees them meanwhile: it takes backups out of the list of deleted ones before.
         for (_, segment) in manifest.segments() {
-            self.store.require_stored(segment.key)?;
+            let key = segment.key;
+            // What the index does not know was freed, or was damaged when the index was made.
+            let lost = |error: StoreError| {
+                if error.distrusts_index() { StoreError::Lost { key } } else { error }
+            };
+            self.store.require_stored(key).map_err(lost)?;
         }
         Ok(())
     }

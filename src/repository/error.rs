@@ -130,8 +130,8 @@ pub enum RepositoryError {
     },
     /// What is deleted must be named exactly.
     #[error(
-        "{what} does not name a certain backup: name one ({name}@7), several ({name}@3-7) or all of them ({name}@all); \
-         \"ekko list {name}\" shows them"
+        "{what} is not an exact address: name one backup ({name}@7), several ({name}@3-7) or all of them ({name}@all); \
+         \"ekko list {name}\" shows them, and \"ekko list --deleted\" those that were deleted"
     )]
     NotExact {
         /// What was asked for.

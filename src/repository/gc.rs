@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
-use crate::manifest::{BackupsetId, Incremental};
+use crate::manifest::BackupsetId;
 use crate::progress::{Notice, Progress};
 use crate::repository::clock::UndeletePeriods;
 use crate::repository::proof::{Named, Proof, prove};
@@ -151,8 +151,10 @@ impl RepositoryWriter {
                     return Ok(summary);
                 }
                 let mut proof = prove(repository, &kept, &candidates, options.jobs, progress)?;
-                // One whose manifest is damaged cannot come back: it must not keep others from being freed.
-                teller.tell(std::mem::take(&mut proof.problems));
+                // It may be put back.
+                for problem in &mut proof.problems {
+                    problem.push_str(" (a deleted backup: \"ekko gc --now\" gives it up)");
+                }
                 let spans = |candidates: &[Candidate]| candidates.iter().map(|one| one.span).sum::<u64>();
                 let before = spans(&candidates);
                 if !is_proven(proof, false, &mut candidates, &mut summary) {
@@ -165,11 +167,13 @@ impl RepositoryWriter {
                 summary.freed_bytes += candidates.iter().map(|candidate| candidate.span).sum::<u64>();
             } else {
                 if !purged {
-                    match self.written(self.purge(&moment))? {
-                        Some(number) => summary.purged_backups = number,
-                        // Somebody undeleted one: what it names was not compared.
-                        None => return Ok(summary),
-                    }
+                    let Some(number) = self.written(self.purge(&moment))? else {
+                        // What it names was not compared.
+                        let what = "nothing was freed: a deleted backup was undeleted meanwhile; run \"ekko gc\" again";
+                        summary.problems.push(what.to_owned());
+                        return Ok(summary);
+                    };
+                    summary.purged_backups = number;
                     purged = true;
                 }
                 // Neighbours in a pack together: they make one hole.
@@ -229,19 +233,18 @@ impl RepositoryWriter {
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
-        let mut doomed: BTreeMap<BackupsetId, Vec<Incremental>> = BTreeMap::new();
-        for (set, record) in moment.doomed() {
-            doomed.entry(set.id).or_default().push(record.incremental);
+        let mut doomed: BTreeMap<BackupsetId, Vec<&DeletedBackup>> = BTreeMap::new();
+        for (set, deleted) in moment.deleted().filter(|(set, deleted)| moment.is_doomed(set, deleted)) {
+            doomed.entry(set.id).or_default().push(deleted);
         }
         let mut sets = Vec::new();
         for (id, numbers) in doomed {
             let set = Backupset::read(storage, layout, id)?;
-            let is_deleted =
-                |number: &Incremental| set.deleted.iter().any(|it| it.record.incremental == *number);
-            if !numbers.iter().all(is_deleted) {
+            // One that was undeleted and deleted again has a period of its own.
+            if !numbers.iter().all(|gone| set.deleted.contains(gone)) {
                 return Ok(None);
             }
-            sets.push((set, numbers));
+            sets.push((set, numbers.into_iter().map(|gone| gone.record.incremental).collect::<Vec<_>>()));
         }
         let mut purged = 0;
         for (mut set, numbers) in sets {
@@ -365,11 +368,15 @@ impl Moment {
         self.deleted().map(|(set, deleted)| self.left(set, deleted)).max().unwrap_or_default()
     }
 
+    /// Says whether a deleted backup can be undeleted no longer, and nobody reads it.
+    fn is_doomed(&self, set: &Backupset, deleted: &DeletedBackup) -> bool {
+        self.left(set, deleted).is_zero() && !self.is_leased(set, &deleted.record)
+    }
+
     /// Returns the backups that were deleted, can be undeleted no longer, and that nobody reads.
     fn doomed(&self) -> impl Iterator<Item = Named<'_>> {
-        let over = self.deleted().filter(|(set, deleted)| self.left(set, deleted).is_zero());
-        let named = over.map(|(set, deleted)| (set, &deleted.record));
-        named.filter(|(set, record)| !self.is_leased(set, record))
+        let doomed = self.deleted().filter(|(set, deleted)| self.is_doomed(set, deleted));
+        doomed.map(|(set, deleted)| (set, &deleted.record))
     }
 }
 

@@ -34,7 +34,8 @@ pub(super) fn is_temporary_of_root(name: &str) -> bool {
 
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
 pub(super) fn is_temporary_of_sets(name: &str) -> bool {
-    finished(name) == Some(TOGETHER) || name == PROBE
+    let is_own_probe = |name: &str| name.strip_prefix(OWN_PROBE).and_then(canonical::<uuid::Uuid>).is_some();
+    finished(name) == Some(TOGETHER) || name == PROBE || finished(name).is_some_and(is_own_probe)
 }
 
 /// Says whether Ekko gives this name to a temporary file in the folder of a backupset.
@@ -59,6 +60,7 @@ const SETTINGS: &str = "ekko.toml";
 
 /// The name of what shows that the repository can be written to.
 const PROBE: &str = "probe.tmp";
+const OWN_PROBE: &str = "probe-";
 
 /// The paths of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +127,11 @@ impl Layout {
     /// Returns the file by which it is found out whether the repository can be written to. Only there meanwhile.
     pub fn probe(&self) -> PathBuf {
         self.sets().join(PROBE)
+    }
+
+    /// Returns a file that no other process creates, by which it is found out whom new files belong to. Only there meanwhile.
+    pub(super) fn own_probe(&self) -> PathBuf {
+        self.sets().join(format!("{OWN_PROBE}{}.{TEMPORARY}", uuid::Uuid::new_v4()))
     }
 
     /// Returns the folder of the packs.
@@ -211,6 +218,8 @@ mod tests {
         assert!(is_temporary_pack("0000000000000012.pack.tmp"));
         assert!(is_temporary_of_sets("together.toml.tmp"));
         assert!(is_temporary_of_sets("probe.tmp"));
+        let own = format!("probe-{}.tmp", uuid::Uuid::new_v4());
+        assert!(is_temporary_of_sets(&own) && !is_temporary_of_sets("probe-x.tmp"));
         assert!(is_temporary_of_root("clock.tmp"));
         assert!(is_temporary_of_root("checked.tmp") && is_temporary_of_root("ekko.toml.tmp"));
         let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());

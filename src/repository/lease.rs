@@ -144,6 +144,8 @@ fn is_held(storage: &dyn Storage, path: &Path) -> Result<bool, StorageError> {
     let file = match storage.handle(path, Access::Read) {
         Ok(file) => file,
         Err(error) if error.is_not_found() => return Ok(false),
+        // Root has made it and has not given it to the owner yet.
+        Err(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => return Ok(true),
         Err(error) => return Err(error),
     };
     match file.try_lock() {

@@ -2,7 +2,7 @@
 //!
 //! The files are their owner's alone (mode 0600). A file that another user, root above all, made in the repository would lock
 //! its owner out. So who changes a repository must make files that belong to the owner of `ekko.toml`, and is refused
-//! otherwise, before anything is written. What counts is whom a new file belongs to, not who makes it: a file server that takes
+//! otherwise, before anything is left in it. What counts is whom a new file belongs to, not who makes it: a file server that takes
 //! root for another user gives root's files to that user.
 
 use std::io::ErrorKind;
@@ -23,7 +23,7 @@ pub(crate) fn check_owner(storage: &dyn Storage, layout: &Layout) -> Result<(), 
     };
     let owner = found.uid();
     let user = rustix::process::geteuid().as_raw();
-    if owner == user || owner_of_new_file(storage, &layout.probe())? == Some(owner) {
+    if owner == user || owner_of_new_file(storage, &layout.own_probe())? == Some(owner) {
         return Ok(());
     }
     Err(RepositoryError::NotOwner {
@@ -38,19 +38,11 @@ fn owner_of_new_file(storage: &dyn Storage, path: &Path) -> Result<Option<u32>, 
     match storage.create(path) {
         Ok(_) => {}
         Err(error) if error.source.kind() == ErrorKind::PermissionDenied => return Ok(None),
-        // Another process looks, or looked and was killed.
-        Err(error) if error.source.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
     let found = storage.examine(path).map(|found| Some(found.uid()));
-    match storage.unlink(path) {
-        Err(error) if !error.is_not_found() => return Err(error),
-        _ => {}
-    }
-    match found {
-        Err(error) if error.is_not_found() => Ok(None),
-        found => found,
-    }
+    storage.unlink(path)?;
+    found
 }
 
 /// Says whose the repository is, if it is not this user's to read.
@@ -76,5 +68,6 @@ fn name_of(user: u32) -> String {
         let name = fields.next()?;
         (fields.nth(1)? == number).then(|| name.to_owned())
     });
-    name.unwrap_or_else(|| format!("#{number}"))
+    // As sudo takes a number, with quotes for the shell.
+    name.unwrap_or_else(|| format!("'#{number}'"))
 }

@@ -342,7 +342,11 @@ impl Together {
 pub(super) fn finish(repository: &Repository, progress: &dyn Progress) -> Result<bool, RepositoryError> {
     let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
     let together = match Together::read(storage, layout) {
-        Ok(None) => return Ok(true),
+        Ok(None) => {
+            // A process that was killed may have removed it without a sync: it must not come back after what is done next.
+            storage.sync_folder(&layout.sets())?;
+            return Ok(true);
+        }
         Ok(Some(together)) => together,
         Err(error) if error.kind() == ErrorKind::Io => return Err(error),
         // It is told with the sets that cannot be read.

@@ -67,7 +67,7 @@ fn a_backup_goes_from_the_middle_of_a_chain_and_comes_back() {
     world.run(&["undelete", "web@1"]).exits(1).says("no deleted backup web@1");
     // The last ones: the next backup is compared with what is left, and numbers are never given twice.
     world.run(&["delete", "web@2", "web@3"]).exits(0);
-    world.run(&["undelete", "web"]).exits(2).says("web does not name a certain backup");
+    world.run(&["undelete", "web"]).exits(2).says("web is not an exact address");
     let next = &world.json(&["backup", "web"])["backups"][0];
     assert_eq!((&next["backup"], &next["unchanged_segments"]), (&"web@4".into(), &3.into()));
     world.run(&["delete", "web@0", "web@1", "web@4"]).exits(0);
@@ -229,7 +229,7 @@ fn what_is_deleted_is_named_exactly() {
         world
             .run(&["delete", text])
             .exits(2)
-            .says("name one (web@7), several (web@3-7) or all of them (web@all)");
+            .says("name one backup (web@7), several (web@3-7) or all of them (web@all)");
         world.run(&["delete", "--dry-run", text]).exits(2);
     }
     world.run(&["delete", "wbe@0"]).exits(1).says("did you mean \"web\"?");

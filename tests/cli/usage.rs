@@ -236,3 +236,25 @@ fn only_the_owner_of_a_repository_changes_it() {
     let owner = |path: &std::path::PathBuf| std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
     assert!(files().iter().all(|path| owner(path) == NOBODY));
 }
+
+#[test]
+fn a_wrong_command_gets_the_right_one_as_a_hint() {
+    let world = World::new();
+    for (arguments, hint) in [
+        (&["prune"][..], "\"ekko forget\" deletes old backups by rules"),
+        (&["snapshots"], "\"ekko list\" lists backups"),
+        (&["mount"], "cannot mount backups"),
+        (&["bakup"], "similar subcommand exists: 'backup'"),
+        (&["help", "bakup"], "did you mean \"backup\"?"),
+        (&["backup", "--dry-run", "web"], "this command has no --dry-run"),
+        (&["check", "--read-data", "5"], "write --read-data=5"),
+    ] {
+        world.run(arguments).exits(2).says(hint);
+    }
+    let list = |token: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        command.args(["-r", "http://127.0.0.1:1", "list"]).env("EKKO_TOKEN", token);
+        crate::harness::ran(command.output().unwrap())
+    };
+    list("-----BEGIN CERTIFICATE-----\nMIIB").exits(2).says("EKKO_TOKEN does not hold a token");
+}
