@@ -52,6 +52,15 @@ pub enum Notice {
         /// Its size in bytes now.
         now: u64,
     },
+    /// The time of a backup does not fit that of the backup before.
+    DoubtfulClock {
+        /// The disk.
+        name: String,
+        /// When the backup before was begun.
+        newest: jiff::Timestamp,
+        /// The time now.
+        now: jiff::Timestamp,
+    },
     /// The source is read as raw and looks like an image of another format.
     LooksLike {
         /// The source.

@@ -1,6 +1,6 @@
 //! Documents about images and backups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::changes::end_of;
 use crate::api::{ByteRange, View};
-use crate::manifest::{Incremental, unreadable_ranges};
-use crate::progress::{Notice, Progress};
+use crate::check::damaged_backups;
+use crate::manifest::{BackupsetId, Incremental, unreadable_ranges};
+use crate::progress::{Notice, Progress, Silent};
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, DeletedBackup, Repository, RepositoryError, RepositoryStats,
-    Which,
+    BackupRecord, BackupSelector, Backupset, DeletedBackup, Protection, Repository, RepositoryError,
+    RepositoryStats, Which,
 };
 
 /// The most rows of one answer.
@@ -71,6 +72,27 @@ pub struct BackupRow {
     pub size_of_disk: u64,
     /// How many segments the disk divides into.
     pub segments: u32,
+    /// Bytes of the disk's segments that are not zero.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// Plain bytes of the segments that the backup was the first to store.
+    #[serde(default)]
+    pub new_bytes: u64,
+    /// Their encoded bytes: what the backup added to the store.
+    #[serde(default)]
+    pub stored_bytes: u64,
+    /// Words a person gave it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Whether it may not be deleted now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
+    /// Whether it is a machine's moment, and not a disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub machine: bool,
+    /// Whether a check found a segment of it damaged that no backup has stored again since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
     /// Why it may not be what the disk was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspect: Option<String>,
@@ -121,6 +143,14 @@ fn place(
     find().ok_or(RepositoryError::NoSuchBackup { path, what: marker.to_owned() })
 }
 
+/// Returns the backups that checks found damaged. What cannot be known is told of.
+fn damaged(repository: &Repository, progress: &dyn Progress) -> BTreeSet<(BackupsetId, Incremental)> {
+    damaged_backups(repository).unwrap_or_else(|error| {
+        progress.notice(Notice::Problem { kind: error.kind(), what: error.to_string() });
+        BTreeSet::new()
+    })
+}
+
 /// Returns the backups of a set that are listed: those that there are, or those that are deleted.
 fn wanted(
     set: &Backupset,
@@ -162,7 +192,8 @@ pub fn list(
     let page: Vec<_> = rows.by_ref().take(limit).collect();
     let more = rows.next().is_some();
     let next_marker = page.last().filter(|_| more).map(|(set, backup, _)| marker(set, backup));
-    let left = repository.undelete_periods(&seen)?;
+    let (left, now) = (repository.undelete_periods(&seen)?, jiff::Timestamp::now());
+    let damaged = damaged(repository, progress);
     let row = |(set, backup, deleted): &(&Backupset, &BackupRecord, Option<&DeletedBackup>)| BackupRow {
         backup: view.backup_id(set, backup),
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
@@ -172,6 +203,13 @@ pub fn list(
         timestamp: backup.timestamp.to_string(),
         size_of_disk: backup.size_of_disk,
         segments: backup.segments,
+        used_bytes: backup.amounts.used_bytes,
+        new_bytes: backup.amounts.new_bytes,
+        stored_bytes: backup.amounts.stored_bytes,
+        tags: backup.tags.clone(),
+        protected: backup.protection.holds(now),
+        machine: backup.is_machine,
+        damaged: damaged.contains(&(set.id, backup.incremental)),
         suspect: backup.suspect.clone(),
         inconsistent: backup.flaws.inconsistent.clone(),
         unreadable_bytes: backup.flaws.unreadable_bytes,
@@ -213,6 +251,22 @@ pub struct BackupDetails {
     pub tags: Vec<String>,
     /// Whether it may not be deleted now.
     pub protected: bool,
+    /// Until when it is protected, if not for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub protected_until: Option<String>,
+    /// Bytes of the disk's segments that are not zero.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// Plain bytes of the segments that the backup was the first to store.
+    #[serde(default)]
+    pub new_bytes: u64,
+    /// Their encoded bytes: what the backup added to the store.
+    #[serde(default)]
+    pub stored_bytes: u64,
+    /// Whether a check found a segment of it damaged that no backup has stored again since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
     /// A person's note.
     pub note: Option<String>,
     /// Why it may not be what the disk was.
@@ -272,6 +326,16 @@ pub fn show(
         bases: info.bases.iter().map(ToString::to_string).collect(),
         tags: backup.tags.clone(),
         protected: backup.protection.holds(jiff::Timestamp::now()),
+        protected_until: match backup.protection {
+            Protection::Until(end) if backup.protection.holds(jiff::Timestamp::now()) => {
+                Some(end.to_string())
+            }
+            _ => None,
+        },
+        used_bytes: backup.amounts.used_bytes,
+        new_bytes: backup.amounts.new_bytes,
+        stored_bytes: backup.amounts.stored_bytes,
+        damaged: damaged(repository, &Silent).contains(&(set.id, backup.incremental)),
         note: backup.note.clone(),
         suspect: backup.suspect.clone(),
         inconsistent: backup.flaws.inconsistent.clone(),
@@ -346,6 +410,12 @@ pub struct Statistics {
     pub garbage_bytes: u64,
     /// What the repository takes on its disk.
     pub disk_bytes: u64,
+    /// What of that is held free for cleaning up when the disk is full.
+    #[serde(default)]
+    pub reserve_bytes: u64,
+    /// What the disk has left.
+    #[serde(default)]
+    pub free_bytes: u64,
 }
 
 /// Counts what a repository holds.
@@ -363,6 +433,8 @@ pub fn statistics(repository: &Repository, progress: &dyn Progress) -> Result<St
         stored_bytes,
         garbage_bytes,
         disk_bytes,
+        reserve_bytes,
+        free_bytes,
     } = repository.statistics(progress)?;
     Ok(Statistics {
         backups,
@@ -373,5 +445,7 @@ pub fn statistics(repository: &Repository, progress: &dyn Progress) -> Result<St
         stored_bytes,
         garbage_bytes,
         disk_bytes,
+        reserve_bytes,
+        free_bytes,
     })
 }

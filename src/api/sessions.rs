@@ -164,6 +164,9 @@ pub struct Committed {
     /// When it was begun.
     #[schema(format = DateTime)]
     pub timestamp: String,
+    /// How many segments it stored that earlier backups lacked.
+    #[serde(default)]
+    pub healed_segments: u64,
 }
 
 impl Committed {
@@ -181,6 +184,7 @@ impl Committed {
             number: number.0,
             incremental: incremental.0,
             timestamp: timestamp.to_string(),
+            healed_segments: 0,
         }
     }
 }

@@ -30,6 +30,8 @@ pub use pipeline::{InOrder, Outcome, SegmentWorker, used_bytes};
 pub use source::WatchedSource;
 pub use worker::{Class, Put, SegmentWriter};
 
+use jiff::SignedDuration;
+
 use crate::backup::changes::Prepared;
 use crate::backup::order::Order;
 use crate::backup::pipeline::Ran;
@@ -41,6 +43,7 @@ use crate::image::{Format, Image, ImageError, LookAlike, Lookout};
 use crate::manifest::{Flaws, ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
+use crate::repository::retention::is_to_come;
 use crate::repository::{
     BackupDraft, CommittedBackup, FinishedDraft, JobError, RepositoryError, RepositoryWriter, SharedWriter,
 };
@@ -357,6 +360,7 @@ pub fn read_disk(
     let parent = draft.parent().filter(|_| draft.attribute(KIND).is_none());
     let before = parent.map(|parent| parent.manifest.info().geometry.size_of_disk());
     let shrank_from = tell_shrunk(draft.info().name.as_str(), before, image.size(), progress);
+    tell_clock(&draft, progress);
     let prepared = changes::prepare(writer, &mut draft, options).and_then(|prepared| {
         check_fleece(writer, &draft, image, &prepared, options)?;
         Ok(prepared)
@@ -380,6 +384,19 @@ pub fn tell_shrunk(name: &str, before: Option<u64>, now: u64, progress: &dyn Pro
     let was = before.filter(|was| *was > now)?;
     progress.notice(Notice::Shrank { name: name.to_owned(), was, now });
     Some(was)
+}
+
+/// How long a disk may go without a backup before the clock is doubted.
+const LONG: SignedDuration = SignedDuration::from_hours(400 * 24);
+
+/// Tells a person if the clock is before the newest backup of a disk, or far ahead of it.
+fn tell_clock(draft: &BackupDraft, progress: &dyn Progress) {
+    let now = jiff::Timestamp::now();
+    let Some(newest) = draft.newest() else { return };
+    if is_to_come(newest, now) || now.duration_since(newest) > LONG {
+        let name = draft.info().name.as_str().to_owned();
+        progress.notice(Notice::DoubtfulClock { name, newest, now });
+    }
 }
 
 /// A disk that was read, and whose manifest is not finished.

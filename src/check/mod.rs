@@ -5,12 +5,14 @@
 
 mod copies;
 mod data;
+mod findings;
 mod memory;
 mod recount;
 mod status;
 mod verify;
 mod whole;
 
+pub use findings::{Findings, damaged_backups};
 pub use status::{NameStatus, StatusOptions, status};
 pub use verify::{FingerprintSupply, VerifyOptions, VerifySummary, verify, verify_from};
 pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, ReadData, check, check_with_index};

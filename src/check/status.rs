@@ -1,14 +1,16 @@
 //! Whether every disk has a fresh, whole backup: for monitoring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::check::findings::Findings;
 use crate::check::{CheckError, WINDOW, tell, wanted};
-use crate::manifest::{ImageName, ManifestReader};
+use crate::manifest::{ImageName, ManifestReader, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
 use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
+use crate::segment::SegmentKey;
 use crate::store::Catalog;
 
 /// What is asked for.
@@ -43,7 +45,10 @@ pub fn status(
         progress.notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
     }
     let mut names: BTreeMap<&ImageName, Option<(&Backupset, &BackupRecord)>> = BTreeMap::new();
-    for set in &sets {
+    let current = |name: &ImageName| Repository::current_set(&sets, name).is_some_and(|set| set.retired);
+    // What was deleted on purpose is not asked for.
+    let expected = |set: &&Backupset| !current(&set.name);
+    for set in sets.iter().filter(expected).filter(|set| !set.backups.is_empty()) {
         let newest = names.entry(&set.name).or_default();
         let latest = set.backups.iter().max_by_key(|backup| (backup.timestamp, backup.incremental));
         let time = |it: &Option<(&Backupset, &BackupRecord)>| it.map(|(_, backup)| backup.timestamp);
@@ -53,6 +58,7 @@ pub fn status(
         }
     }
     let catalog = repository.catalog()?;
+    let damaged = Findings::load(repository).unhealed(&catalog)?.keys();
     let status = |(name, newest): (&ImageName, Option<(&Backupset, &BackupRecord)>)| {
         let Some((set, backup)) = newest else {
             return Ok(NameStatus {
@@ -64,7 +70,7 @@ pub fn status(
         let id = BackupId::of(set, backup);
         let problem = match too_old(options, backup.timestamp) {
             Some(old) => Some(old),
-            None => broken(repository, &catalog, set, backup, progress)?,
+            None => broken(repository, (&catalog, &damaged), set, backup, progress)?,
         };
         Ok(NameStatus { name: name.clone(), newest: Some((id, backup.timestamp)), problem })
     };
@@ -78,13 +84,24 @@ fn too_old(options: &StatusOptions, timestamp: Timestamp) -> Option<String> {
         return Some(what);
     }
     let (max_age, age) = (options.max_age?, options.now.duration_since(timestamp));
-    (age > max_age).then(|| format!("its newest backup is {age:#} old, and {max_age:#} is allowed"))
+    (age > max_age).then(|| format!("its newest backup is {} old (limit {})", words(age), words(max_age)))
+}
+
+/// Writes a span of time in one unit that a person uses.
+fn words(span: SignedDuration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_801 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
 }
 
 /// Says what of a backup is not whole.
 fn broken(
     repository: &Repository,
-    catalog: &Catalog,
+    (catalog, damaged): (&Catalog, &HashSet<SegmentKey>),
     set: &Backupset,
     backup: &BackupRecord,
     progress: &dyn Progress,
@@ -98,7 +115,16 @@ fn broken(
         Err(error) => return Ok(Some(error.to_string())),
     };
     let missing = missing(&manifest, catalog, progress)?;
-    Ok((missing > 0).then(|| format!("{missing} segments of it are in no pack that can be read")))
+    if missing > 0 {
+        return Ok(Some(format!("{missing} segments of it are in no pack that can be read")));
+    }
+    let is_damaged = |segment: &SegmentRef| damaged.contains(&segment.key);
+    let segments = if damaged.is_empty() {
+        0
+    } else {
+        manifest.segments().filter(|(_, segment)| is_damaged(segment)).count()
+    };
+    Ok((segments > 0).then(|| format!("a check found {segments} segments of it damaged")))
 }
 
 /// Counts the segments of a manifest that are in no pack.

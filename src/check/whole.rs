@@ -1,11 +1,12 @@
 //! Checking a whole repository: every manifest against the packs, the index against both, and, if that is asked
 //! for, stored bytes against their hashes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::check::copies::{self, Copy};
 use crate::check::data::{Errors, read_data};
-use crate::check::memory::{Memory, slice};
+use crate::check::findings::Findings;
+use crate::check::memory::{Memory, Slice, slice};
 use crate::check::recount::{compare_index, other_whole};
 use crate::check::{CheckError, CheckIndex};
 use crate::error::ErrorKind;
@@ -179,6 +180,8 @@ struct Checking<'a> {
     catalog: Catalog,
     copies: Vec<Copy>,
     summary: CheckSummary,
+    /// What of the packs was read in this check.
+    was_read: HashSet<Slice>,
 }
 
 impl<'a> Checking<'a> {
@@ -197,7 +200,7 @@ impl<'a> Checking<'a> {
         let catalog = repository.catalog()?;
         let copies = copies::list(&catalog, &mut summary.problems)?;
         summary.segments = copies.len() as u64;
-        Ok(Self { repository, sets, catalog, copies, summary })
+        Ok(Self { repository, sets, catalog, copies, summary, was_read: HashSet::new() })
     }
 
     /// Reads data, and looks every segment of every backup up.
@@ -206,7 +209,8 @@ impl<'a> Checking<'a> {
         options: &CheckOptions,
         progress: &dyn Progress,
     ) -> Result<(CheckSummary, Vec<Copy>), CheckError> {
-        let errors = self.read(options, progress)?;
+        let mut errors = self.read(options, progress)?;
+        self.recall(options, &mut errors);
         let before = self.summary.problems.len();
         let mut errors = self.look_up(errors, progress);
         if !errors.is_empty() || self.summary.problems.len() > before {
@@ -219,6 +223,8 @@ impl<'a> Checking<'a> {
             // What was found is not all, and what was not looked at would count as missing or as garbage.
             let index = self.summary.index;
             self.summary = CheckSummary { cancelled: true, index, ..CheckSummary::default() };
+        } else if !Findings::of(&self.summary.damaged, &self.sets).save(self.repository) {
+            tracing::info!("what was found damaged cannot be remembered here");
         }
         Ok((self.summary, self.copies))
     }
@@ -237,10 +243,27 @@ impl<'a> Checking<'a> {
         if progress.is_cancelled() {
             return Ok(errors);
         }
+        self.was_read.clone_from(&chosen);
         if !memory.remember(self.repository, &self.catalog, &chosen, &self.copies) {
             tracing::info!("what was checked cannot be remembered here");
         }
         Ok(errors)
+    }
+
+    /// Takes what earlier checks found damaged as damaged, but for what was read just now.
+    fn recall(&mut self, options: &CheckOptions, errors: &mut Errors) {
+        if options.read_data == ReadData::All {
+            return;
+        }
+        for finding in Findings::load(self.repository).segments() {
+            for copy in copies::of_mut(&mut self.copies, finding.key) {
+                if finding.places.contains(&copy.place.place) && !self.was_read.contains(&slice(&copy.place))
+                {
+                    copy.damaged = true;
+                    errors.entry(finding.key).or_insert_with(|| finding.error.clone());
+                }
+            }
+        }
     }
 
     /// Lists again what is there, and keeps of what was found damaged what is there still.

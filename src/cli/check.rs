@@ -1,5 +1,6 @@
 //! `ekko check`, `ekko verify` and `ekko status`
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -43,6 +44,36 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
     tell(&CheckDocument::from(summary), args.read_data.is_some(), context)
 }
 
+/// Names backups, those of a disk together: "web@0-7, db@3 (9 backups of 2 disks)".
+fn affected(backups: &[String]) -> String {
+    const MOST: usize = 10;
+    let mut names: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for (name, number) in backups.iter().filter_map(|backup| backup.rsplit_once('@')) {
+        names.entry(name).or_default().extend(number.parse::<u32>());
+    }
+    let mut parts = Vec::new();
+    for (name, numbers) in &mut names {
+        numbers.sort_unstable();
+        for run in numbers.chunk_by(|one, next| next.saturating_sub(*one) == 1) {
+            parts.push(match run {
+                [first, .., last] => format!("{name}@{first}-{last}"),
+                [one] => format!("{name}@{one}"),
+                [] => continue,
+            });
+        }
+    }
+    let more = if parts.len() > MOST { ", ..." } else { "" };
+    let shown = parts.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    match backups.len() {
+        0 => "no backup".to_owned(),
+        1 => shown,
+        number => {
+            let disks = format::count(names.len() as u64, "disk");
+            format!("{shown}{more} ({number} backups of {disks})")
+        }
+    }
+}
+
 /// Tells what a check found.
 pub(super) fn tell(
     document: &CheckDocument,
@@ -56,8 +87,7 @@ pub(super) fn tell(
             writeln!(out, "problem: {problem}")?;
         }
         for DamagedRow { error, backups, .. } in &document.damaged {
-            let hurts = if backups.is_empty() { "no backup".to_owned() } else { backups.join(", ") };
-            writeln!(out, "problem: {error}; it hurts {hurts}")?;
+            writeln!(out, "problem: {error}; it affects {}", affected(backups))?;
         }
         if document.quarantined_segments > 0 {
             let number = document.quarantined_segments;
@@ -79,7 +109,7 @@ pub(super) fn tell(
         if clean {
             writeln!(out, "no problems were found")
         } else {
-            writeln!(out, "{found} problems were found")
+            writeln!(out, "{} found", format::count(found as u64, "problem"))
         }
     })?;
     Ok(if clean { context.outcome() } else { Outcome::Problems })
@@ -185,7 +215,15 @@ pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, Cl
                 writeln!(out, "{name}: {problem}")?;
             }
         }
-        writeln!(out, "{good} of {} names have a fresh, whole backup", document.names.len())
+        let (all, problems) = (document.names.len(), document.names.len() - good);
+        let fresh = args.max_age.map_or_else(String::new, |limit| {
+            format!(" younger than {}", format::span(limit.unsigned_abs()))
+        });
+        let disks = format::count(all as u64, "disk");
+        match problems {
+            0 => writeln!(out, "OK: {disks}, each with an intact backup{fresh}"),
+            _ => writeln!(out, "PROBLEM: {problems} of {disks} without an intact backup{fresh}"),
+        }
     })?;
     Ok(if good == document.names.len() { context.outcome() } else { Outcome::Problems })
 }

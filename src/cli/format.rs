@@ -44,6 +44,36 @@ pub(super) fn span(span: Duration) -> String {
     }
 }
 
+/// Writes how long ago a moment was, as a document has it; of one that is to come, how far off it is.
+pub(super) fn age_text(timestamp: &str, now: jiff::Timestamp) -> String {
+    let Ok(time) = timestamp.parse::<jiff::Timestamp>() else { return timestamp.to_owned() };
+    let age = now.duration_since(time);
+    let text = span(age.unsigned_abs());
+    if age.is_negative() { format!("in {text}") } else { text }
+}
+
+/// Where a person's clock hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zone {
+    Local,
+    Utc,
+}
+
+impl Zone {
+    pub(super) fn of(utc: bool) -> Self {
+        if utc { Self::Utc } else { Self::Local }
+    }
+
+    /// Writes a time as a document has it, to the minute.
+    pub(super) fn text(self, timestamp: &str) -> String {
+        let Ok(time) = timestamp.parse::<jiff::Timestamp>() else { return timestamp.to_owned() };
+        match self {
+            Self::Utc => time.strftime("%Y-%m-%d %H:%MZ").to_string(),
+            Self::Local => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string(),
+        }
+    }
+}
+
 /// Returns a time as a document has it, for a person.
 pub(super) fn time_text(timestamp: &str) -> String {
     timestamp.parse().map_or_else(|_| timestamp.to_owned(), time)
@@ -84,7 +114,8 @@ pub(super) fn table_lines(
 
 /// Writes names and values, one pair a line.
 pub(super) fn pairs(out: &mut Lines, pairs: &[(&str, String)]) -> io::Result<()> {
-    let pairs: Vec<_> = pairs.iter().map(|(name, value)| (escaped(name), value)).collect();
+    let pairs = pairs.iter().filter(|(_, value)| !value.is_empty());
+    let pairs: Vec<_> = pairs.map(|(name, value)| (escaped(name), value)).collect();
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().try_for_each(|(name, value)| writeln!(out, "{name:width$}  {value}"))
 }

@@ -1,36 +1,53 @@
 //! `ekko list`
 
-use crate::api::{self, BackupList, ListFilter, MOST_LISTED, View};
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use wildmatch::WildMatch;
+
+use crate::api::{self, BackupList, BackupRow, ListFilter, MOST_LISTED, View};
 use crate::cli::args::ListArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::format::Zone;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::remote::{RemoteRepository, part};
 
 pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliError> {
-    let document = if let Some(remote) = context.network()? {
-        from_service(args, &remote)?
-    } else {
-        let name = args.name.as_ref().map(ToString::to_string);
-        let filter = ListFilter { name, deleted: args.deleted, ..ListFilter::default() };
-        api::list(&context.open()?, &View::everything(), &filter, context.progress())?
+    // What one name has is asked for by it; what several have, or a pattern, is chosen here.
+    let name = match args.names.as_slice() {
+        [name] if !name.contains(['*', '?']) => Some(name.clone()),
+        _ => None,
     };
-    if let Some(name) = args.name.as_ref().filter(|_| document.backups.is_empty()) {
-        let deleted = if args.deleted { "deleted " } else { "" };
-        let message =
-            format!("there is no {deleted}backup of {name} in {}", context.repository_name()?.display());
-        return Err(CliError::new(ErrorKind::NotFound, message));
-    }
+    let filter = ListFilter { name, tag: args.tag.clone(), deleted: args.deleted, ..ListFilter::default() };
+    let mut document = match context.network()? {
+        Some(remote) => from_service(&filter, &remote)?,
+        None => api::list(&context.open()?, &View::everything(), &filter, context.progress())?,
+    };
+    choose(&mut document.backups, args, context)?;
     if args.deleted {
-        return deleted(&document, context);
+        return deleted(&document, Zone::of(args.utc), context);
     }
     context.print(&document, |out| {
+        if document.backups.is_empty() {
+            return writeln!(out, "no backups");
+        }
+        let (now, zone) = (Timestamp::now(), Zone::of(args.utc));
         let rows = document.backups.iter().map(|row| {
-            let (time, size) = (format::time_text(&row.timestamp), format::bytes(row.size_of_disk));
-            vec![row.backup.clone(), time, size, row.segments.to_string(), row.name.clone()]
+            vec![
+                row.backup.clone(),
+                format::age_text(&row.timestamp, now),
+                zone.text(&row.timestamp),
+                format::bytes(row.size_of_disk),
+                format::bytes(row.used_bytes),
+                format::bytes(row.new_bytes),
+                row.tags.join(","),
+                marks(row).join(" "),
+            ]
         });
-        format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "SEGMENTS", "NAME"], &[2, 3], rows)?;
+        let header = ["BACKUP", "AGE", "TIME", "SIZE", "USED", "NEW", "TAGS", "MARKS"];
+        format::table(out, &header, &[1, 3, 4, 5], rows)?;
         let mut suspects =
             document.backups.iter().filter_map(|row| Some((&row.backup, row.suspect.as_ref()?)));
         suspects.try_for_each(|(backup, why)| writeln!(out, "{backup} is suspect: {why}"))?;
@@ -48,28 +65,76 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
     Ok(context.outcome())
 }
 
+/// Returns what is special about a backup, in one word each.
+fn marks(row: &BackupRow) -> Vec<&'static str> {
+    let marks = [
+        (row.damaged, "damaged"),
+        (row.suspect.is_some(), "suspect"),
+        (row.inconsistent.is_some(), "inconsistent"),
+        (row.unreadable_bytes > 0, "bad-sectors"),
+        (row.protected, "protected"),
+        (row.machine, "machine"),
+    ];
+    marks.into_iter().filter(|(holds, _)| *holds).map(|(_, mark)| mark).collect()
+}
+
+/// Leaves out the backups that were not asked for.
+///
+/// # Errors
+/// A name has none.
+fn choose(rows: &mut Vec<BackupRow>, args: &ListArgs, context: &Context) -> Result<(), CliError> {
+    for name in &args.names {
+        let pattern = WildMatch::new(name);
+        if !rows.iter().any(|row| pattern.matches(&row.name)) {
+            let deleted = if args.deleted { "deleted " } else { "" };
+            let repository = context.repository_name()?.display();
+            let message = format!("there is no {deleted}backup of {name} in {repository}");
+            return Err(CliError::new(ErrorKind::NotFound, message));
+        }
+    }
+    let patterns: Vec<_> = args.names.iter().map(|name| WildMatch::new(name)).collect();
+    let is_named = |row: &BackupRow| patterns.is_empty() || patterns.iter().any(|it| it.matches(&row.name));
+    let is_since = |row: &BackupRow| {
+        let time = row.timestamp.parse::<Timestamp>();
+        args.since.is_none_or(|since| time.is_ok_and(|time| time >= since))
+    };
+    rows.retain(|row| is_named(row) && is_since(row));
+    if args.latest {
+        let mut last: HashMap<String, u32> = HashMap::new();
+        for row in rows.iter() {
+            let last = last.entry(row.name.clone()).or_default();
+            *last = row.number.max(*last);
+        }
+        rows.retain(|row| last.get(&row.name) == Some(&row.number));
+    }
+    Ok(())
+}
+
 /// Lists deleted backups.
-fn deleted(document: &BackupList, context: &Context) -> Result<Outcome, CliError> {
+fn deleted(document: &BackupList, zone: Zone, context: &Context) -> Result<Outcome, CliError> {
     context.print(document, |out| {
+        if document.backups.is_empty() {
+            return writeln!(out, "no deleted backups");
+        }
         let rows = document.backups.iter().map(|row| {
-            let text = |time: &Option<String>| time.as_deref().map(format::time_text).unwrap_or_default();
-            let (time, deleted, until) =
-                (format::time_text(&row.timestamp), &row.deleted, &row.deleted_until);
+            let text = |time: &Option<String>| time.as_deref().map(|it| zone.text(it)).unwrap_or_default();
+            let (time, deleted, until) = (zone.text(&row.timestamp), &row.deleted, &row.deleted_until);
             vec![row.backup.clone(), time, format::bytes(row.size_of_disk), text(deleted), text(until)]
         });
-        format::table(out, &["BACKUP", "TIME", "SIZE OF DISK", "DELETED", "UNDELETE UNTIL"], &[2], rows)
+        format::table(out, &["BACKUP", "TIME", "SIZE", "DELETED", "UNDELETE UNTIL"], &[2], rows)
     })?;
     Ok(context.outcome())
 }
 
 /// Asks for page after page.
-fn from_service(args: &ListArgs, remote: &RemoteRepository) -> Result<BackupList, CliError> {
+fn from_service(filter: &ListFilter, remote: &RemoteRepository) -> Result<BackupList, CliError> {
     let mut all = BackupList { backups: Vec::new(), next_marker: None };
     loop {
-        let name = args.name.iter().map(|name| format!("&name={}", part(name.as_str())));
+        let name = filter.name.iter().map(|name| format!("&name={}", part(name)));
+        let tag = filter.tag.iter().map(|tag| format!("&tag={}", part(tag)));
         let marker = all.next_marker.iter().map(|marker| format!("&marker={}", part(marker)));
-        let deleted = args.deleted.then(|| "&deleted=true".to_owned());
-        let query: String = name.chain(marker).chain(deleted).collect();
+        let deleted = filter.deleted.then(|| "&deleted=true".to_owned());
+        let query: String = name.chain(tag).chain(marker).chain(deleted).collect();
         let page: BackupList = remote.get(&format!("/v1/backups?limit={MOST_LISTED}{query}"))?;
         all.backups.extend(page.backups);
         all.next_marker = page.next_marker;

@@ -128,6 +128,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Protect(args) => protect::protect(&args, context),
         Command::Unprotect(args) => protect::unprotect(&args, context),
         Command::Rename(args) => protect::rename(&args, context),
+        Command::Retire(args) => protect::retire(&args, context),
         Command::Check(args) => check::check(&args, context),
         Command::Verify(args) => check::verify(&args, context),
         Command::Status(args) => check::status(&args, context),

@@ -1,9 +1,9 @@
-//! `ekko protect`, `ekko unprotect` and `ekko rename`
+//! `ekko protect`, `ekko unprotect`, `ekko rename` and `ekko retire`
 
 use serde::Serialize;
 
 use crate::api::{self, ProtectionDocument, View};
-use crate::cli::args::{ProtectArgs, RenameArgs, UnprotectArgs};
+use crate::cli::args::{ProtectArgs, RenameArgs, RetireArgs, UnprotectArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, over_service};
@@ -61,5 +61,21 @@ pub(super) fn rename(args: &RenameArgs, context: &Context) -> Result<Outcome, Cl
     writer.close()?;
     let document = Renamed { from: args.from.to_string(), to: args.to.to_string(), backupsets };
     context.print(&document, |out| writeln!(out, "{} is now {}", document.from, document.to))?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct Retired {
+    name: String,
+}
+
+pub(super) fn retire(args: &RetireArgs, context: &Context) -> Result<Outcome, CliError> {
+    let writer = context.open_writer(1, false)?;
+    writer.retire(&args.name)?;
+    writer.close()?;
+    let document = Retired { name: args.name.to_string() };
+    context.print(&document, |out| {
+        writeln!(out, "{} is retired: \"ekko status\" expects no backups of it", document.name)
+    })?;
     Ok(Outcome::Done)
 }

@@ -38,16 +38,24 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             document.present_segments,
             document.stored_by_this_backup,
         );
+        let (new, stored) = (format::bytes(document.new_bytes), format::bytes(document.stored_bytes));
+        let added = format!("{new} new, stored as {stored}");
+        let damaged = if document.damaged { "a check found segments of it damaged" } else { "" }.to_owned();
         let manifest = document.manifest.as_deref().unwrap_or(&document.manifest_blake3);
         let mut pairs = vec![
             ("backup", document.backup.clone()),
             ("name", document.name.clone()),
             ("backupset", document.backupset.clone()),
-            ("time", format::time_text(&document.timestamp)),
+            ("time", format!("{} ({})", format::time_text(&document.timestamp), age(&document.timestamp))),
             ("size of disk", format::bytes(document.size_of_disk)),
+            ("used", format::bytes(document.used_bytes)),
+            ("added", added),
             ("segments", segments),
             ("bases", document.bases.join(", ")),
             ("tags", document.tags.join(", ")),
+            ("protected", protected(document)),
+            ("damaged", damaged),
+            ("note", document.note.clone().unwrap_or_default()),
             ("suspect", document.suspect.clone().unwrap_or_default()),
             ("inconsistent", document.inconsistent.clone().unwrap_or_default()),
             ("manifest", format!("{manifest} ({})", format::bytes(document.manifest_bytes))),
@@ -68,6 +76,21 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
 pub(super) fn unreadable(range: &ByteRange) -> String {
     let (offset, length) = (format::bytes(range.offset), format::bytes(range.length));
     format!("{length} at {offset} (byte {}): zeros in this backup", range.offset)
+}
+
+/// Says how long ago a moment was.
+fn age(timestamp: &str) -> String {
+    let age = format::age_text(timestamp, jiff::Timestamp::now());
+    if age.starts_with("in ") { age } else { format!("{age} ago") }
+}
+
+/// Says whether and until when a backup is protected; nothing if it is not.
+fn protected(document: &BackupDetails) -> String {
+    match (&document.protected_until, document.protected) {
+        (_, false) => String::new(),
+        (None, true) => "for ever".to_owned(),
+        (Some(end), true) => format!("until {}", format::time_text(end)),
+    }
 }
 
 fn parts_of(

@@ -124,6 +124,7 @@ impl RemoteRepository {
             backupset: committed.backupset.parse().map_err(|error: uuid::Error| misunderstood(&error))?,
             incremental,
             timestamp: committed.timestamp.parse().map_err(|error: jiff::Error| misunderstood(&error))?,
+            healed_segments: committed.healed_segments,
             replace_index: false,
         })
     }

@@ -56,6 +56,17 @@ impl Protection {
     }
 }
 
+/// How much of a disk is in use, and how much a backup of it added to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackupAmounts {
+    /// Bytes of the disk's segments that are not zero.
+    pub used_bytes: u64,
+    /// Plain bytes of the segments that the backup was the first to store.
+    pub new_bytes: u64,
+    /// Their encoded bytes.
+    pub stored_bytes: u64,
+}
+
 /// What a backupset says about one of its backups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupRecord {
@@ -71,6 +82,10 @@ pub struct BackupRecord {
     pub size_of_disk: u64,
     /// How many segments the disk divides into.
     pub segments: u32,
+    /// How much of the disk is in use, and how much of that is new.
+    pub amounts: BackupAmounts,
+    /// Whether it is a machine's moment, and not a disk.
+    pub is_machine: bool,
     /// Words a person gave it.
     pub tags: Vec<String>,
     /// Whether it may not be deleted, ever or for some time.
@@ -103,6 +118,8 @@ pub struct Backupset {
     pub name: ImageName,
     /// The number that the next backup of the name gets, as far as this backupset knows.
     pub next_number: u32,
+    /// Whether no further backups of its disk are expected.
+    pub retired: bool,
     /// The names that it had before.
     pub former_names: Vec<FormerName>,
     /// When it began.
@@ -126,6 +143,7 @@ impl Backupset {
             id,
             name,
             next_number: 0,
+            retired: false,
             former_names: Vec::new(),
             created,
             bases: Vec::new(),

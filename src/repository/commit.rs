@@ -36,8 +36,8 @@ use crate::repository::number::{check_new_name, next_number};
 use crate::repository::state::State;
 use crate::repository::together::{Addition, Together};
 use crate::repository::{
-    BackupDraft, BackupId, BackupNumber, BackupRecord, Backupset, FinishedDraft, Origin, Protection,
-    Repository, RepositoryError, RepositoryWriter,
+    BackupAmounts, BackupDraft, BackupId, BackupNumber, BackupRecord, Backupset, FinishedDraft, Origin,
+    Protection, Repository, RepositoryError, RepositoryWriter,
 };
 use crate::segment::Geometry;
 use crate::storage::replace;
@@ -64,6 +64,8 @@ pub struct CommittedBackup {
     pub incremental: Incremental,
     /// When it was begun.
     pub timestamp: jiff::Timestamp,
+    /// How many segments it stored that earlier backups lacked.
+    pub healed_segments: u64,
     /// Whether the index broke after the backup came to exist: the caller replaces it, which counts the
     /// backup, before the backup is acknowledged.
     pub replace_index: bool,
@@ -398,6 +400,7 @@ impl RepositoryWriter {
             backupset: set.id,
             incremental: draft.info.incremental,
             timestamp: draft.info.timestamp,
+            healed_segments: draft.job().stored().healed_segments,
             replace_index,
         };
         Ok(ready.iter().map(committed).collect())
@@ -424,7 +427,8 @@ impl RepositoryWriter {
                 self.store.require_stored(key)?;
             }
         }
-        let info = &draft.info;
+        let (info, stored) = (&draft.info, draft.job().stored());
+        let used_bytes = u64::from(written.present()) * u64::from(info.geometry.segment_size().bytes());
         let record = BackupRecord {
             number: self.next_number(&set, draft, others)?,
             incremental: info.incremental,
@@ -432,6 +436,12 @@ impl RepositoryWriter {
             timestamp: info.timestamp,
             size_of_disk: info.geometry.size_of_disk(),
             segments: info.geometry.segments(),
+            amounts: BackupAmounts {
+                used_bytes: used_bytes.min(info.geometry.size_of_disk()),
+                new_bytes: stored.plain_bytes,
+                stored_bytes: stored.stored_bytes,
+            },
+            is_machine: draft.is_machine,
             tags: draft.tags.clone(),
             protection: Protection::None,
             note: None,

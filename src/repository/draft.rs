@@ -48,6 +48,8 @@ pub struct BackupDraft {
     pub(super) flaws: FlawMarks,
     /// Whether the backupset has no settings yet.
     pub(super) newborn: bool,
+    /// Whether it is of a machine's moment.
+    pub(super) is_machine: bool,
     /// The number that the backup gets at least.
     pub(super) least_number: u32,
     // Before `running`: who begins the same backup after this one finds nothing of it.
@@ -191,6 +193,7 @@ impl BackupDraft {
             why: String::new(),
             flaws: FlawMarks::default(),
             newborn: is_newborn,
+            is_machine: false,
             least_number,
             unfinished: Some(unfinished),
             running,
@@ -210,6 +213,11 @@ impl BackupDraft {
     /// Gives the backup tags.
     pub fn set_tags(&mut self, tags: &Tags) {
         self.tags = tags.to_strings();
+    }
+
+    /// Has the backup be that of a machine's moment.
+    pub fn set_machine(&mut self) {
+        self.is_machine = true;
     }
 
     /// Has the backup be of another moment than that at which it was begun.
@@ -270,6 +278,11 @@ impl BackupDraft {
         }
         self.flaws = flaws.marks();
         Ok(())
+    }
+
+    /// Returns when the newest backup of its backupset was begun.
+    pub fn newest(&self) -> Option<jiff::Timestamp> {
+        self.set.backups.last().map(|backup| backup.timestamp)
     }
 
     /// Returns what its manifest will say about the whole.

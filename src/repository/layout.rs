@@ -29,7 +29,7 @@ pub(super) fn is_temporary_pack(name: &str) -> bool {
 /// Says whether Ekko gives this name to a temporary file in the repository's own folder. The list of tokens is not meant: it has a
 /// lock of its own.
 pub(super) fn is_temporary_of_root(name: &str) -> bool {
-    matches!(finished(name), Some(SETTINGS | CHECKED | CLOCK))
+    matches!(finished(name), Some(SETTINGS | CHECKED | CLOCK | FINDINGS))
 }
 
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
@@ -56,6 +56,7 @@ fn is_draft(name: &str) -> bool {
 const TOGETHER: &str = "together.toml";
 const CHECKED: &str = "checked";
 const CLOCK: &str = "clock";
+const FINDINGS: &str = "findings";
 const SETTINGS: &str = "ekko.toml";
 
 /// The name of what shows that the repository can be written to.
@@ -154,6 +155,11 @@ impl Layout {
         self.root.join(CHECKED)
     }
 
+    /// Returns the file that lists what checks found damaged.
+    pub fn findings(&self) -> PathBuf {
+        self.root.join(FINDINGS)
+    }
+
     /// Returns the file that counts the time that has certainly passed.
     pub fn clock(&self) -> PathBuf {
         self.root.join(CLOCK)
@@ -220,7 +226,7 @@ mod tests {
         assert!(is_temporary_of_sets("probe.tmp"));
         let own = format!("probe-{}.tmp", uuid::Uuid::new_v4());
         assert!(is_temporary_of_sets(&own) && !is_temporary_of_sets("probe-x.tmp"));
-        assert!(is_temporary_of_root("clock.tmp"));
+        assert!(is_temporary_of_root("clock.tmp") && is_temporary_of_root("findings.tmp"));
         assert!(is_temporary_of_root("checked.tmp") && is_temporary_of_root("ekko.toml.tmp"));
         let draft = format!("7.{}.tmp", uuid::Uuid::new_v4().simple());
         for name in ["0.tmp", &draft, "set.toml.tmp", "newborn.tmp", "newborn.tmp.tmp"] {

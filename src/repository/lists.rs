@@ -247,6 +247,8 @@ mod tests {
             timestamp: now,
             size_of_disk: 0,
             segments: 0,
+            amounts: crate::repository::BackupAmounts::default(),
+            is_machine: false,
             tags: Vec::new(),
             protection: Protection::None,
             note: Some("x".repeat(note)),

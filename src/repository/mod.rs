@@ -42,7 +42,7 @@ mod together;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use backupset::{BackupRecord, Backupset, DeletedBackup, Origin, Protection};
+pub use backupset::{BackupAmounts, BackupRecord, Backupset, DeletedBackup, Origin, Protection};
 pub use clock::UndeletePeriods;
 pub use commit::{CommittedBackup, GrowthLimits};
 pub use delete::{Changed, Deletion};
@@ -172,6 +172,24 @@ impl Repository {
         }
         check_owner(self.storage.as_ref(), &self.layout)?;
         Ok(replace(self.storage.as_ref(), &self.layout.checked(), bytes)?)
+    }
+
+    /// Reads the file that lists what checks found damaged.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn read_findings(&self) -> Result<String, RepositoryError> {
+        set_file::read_sealed(self.storage.as_ref(), &self.layout.findings())
+    }
+
+    /// Replaces the file that lists what checks found damaged.
+    ///
+    /// # Errors
+    /// It would be longer than is read, or cannot be written. What was there stays.
+    pub fn write_findings(&self, text: &str) -> Result<(), RepositoryError> {
+        let (path, text) = (self.layout.findings(), set_file::seal(text));
+        settings::check_length(&path, &text)?;
+        Ok(replace(self.storage.as_ref(), &path, text.as_bytes())?)
     }
 
     /// Returns what looks like a backupset, a pack or an index and is none, as Ekko writes its name otherwise: a UUID in

@@ -1,4 +1,4 @@
-//! How a disk gets another name.
+//! How a disk gets another name, and how it is retired.
 
 use std::sync::PoisonError;
 
@@ -6,7 +6,7 @@ use crate::manifest::ImageName;
 use crate::repository::number::{check_new_name, next_number};
 use crate::repository::select::Addressee;
 use crate::repository::together::{Renaming, Together};
-use crate::repository::{Backupset, RepositoryError, RepositoryWriter};
+use crate::repository::{Backupset, Hint, Repository, RepositoryError, RepositoryWriter};
 
 impl RepositoryWriter {
     /// Gives all backups of a name another one, at one moment. They keep their numbers, and the manifests keep the name that their
@@ -61,6 +61,25 @@ impl RepositoryWriter {
             renaming.apply(set);
         }
         self.write_together(&Together::of_renamings(renamings), changed)
+    }
+
+    /// Retires a disk: no further backups of it are expected, until there is one. When this returns, that is durable.
+    ///
+    /// # Errors
+    /// There is no disk of this name.
+    pub fn retire(&self, name: &ImageName) -> Result<(), RepositoryError> {
+        // Held over I/O, as by everybody who changes the lists.
+        let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check()?;
+        self.repository.keep_lists()?;
+        let (sets, _) = self.repository.backupsets_named("")?;
+        let Some(current) = Repository::current_set(&sets, name) else {
+            Addressee::find(&sets, name.as_str(), |_| Some(name.clone()), |name| Some(name.as_str()))?;
+            return Err(RepositoryError::UnknownName { name: name.to_string(), hint: Hint::None });
+        };
+        let mut set = Backupset::read(self.repository.storage.as_ref(), &self.repository.layout, current.id)?;
+        set.retired = true;
+        self.repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))
     }
 
     /// Replaces several lists at one moment: `together` says the same of them as `sets`. Returns how many.

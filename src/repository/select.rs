@@ -302,6 +302,8 @@ mod tests {
             timestamp: created,
             size_of_disk: 1,
             segments: 1,
+            amounts: crate::repository::BackupAmounts::default(),
+            is_machine: false,
             tags: Vec::new(),
             protection: crate::repository::Protection::None,
             note: None,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::manifest::{BackupsetId, FlawMarks, ImageName, Incremental};
 use crate::repository::settings::{FORMAT, check_format, read_text};
 use crate::repository::{
-    BackupNumber, BackupRecord, Backupset, DeletedBackup, FormerName, Origin, Protection, RepositoryError,
+    BackupAmounts, BackupNumber, BackupRecord, Backupset, DeletedBackup, FormerName, Origin, Protection,
+    RepositoryError,
 };
 use crate::segment::Fingerprint;
 use crate::storage::Storage;
@@ -22,6 +23,8 @@ struct File {
     created: String,
     bases: Vec<String>,
     next_incremental: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    retired: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<FileOrigin>,
     #[serde(default, rename = "former_name", skip_serializing_if = "Vec::is_empty")]
@@ -55,6 +58,11 @@ pub(super) struct FileBackup {
     timestamp: String,
     size_of_disk: u64,
     segments: u32,
+    used_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    machine: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
     #[serde(default)]
@@ -101,6 +109,10 @@ impl FileBackup {
             timestamp: backup.timestamp.to_string(),
             size_of_disk: backup.size_of_disk,
             segments: backup.segments,
+            used_bytes: backup.amounts.used_bytes,
+            new_bytes: backup.amounts.new_bytes,
+            stored_bytes: backup.amounts.stored_bytes,
+            machine: backup.is_machine,
             tags: backup.tags.clone(),
             protected: backup.protection == Protection::Always,
             protected_until: match backup.protection {
@@ -150,6 +162,12 @@ impl FileBackup {
             timestamp: time(&self.timestamp)?,
             size_of_disk: self.size_of_disk,
             segments: self.segments,
+            amounts: BackupAmounts {
+                used_bytes: self.used_bytes,
+                new_bytes: self.new_bytes,
+                stored_bytes: self.stored_bytes,
+            },
+            is_machine: self.machine,
             tags: self.tags,
             protection,
             note: self.note,
@@ -198,6 +216,7 @@ impl Backupset {
             created: self.created.to_string(),
             bases: self.bases.iter().map(ToString::to_string).collect(),
             next_incremental: self.next_incremental,
+            retired: self.retired,
             origin,
             former_names: self.former_names.iter().map(FileFormerName::of).collect(),
             backups: self.backups.iter().map(FileBackup::of).collect(),
@@ -249,6 +268,7 @@ impl Backupset {
             bases: file.bases.iter().map(|base| id(base)).collect::<Result<_, _>>()?,
             origin,
             next_incremental: file.next_incremental,
+            retired: file.retired,
             backups,
             deleted,
         })
@@ -270,6 +290,8 @@ mod tests {
             timestamp: time,
             size_of_disk: 1 << 40,
             segments: 1 << 18,
+            amounts: BackupAmounts { used_bytes: 3, new_bytes: 2, stored_bytes: 1 },
+            is_machine: number == 4,
             tags: vec!["monthly".to_owned()],
             protection: match number {
                 1 => Protection::Always,
@@ -287,6 +309,7 @@ mod tests {
             id: BackupsetId::random(),
             name: ImageName::new("web").unwrap(),
             next_number: 9,
+            retired: true,
             former_names: vec![FormerName { name: ImageName::new("www").unwrap(), next_number: 2 }],
             created: time,
             bases: vec![BackupsetId::random()],

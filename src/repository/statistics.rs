@@ -27,6 +27,10 @@ pub struct RepositoryStats {
     pub garbage_bytes: u64,
     /// What the repository takes on the disk, as `du` says.
     pub disk_bytes: u64,
+    /// What of `disk_bytes` is held free for cleaning up when the disk is full.
+    pub reserve_bytes: u64,
+    /// What the disk has left.
+    pub free_bytes: u64,
 }
 
 /// A stored segment: 32 bytes each is the memory that counting takes.
@@ -93,6 +97,10 @@ impl Repository {
             }
         }
         stats.disk_bytes = self.disk_bytes();
+        stats.reserve_bytes =
+            self.storage.examine(&self.layout.reserve()).map_or(0, |reserve| reserve.blocks() * 512);
+        stats.free_bytes = rustix::fs::statvfs(self.layout.root())
+            .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
         Ok(stats)
     }
 }

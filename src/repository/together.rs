@@ -62,6 +62,7 @@ impl Addition {
         }
         set.next_number = set.next_number.max(self.record.number.0.saturating_add(1));
         set.backups.push(self.record.clone());
+        set.retired = false;
         set.next_incremental = next;
         true
     }

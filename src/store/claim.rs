@@ -1,7 +1,7 @@
 //! Looking segments up for a job, and claiming those that are new.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::segment::{Fingerprint, SegmentHash, SegmentKey, Twin};
 use crate::store::catalog::Catalog;
@@ -30,6 +30,9 @@ pub struct NewSegment {
     identity: Identity,
     state: Option<Arc<StoreState>>,
     found_full: FoundFull,
+    /// Whether earlier backups lack it.
+    heals: bool,
+    stored: Arc<StoredCounts>,
 }
 
 impl NewSegment {
@@ -46,8 +49,9 @@ impl NewSegment {
         &self.found_full
     }
 
-    /// The writer has it.
-    pub(super) fn stored(&mut self) {
+    /// The writer has it, in so many stored bytes.
+    pub(super) fn stored(&mut self, stored_bytes: u64) {
+        self.stored.add(u64::from(self.identity.plain_length), stored_bytes, self.heals);
         if let Some(state) = self.state.take() {
             state.pending.settle(self.key);
         }
@@ -65,6 +69,33 @@ pub struct Named {
     pub plain_length: u32,
 }
 
+/// What a job has stored.
+#[derive(Debug, Default)]
+struct StoredCounts {
+    plain_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    healed_segments: AtomicU64,
+}
+
+impl StoredCounts {
+    fn add(&self, plain_bytes: u64, stored_bytes: u64, heals: bool) {
+        self.plain_bytes.fetch_add(plain_bytes, Ordering::Relaxed);
+        self.stored_bytes.fetch_add(stored_bytes, Ordering::Relaxed);
+        self.healed_segments.fetch_add(u64::from(heals), Ordering::Relaxed);
+    }
+}
+
+/// What a job has stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Plain bytes of the segments that it was the first to store.
+    pub plain_bytes: u64,
+    /// Their encoded bytes.
+    pub stored_bytes: u64,
+    /// How many of them earlier backups lacked.
+    pub healed_segments: u64,
+}
+
 /// A job that looks segments up, while it is there.
 #[derive(Debug)]
 pub struct StoreJob {
@@ -72,6 +103,7 @@ pub struct StoreJob {
     began: Horizon,
     state: Arc<StoreState>,
     found_full: FoundFull,
+    stored: Arc<StoredCounts>,
 }
 
 /// Whether a job's own segments found the disk full. They are written by the store's thread, behind the job's back, so the
@@ -98,6 +130,16 @@ impl StoreJob {
     /// Returns what says whether its segments found the disk full.
     pub fn found_full(&self) -> FoundFull {
         self.found_full.clone()
+    }
+
+    /// Returns what it has stored so far.
+    pub fn stored(&self) -> Stored {
+        let counts = &self.stored;
+        Stored {
+            plain_bytes: counts.plain_bytes.load(Ordering::Relaxed),
+            stored_bytes: counts.stored_bytes.load(Ordering::Relaxed),
+            healed_segments: counts.healed_segments.load(Ordering::Relaxed),
+        }
     }
 
     /// Says whether what the index says of a segment cannot change while this job runs: a backup counts it, or it
@@ -143,7 +185,8 @@ impl SegmentStore {
     /// can have found.
     pub fn begin_job(&self) -> StoreJob {
         let (number, began) = self.state.pending.begin_job();
-        StoreJob { number, began, state: Arc::clone(&self.state), found_full: FoundFull::default() }
+        let (state, stored) = (Arc::clone(&self.state), Arc::default());
+        StoreJob { number, began, state, found_full: FoundFull::default(), stored }
     }
 
     /// Finds the segment with this SHA-1, BLAKE3 and length, or claims it for the caller to append. What was found
@@ -193,8 +236,18 @@ impl SegmentStore {
             Claimed::Unfinished(twin) => Ok(Claim::Unfinished(SegmentKey { hash, twin })),
             Claimed::New(twin) => {
                 let key = SegmentKey { hash, twin };
-                let state = Some(Arc::clone(&self.state));
-                Ok(Claim::New(NewSegment { key, identity, state, found_full: job.found_full() }))
+                let mut new = NewSegment {
+                    key,
+                    identity,
+                    state: Some(Arc::clone(&self.state)),
+                    found_full: job.found_full(),
+                    heals: false,
+                    stored: Arc::clone(&job.stored),
+                };
+                // It is claimed: what fails from now on must drop it.
+                let known = self.index()?.twins(hash)?;
+                new.heals = known.iter().any(|(other, entry)| *other == twin && entry.is_lost());
+                Ok(Claim::New(new))
             }
             Claimed::Full => {
                 let key = SegmentKey { hash, twin: Twin(u16::MAX) };

@@ -31,7 +31,7 @@ mod writer;
 use std::path::PathBuf;
 
 pub use catalog::{Catalog, CatalogProblem, SegmentPlace};
-pub use claim::{Claim, FoundFull, Named, NewSegment, StoreJob};
+pub use claim::{Claim, FoundFull, Named, NewSegment, StoreJob, Stored};
 pub use entry::{
     Candidate, Change, Counted, CountedState, FreedPlace, Garbage, PackEntry, SegmentEntry, Task,
 };

@@ -208,8 +208,9 @@ impl SegmentStore {
             plain_length: segment.identity().plain_length,
             codec,
         };
+        let stored_bytes = buffer.stored_length();
         self.send(Command::Append { meta, buffer, origin: Origin::Job(segment.found_full().clone()) })?;
-        segment.stored();
+        segment.stored(stored_bytes);
         self.state.check()
     }
 

@@ -47,6 +47,7 @@ fn json_of_a_backup_has_the_names_that_are_final() {
         "backupset",
         "deduplicated_segments",
         "format",
+        "healed_segments",
         "incremental",
         "name",
         "new_bytes",

@@ -86,16 +86,16 @@ fn every_name_without_a_fresh_whole_backup_is_a_line_and_exit_3() {
     assert!(status["names"].as_array().unwrap().iter().all(|name| name["ok"] == true));
     // Too old, by a limit of no time at all.
     let text = world.run(&["status", "--max-age", "0s"]).exits(3).text();
-    assert_eq!(text.lines().filter(|line| line.contains("is allowed")).count(), 3, "{text}");
-    // Without a backup, with a damaged manifest, and with a segment that is gone.
+    assert_eq!(text.lines().filter(|line| line.contains(" old (limit 0 s)")).count(), 3, "{text}");
+    // Whose last backup was deleted on purpose is not asked for; a damaged manifest and a segment that is gone are seen.
     world.run(&["delete", "mail@all"]).exits(0);
     let path = world.json(&["show", "db"])["manifest"].as_str().unwrap().to_owned();
     let mut bytes = world.read(&path);
     bytes[150] ^= 1;
     world.write(&path, &bytes);
     let text = world.run(&["status"]).exits(3).text();
-    assert!(text.contains("mail: it has no backup") && text.contains("db: manifest"), "{text}");
-    assert!(text.contains("1 of 3 names"), "{text}");
+    assert!(!text.contains("mail") && text.contains("db: manifest"), "{text}");
+    assert!(text.contains("PROBLEM: 1 of 2 disks without an intact backup\n"), "{text}");
     fs::remove_file(world.path("R/packs/0000000000000001.pack")).unwrap();
     let status = world.run(&["--json", "status"]).exits(3).json();
     let web = status["names"].as_array().unwrap().iter().find(|name| name["name"] == "web").unwrap();
@@ -176,9 +176,12 @@ fn a_check_names_exactly_what_is_damaged_and_whom_it_hurts() {
     expected.sort();
     assert_eq!(hurt, expected);
     let text = world.run(&["check", "--read-data"]).exits(3).text();
-    assert!(text.contains("it hurts web@0\n") && text.contains("3 problems were found"), "{text}");
-    // A pack that is gone: what it held is missing, without a byte being read.
+    assert!(text.contains("it affects web@0\n") && text.contains("3 problems found"), "{text}");
+    // What was found damaged is known until it is read again.
     world.write(path, &whole);
+    world.run(&["check"]).exits(3);
+    world.run(&["check", "--read-data"]).exits(0);
+    // A pack that is gone: what it held is missing, without a byte being read.
     let last = "R/packs/0000000000000003.pack";
     let bytes = world.read(last);
     fs::remove_file(world.path(last)).unwrap();
@@ -352,4 +355,74 @@ fn an_index_that_says_what_is_not_so_is_found_and_mended() {
     let found = world.run(&["--json", "check", "--repair"]).exits(3).json();
     assert_eq!(found["index"], "replaced");
     assert_eq!(world.json(&["check"])["index"], "agrees");
+}
+
+fn marks(world: &World, backup: &str) -> String {
+    let text = world.run(&["list"]).exits(0).text();
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(backup)).unwrap();
+    line.to_owned()
+}
+
+#[test]
+fn what_a_check_found_damaged_is_known_everywhere_until_a_backup_heals_it() {
+    let world = World::new();
+    world.init_small();
+    let shared = noise(7, 1 << 16);
+    for (name, seed) in [("db", 1), ("web", 2)] {
+        world.write(name, &[shared.clone(), noise(seed, 1 << 16)].concat());
+        world.run(&["backup", name]).exits(0);
+        world.run(&["backup", name]).exits(0);
+    }
+    world.write("mail", &noise(3, 1 << 16));
+    world.run(&["backup", "mail"]).exits(0);
+    world.run(&["status"]).exits(0).text();
+    let pack = "R/packs/0000000000000001.pack";
+    let mut bytes = world.read(pack);
+    let at = offsets(&bytes, &[&shared])[0];
+    bytes[at + 100] ^= 1;
+    world.write(pack, &bytes);
+    let text = world.run(&["check", "--read-data"]).exits(3).text();
+    assert!(text.contains("it affects db@0-1, web@0-1 (4 backups of 2 disks)"), "{text}");
+    for repaired in [false, true] {
+        if repaired {
+            world.run(&["check", "--repair"]).exits(3);
+        }
+        let text = world.run(&["status"]).exits(3).text();
+        assert!(text.contains("db: ") && text.contains("web: ") && !text.contains("mail"), "{text}");
+        assert!(marks(&world, "web@0").ends_with("damaged") && !marks(&world, "mail@0").ends_with("damaged"));
+        assert_eq!(world.json(&["show", "db@1"])["damaged"], true);
+        assert!(world.run(&["show", "db@1"]).exits(0).text().contains("a check found"));
+        // Without reading the data again, a check says what is known.
+        world.run(&["check"]).exits(3);
+    }
+    let text = world.run(&["backup", "db"]).exits(0).text();
+    assert!(text.contains("db@2: 1 segment healed that earlier backups lacked"), "{text}");
+    world.run(&["status"]).exits(0);
+    assert!(!marks(&world, "web@0").ends_with("damaged"));
+    world.run(&["check", "--read-data"]).exits(0);
+}
+
+#[test]
+fn a_retired_disk_is_expected_again_after_its_next_backup() {
+    let world = World::new();
+    world.init_small();
+    for name in ["web", "db"] {
+        world.write(name, &noise(1, 1 << 16));
+        world.run(&["backup", name]).exits(0);
+    }
+    world.run(&["status", "--max-age", "0s"]).exits(3);
+    world.run(&["retire", "wbe"]).exits(1).says("did you mean \"web\"?");
+    world.run(&["retire", "web"]).exits(0);
+    let names = |world: &World| {
+        let status = world.run(&["--json", "status", "--max-age", "0s"]).exits(3).json();
+        let rows = status["names"].as_array().unwrap().clone();
+        rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&world), ["db"]);
+    assert_eq!(world.json(&["list"])["backups"].as_array().unwrap().len(), 2, "its backups stay");
+    world.run(&["backup", "web"]).exits(0);
+    assert_eq!(names(&world), ["db", "web"]);
+    // Whose last backup was deleted on purpose is not asked for either.
+    world.run(&["delete", "db@all"]).exits(0);
+    assert_eq!(names(&world), ["web"]);
 }

@@ -19,8 +19,19 @@ fn list_show_and_stats_say_what_is_there() {
         rows.iter().map(|row| row["backup"].as_str().unwrap()).collect::<Vec<_>>(),
         ["db@0", "web@0", "web@1"]
     );
-    let names =
-        ["backup", "backupset", "incremental", "name", "number", "segments", "size_of_disk", "timestamp"];
+    let names = [
+        "backup",
+        "backupset",
+        "incremental",
+        "name",
+        "new_bytes",
+        "number",
+        "segments",
+        "size_of_disk",
+        "stored_bytes",
+        "timestamp",
+        "used_bytes",
+    ];
     assert_eq!(keys(&rows[0]), names);
     assert!(rows[0]["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
     assert_eq!(world.json(&["list", "web"])["backups"].as_array().unwrap().len(), 2);
@@ -35,8 +46,10 @@ fn list_show_and_stats_say_what_is_there() {
         "backups",
         "backupsets",
         "disk_bytes",
+        "free_bytes",
         "garbage_bytes",
         "referenced_bytes",
+        "reserve_bytes",
         "segments",
         "stored_bytes",
         "unique_bytes",
@@ -163,4 +176,37 @@ fn a_damaged_set_is_a_problem_and_the_others_are_listed() {
     assert_eq!(list.json()["backups"].as_array().unwrap().len(), 1);
     world.run(&["backup", "web"]).exits(1).says("set.toml is damaged");
     assert_eq!(world.run(&["restore", "db", "-"]).exits(0).stdout, noise(9, 4096));
+}
+
+#[test]
+fn a_list_is_chosen_by_names_patterns_tags_and_time() {
+    let world = World::new();
+    world.init_small();
+    for name in ["web", "web-2", "db"] {
+        world.write(name, &noise(1, 1 << 16));
+        world.run(&["backup", name, "--tag", "first"]).exits(0);
+        world.run(&["backup", name]).exits(0);
+    }
+    let names = |arguments: &[&str]| {
+        let list = world.json(&[&["list"], arguments].concat());
+        let rows = list["backups"].as_array().unwrap().clone();
+        rows.iter().map(|row| row["backup"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&["web*"]), "web@0 web@1 web-2@0 web-2@1");
+    assert_eq!(names(&["db", "web", "--latest"]), "db@1 web@1");
+    assert_eq!(names(&["--tag", "first", "web-?"]), "web-2@0");
+    assert_eq!(names(&["--latest"]), "db@1 web@1 web-2@1");
+    assert_eq!(names(&["--since", "1d", "--latest", "db"]), "db@1");
+    assert_eq!(names(&["--since", "2999-01-01"]), "");
+    world.run(&["list", "x*"]).exits(1).says("there is no backup of x*");
+    world.run(&["list", "--since", "then"]).exits(2);
+    world.run(&["protect", "db@0"]).exits(0);
+    let text = world.run(&["list", "--utc", "db"]).exits(0).text();
+    let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(lines[0], ["BACKUP", "AGE", "TIME", "SIZE", "USED", "NEW", "TAGS", "MARKS"]);
+    assert!(lines[1].contains(&"first") && lines[1].contains(&"protected"), "{text}");
+    assert!(lines[1].iter().any(|word| word.ends_with('Z')), "{text}");
+    let empty = World::new();
+    empty.init_small();
+    assert_eq!(empty.run(&["list"]).exits(0).text(), "no backups\n");
 }

@@ -211,7 +211,7 @@ fn status_and_verify_say_over_the_network_what_they_say_beside_the_repository() 
     };
     let source = path.to_str().unwrap().to_owned();
     assert_eq!(both(&["verify", "web", &source]).0, 0);
-    assert_eq!(both(&["status"]), (0, "1 of 1 names have a fresh, whole backup\n".to_owned()));
+    assert_eq!(both(&["status"]), (0, "OK: 1 disk, each with an intact backup\n".to_owned()));
     assert_eq!(both(&["status", "--max-age", "8d"]).0, 0);
     for (at, byte) in [(70_000, 1), (900_000, 2), (1_200_000, 3)] {
         let mut changed = bytes.clone();

@@ -154,6 +154,15 @@ pub(in crate::cli) struct ProtectArgs {
     pub(in crate::cli) shorten: bool,
 }
 
+/// Reads a moment in the past: a date or a time in UTC, or how long ago it was.
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
+    let ago = || Timestamp::now().checked_sub(span(text)?).ok();
+    moment(text)
+        .ok()
+        .or_else(ago)
+        .ok_or_else(|| "a time is e.g. 2026-11-01, 2026-11-01T12:00:00Z or 7d".to_owned())
+}
+
 /// Reads a date or a time in UTC.
 pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     let date = || text.parse::<jiff::civil::Date>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
@@ -165,6 +174,12 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 pub(in crate::cli) struct UnprotectArgs {
     /// The backup: NAME, NAME@latest or NAME@NUMBER
     pub(in crate::cli) backup: BackupSelector,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct RetireArgs {
+    /// The name of the disk
+    pub(in crate::cli) name: ImageName,
 }
 
 #[derive(Args, Debug)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use changes::within as days;
 pub(in crate::cli) use changes::{
-    DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, UndeleteArgs, UnprotectArgs,
+    DeleteArgs, ForgetArgs, GcArgs, ProtectArgs, RenameArgs, RetireArgs, UndeleteArgs, UnprotectArgs,
 };
 pub(in crate::cli) use manifests::{DiffArgs, ExportArgs, Format, GenerateArgs, ImportArgs, ManifestCommand};
 pub(in crate::cli) use restore::{RestoreArgs, RestoreFormat};
@@ -26,7 +26,7 @@ use jiff::SignedDuration;
 
 use crate::cli::error::exit;
 use crate::codec::CompressionSetting;
-use crate::manifest::ImageName;
+
 use crate::repository::BackupSelector;
 use crate::segment::SegmentSize;
 
@@ -108,7 +108,9 @@ pub(in crate::cli) enum Command {
     )]
     Restore(RestoreArgs),
     /// List backups
-    #[command(after_help = "Example:\n  ekko -r /backup/store list web")]
+    #[command(
+        after_help = "Example:\n  ekko -r /backup/store list web 'db*' --since 7d\n  ekko -r /backup/store list --latest"
+    )]
     List(ListArgs),
     /// Show what is known of one backup
     #[command(after_help = "Example:\n  ekko -r /backup/store show web@latest")]
@@ -161,6 +163,12 @@ pub(in crate::cli) enum Command {
     /// Give all backups of a name another one
     #[command(after_help = "Example:\n  ekko -r /backup/store rename web shop")]
     Rename(RenameArgs),
+    /// Stop expecting backups of a disk in "ekko status"
+    #[command(
+        after_help = "The backups of the disk stay. The next backup of it makes the disk expected again.\n\n\
+                            Example:\n  ekko -r /backup/store retire web"
+    )]
+    Retire(RetireArgs),
     /// Check that every backup is whole
     #[command(
         after_help = "Every manifest is verified, every segment that it names looked up in the packs, and the index \
@@ -274,8 +282,21 @@ impl Jobs {
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct ListArgs {
-    /// Only backups of this name
-    pub(in crate::cli) name: Option<ImageName>,
+    /// Only backups of these names; * and ? stand for any characters
+    #[arg(value_name = "NAME")]
+    pub(in crate::cli) names: Vec<String>,
+    /// Only backups with this tag
+    #[arg(long)]
+    pub(in crate::cli) tag: Option<String>,
+    /// Only the newest backup of each name
+    #[arg(long)]
+    pub(in crate::cli) latest: bool,
+    /// Only backups since a date, a time, or so long ago, e.g. 2026-11-01 or 7d
+    #[arg(long, value_name = "TIME", value_parser = changes::since)]
+    pub(in crate::cli) since: Option<jiff::Timestamp>,
+    /// Show times in UTC and not in local time
+    #[arg(long)]
+    pub(in crate::cli) utc: bool,
     /// List the deleted backups that can be undeleted, and until when
     #[arg(long)]
     pub(in crate::cli) deleted: bool,

@@ -48,6 +48,7 @@ pub(super) struct Done {
     unchanged_segments: u64,
     deduplicated_segments: u64,
     resumed_segments: u64,
+    healed_segments: u64,
     new_segments: u64,
     used_bytes: u64,
     read_bytes: u64,
@@ -132,6 +133,7 @@ pub(super) fn done(source: &Source, about: &About, summary: &BackupSummary) -> D
         unchanged_segments: stats.unchanged_segments,
         deduplicated_segments: stats.deduplicated_segments,
         resumed_segments: stats.resumed_segments,
+        healed_segments: backup.healed_segments,
         new_segments: stats.new_segments,
         used_bytes: stats.used_bytes,
         read_bytes: stats.read_bytes,
@@ -290,6 +292,10 @@ impl Done {
                 "{}: {segments} were stored already by a backup that was interrupted",
                 self.backup
             )?;
+        }
+        if self.healed_segments > 0 {
+            let segments = format::count(self.healed_segments, "segment");
+            writeln!(out, "{}: {segments} healed that earlier backups lacked", self.backup)?;
         }
         let Some(Cbt { kind, audited_segments, full_read, .. }) = &self.cbt else { return Ok(()) };
         match full_read {

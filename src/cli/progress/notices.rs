@@ -49,6 +49,13 @@ pub(super) fn described(notice: Notice) -> (Weight, String) {
             );
             (Weight::Problem, text)
         }
+        Notice::DoubtfulClock { name, newest, now } => {
+            let (newest, now) = (format::time(newest), format::time(now));
+            let text = format!(
+                "warning: the clock says {now}, and the newest backup of {name} is of {newest}; check the clock of this machine"
+            );
+            (Weight::Problem, text)
+        }
         Notice::LooksLike { path, what, format } => {
             let path = path.display();
             let instead = match format {

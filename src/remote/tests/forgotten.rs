@@ -67,6 +67,7 @@ fn committed() -> Answer {
         number: 0,
         incremental: 0,
         timestamp: "2026-01-02T03:04:05Z".to_owned(),
+        healed_segments: 0,
     };
     answer(200, &[], &serde_json::to_vec(&committed).unwrap())
 }

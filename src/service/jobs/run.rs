@@ -159,6 +159,7 @@ pub(super) fn told(notice: Notice) -> Option<String> {
         | Notice::Inconsistent { .. }
         | Notice::Unreadable { .. }
         | Notice::Shrank { .. }
+        | Notice::DoubtfulClock { .. }
         | Notice::LooksLike { .. }
         | Notice::ReadInFull { .. }
         | Notice::TwinStored { .. }

@@ -280,6 +280,7 @@ impl Session {
         drop(place);
         let place = (backup.backupset, backup.incremental);
         let committed = Committed::of(&self.view, &self.name, place, backup.id.number, backup.timestamp);
+        let committed = Committed { healed_segments: backup.healed_segments, ..committed };
         manifest.committed = Some(committed.clone());
         if let Some(allowance) = self.allowance().take() {
             allowance.commit();
