@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +15,11 @@ use common::{
 };
 use ekko::backup::{BackupError, BackupSummary, back_up};
 use ekko::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
+use ekko::manifest::Incremental;
 use ekko::progress::{Progress, Silent};
-use ekko::repository::{GcOptions, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
+use ekko::repository::{
+    Changed, Deletion, GcOptions, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+};
 use ekko::segment::{SegmentHash, SegmentKey, Twin};
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
@@ -307,4 +311,108 @@ fn nothing_is_done_in_another_folder_while_that_of_the_repository_is_away() {
     std::fs::rename(&away, &root).unwrap();
     assert_eq!(all_is_whole(&shared, &[("web", disk.as_slice())]), ["web", "web"]);
     shared.close().unwrap();
+}
+
+/// A disk on three nights.
+struct Nights {
+    told: Told,
+    _folder: tempfile::TempDir,
+    root: PathBuf,
+    disks: [Vec<u8>; 3],
+}
+
+impl Nights {
+    /// Three disks. The last has the first one's segment 0 and the second one's segment 1, and nothing else is shared.
+    fn new() -> (Self, RepositoryWriter) {
+        let told = Told::default();
+        let (folder, root, writer) = fresh(&small_segments(), &told);
+        let mut disks = [1, 2, 3].map(|seed| Noise::new(seed).bytes(4 * SEGMENT));
+        let [first, second, third] = &mut disks;
+        third[..SEGMENT].copy_from_slice(&first[..SEGMENT]);
+        third[SEGMENT..2 * SEGMENT].copy_from_slice(&second[SEGMENT..2 * SEGMENT]);
+        (Self { told, _folder: folder, root, disks }, writer)
+    }
+
+    fn back_up(&self, writer: RepositoryWriter, nights: &[usize]) -> RepositoryWriter {
+        nights.iter().fold(writer, |writer, night| backup(writer, "web", &self.disks[*night], &self.told).0)
+    }
+
+    fn manifest(&self, night: u32) -> PathBuf {
+        let set = &Repository::open(&self.root).unwrap().backupsets().unwrap().0[0];
+        self.root.join("manifests").join(set.id.to_string()).join(night.to_string())
+    }
+
+    /// Deletes a backup, opens the repository again, which counts the one that was put back, frees the garbage, and
+    /// restores the rest.
+    fn delete_and_collect(&self, writer: RepositoryWriter, night: u32) {
+        let shared = SharedWriter::new(writer);
+        let set = shared.repository().backupsets().unwrap().0.remove(0);
+        let deletion = Deletion { backupset: set.id, incremental: Incremental(night) };
+        let replace = |changed: &Changed| changed.replace_index;
+        shared.run_job(&self.told, replace, |writer| writer.delete(deletion)).unwrap();
+        shared.close().unwrap();
+        let shared = SharedWriter::new(open(&self.root, &self.told));
+        self.index_agrees(&shared);
+        let options =
+            GcOptions { now: Some(""), keep_unfinished: Some(Duration::ZERO), ..GcOptions::default() };
+        shared.with(|writer| writer.gc(&options, &self.told)).unwrap();
+        let set = shared.repository().backupsets().unwrap().0.remove(0);
+        for record in &set.backups {
+            let (bytes, summary) = restore(shared.repository(), &set, record);
+            assert!(summary.damaged.is_empty(), "{}: {:?}", record.incremental, summary.damaged);
+            assert!(bytes == self.disks[record.incremental.0 as usize], "{}", record.incremental);
+        }
+        assert_eq!(set.backups.len(), 2);
+        self.index_agrees(&shared);
+        shared.close().unwrap();
+    }
+
+    fn index_agrees(&self, shared: &SharedWriter) {
+        let options = CheckOptions { read_data: ReadData::All, jobs: 2 };
+        let summary = check_with_index(shared, &options, false, &self.told).unwrap();
+        assert!(summary.is_clean() && summary.index == CheckIndex::Agrees, "{:?}", summary.problems);
+    }
+}
+
+#[test]
+fn a_manifest_that_was_put_back_while_a_process_runs_costs_no_other_backup_its_segments() {
+    for deleted in 0..3 {
+        let (nights, writer) = Nights::new();
+        nights.back_up(writer, &[0, 1, 2]).close().unwrap();
+        let (manifest, aside) = (nights.manifest(1), nights.root.with_extension("aside"));
+        fs::rename(&manifest, &aside).unwrap();
+        fs::remove_dir_all(nights.root.join("index")).unwrap();
+        // The others are counted without it.
+        let writer = open(&nights.root, &nights.told);
+        fs::rename(&aside, &manifest).unwrap();
+        nights.delete_and_collect(writer, deleted);
+    }
+}
+
+#[test]
+fn a_backup_is_not_counted_beside_an_older_one_because_the_newest_cannot_be_read() {
+    for deleted in 0..3 {
+        let (nights, writer) = Nights::new();
+        let writer = nights.back_up(writer, &[0, 1]);
+        let (manifest, aside) = (nights.manifest(1), nights.root.with_extension("aside"));
+        fs::rename(&manifest, &aside).unwrap();
+        let writer = nights.back_up(writer, &[2]);
+        fs::rename(&aside, &manifest).unwrap();
+        nights.delete_and_collect(writer, deleted);
+    }
+}
+
+#[test]
+fn a_backup_is_not_counted_beside_one_that_is_not_counted() {
+    for deleted in 0..3 {
+        let (nights, writer) = Nights::new();
+        nights.back_up(writer, &[0, 1]).close().unwrap();
+        let (manifest, aside) = (nights.manifest(1), nights.root.with_extension("aside"));
+        fs::rename(&manifest, &aside).unwrap();
+        fs::remove_dir_all(nights.root.join("index")).unwrap();
+        let writer = open(&nights.root, &nights.told);
+        fs::rename(&aside, &manifest).unwrap();
+        let writer = nights.back_up(writer, &[2]);
+        nights.delete_and_collect(writer, deleted);
+    }
 }

@@ -30,7 +30,7 @@ use crate::manifest::{
     BackupsetId, BaseIndex, ImageName, Incremental, MOST_BASES, ManifestError, ManifestInfo, ManifestReader,
     ManifestWriter,
 };
-use crate::repository::counting::{Counting, neighbour};
+use crate::repository::counting::{Counting, Side, counted_side};
 use crate::repository::draft::{Parent, Running, Unfinished};
 use crate::repository::number::{check_new_name, next_number};
 use crate::repository::state::State;
@@ -79,8 +79,8 @@ struct Ready<'a> {
     set: Backupset,
     /// What its file will say.
     text: String,
-    /// The backup before it.
-    before: Option<ManifestReader>,
+    /// The backup that it is counted beside.
+    before: Side,
     addition: Addition,
 }
 
@@ -256,7 +256,7 @@ impl RepositoryWriter {
         Ok(id)
     }
 
-    /// Opens what the next backup of `set` is compared with: its latest readable backup, or, before its
+    /// Opens what the next backup of `set` is compared with: its latest readable and counted backup, or, before its
     /// first one, the backup that the disk was restored from.
     fn parent(&self, set: &Backupset) -> Result<Option<Parent>, RepositoryError> {
         let origin;
@@ -268,12 +268,21 @@ impl RepositoryWriter {
                     Err(RepositoryError::Storage(error)) if error.is_not_found() => return Ok(None),
                     Err(error) => return Err(error),
                 };
-                let at = origin.backups.iter().position(|backup| backup.incremental == incremental);
-                (&origin, at.into_iter().collect::<Vec<_>>())
+                let backups = origin.backups.iter().filter(|backup| backup.incremental == incremental);
+                (&origin, backups.collect::<Vec<_>>())
             }
-            (length, _) => (set, (0..length).rev().collect()),
+            _ => (set, set.backups.iter().rev().collect()),
         };
-        let Some(manifest) = neighbour(&self.repository, from, before.into_iter())? else { return Ok(None) };
+        // One that is not counted may lack segments.
+        let counted = |incremental| self.store.counted_of(from.id, incremental);
+        let readable = before.into_iter().find_map(|record| {
+            match counted_side(&self.repository, from, [record], counted) {
+                Ok(Ok(manifest)) => manifest.map(Ok),
+                Ok(Err(_)) => None,
+                Err(error) => Some(Err(error)),
+            }
+        });
+        let Some(manifest) = readable.transpose()? else { return Ok(None) };
         // A backup of another segment size has other segments at its places.
         if manifest.info().geometry.segment_size() != self.repository.settings.segment_size {
             return Ok(None);
@@ -419,9 +428,11 @@ impl RepositoryWriter {
             // Others may have been deleted, protected or renamed since it was begun.
             Backupset::read(repository.storage.as_ref(), &repository.layout, draft.set.id)?
         };
-        let before = neighbour(repository, &set, (0..set.backups.len()).rev())?;
+        let counted = |incremental| self.store.counted_of(set.id, incremental);
+        let before = counted_side(repository, &set, set.backups.iter().rev(), counted)?;
         let written = ManifestReader::open(repository.storage.as_ref(), &draft.temporary)?;
-        let neighbours = Neighbours { before: before.as_ref(), this: &written, after: None };
+        let known = before.as_ref().ok().and_then(Option::as_ref);
+        let neighbours = Neighbours { before: known, this: &written, after: None };
         for window in neighbours.windows_of(COUNTED_WINDOW) {
             for (key, _) in neighbours.gains(window) {
                 self.store.require_stored(key)?;
@@ -478,7 +489,14 @@ impl RepositoryWriter {
     fn count_new(&self, Ready { draft, set, before, .. }: &Ready<'_>) -> Result<(), RepositoryError> {
         let path = self.repository.layout.manifest(set.id, draft.info.incremental);
         let committed = ManifestReader::open(self.repository.storage.as_ref(), &path)?;
-        let neighbours = Neighbours { before: before.as_ref(), this: &committed, after: None };
+        let before = match before {
+            Ok(before) => before.as_ref(),
+            Err(other) => {
+                let what = format!("it counts {}@{other}, which cannot be read", set.id);
+                return Err(self.store.distrust(what).into());
+            }
+        };
+        let neighbours = Neighbours { before, this: &committed, after: None };
         let counting = Counting { backupset: set.id, neighbours };
         counting.add(None, |changes| self.store.apply(changes))?;
         Ok(())

@@ -3,9 +3,10 @@
 //! The gains of a window are summed by key and applied in their order, in batches that carry their own
 //! progress and the numbers of both neighbours; so a count that was cut short goes on where it stopped.
 
+use crate::error::ErrorKind;
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
-use crate::repository::{Backupset, Repository, RepositoryError};
+use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 use crate::store::{Change, Counted, CountedState, StoreError};
 
 /// How many counts one batch holds beside its progress: with it they are one atomic batch of the index.
@@ -139,23 +140,49 @@ impl Way {
     }
 }
 
-/// The manifests of a backupset's backups that can be read, by number, opened as they are needed.
-pub(super) fn neighbour(
+/// The backup that another one is counted beside, on one side: the nearest one that the index counts, if it counts any.
+///
+/// An error is the number of one that it counts, but whose manifest is damaged or missing. Nothing can be counted beside
+/// that: a new index leaves it out.
+pub(super) type Side = Result<Option<ManifestReader>, Incremental>;
+
+/// Finds the nearest of some backups that the index counts.
+///
+/// A backup that can be read but is not counted is passed over. Its manifest was damaged when the index was made or
+/// opened, and was put back since: the backups around it were counted without it.
+pub(super) fn counted_side<'a>(
     repository: &Repository,
     set: &Backupset,
-    mut candidates: impl Iterator<Item = usize>,
-) -> Result<Option<ManifestReader>, RepositoryError> {
-    candidates
-        .find_map(|position| {
-            let backup = set.backups.get(position)?;
-            match repository.manifest(set, backup) {
-                Ok(manifest) => Some(Ok(manifest)),
-                // What cannot be read counts for nothing, here as in a rebuild.
-                Err(error) if error.kind() == crate::error::ErrorKind::Io => Some(Err(error)),
-                Err(_) => None,
+    candidates: impl IntoIterator<Item = &'a BackupRecord>,
+    counted: impl Fn(Incremental) -> Result<Option<Counted>, StoreError>,
+) -> Result<Side, RepositoryError> {
+    for record in candidates {
+        match counted(record.incremental)? {
+            Some(counted) if counted.state == CountedState::Whole => {
+                let same = counted.manifest == *record.manifest.as_bytes();
+                let manifest = if same { readable(repository, set, record)? } else { None };
+                return Ok(manifest.map(Some).ok_or(record.incremental));
             }
-        })
-        .transpose()
+            Some(_) | None => {}
+        }
+    }
+    Ok(Ok(None))
+}
+
+/// Opens a manifest and verifies it; returns nothing if it is damaged or missing.
+pub(super) fn readable(
+    repository: &Repository,
+    set: &Backupset,
+    record: &BackupRecord,
+) -> Result<Option<ManifestReader>, RepositoryError> {
+    match repository.manifest(set, record).and_then(|manifest| {
+        manifest.verify()?;
+        Ok(manifest)
+    }) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(error) if error.kind() == ErrorKind::Io => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
-use crate::repository::counting::{Counting, neighbour};
+use crate::repository::counting::{Counting, counted_side, readable};
 use crate::repository::together::{Removal, Together};
 use crate::repository::{
     BackupId, BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter,
@@ -156,7 +156,8 @@ impl RepositoryWriter {
                 continue;
             };
             let record = set.backups.remove(at);
-            let counted = Counted::whole(record.manifest);
+            // Its manifest was damaged when the others were counted.
+            let Some(counted) = self.store.counted_of(set.id, incremental)? else { continue };
             let done = self.beside(&set, &record, |counting| {
                 counting.remove(Some(&counted), |changes| self.store.apply(changes))
             })?;
@@ -174,19 +175,8 @@ impl RepositoryWriter {
         record: &BackupRecord,
         count: impl FnOnce(Counting<'_>) -> Result<bool, StoreError>,
     ) -> Result<bool, RepositoryError> {
-        let repository = &self.repository;
-        // Beside a manifest that cannot be read nothing is certain; a new index counts what can be.
-        let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
-        let mut sides = [None, None];
-        for (side, other) in sides.iter_mut().zip(set.neighbours(record.incremental)) {
-            if let Some(other) = other {
-                let Some(manifest) = readable(repository, set, other)? else { return Ok(false) };
-                *side = Some(manifest);
-            }
-        }
-        let [before, after] = &sides;
-        let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
-        Ok(count(Counting { backupset: set.id, neighbours })?)
+        let counted = |incremental| self.store.counted_of(set.id, incremental);
+        beside(&self.repository, set, record, counted, count)
     }
 
     /// Works out how many bytes of packs no backup would need any longer if these were deleted: exactly, from the
@@ -315,51 +305,34 @@ fn part_of(key: SegmentKey, parts: u64) -> u64 {
     u64::from(u32::from_le_bytes([a, b, c, d])) % parts
 }
 
-/// Opens a manifest; nothing if it is damaged or gone.
-fn readable(
+/// Counts a backup beside its neighbours in a set. Says whether that could be done.
+fn beside(
     repository: &Repository,
     set: &Backupset,
     record: &BackupRecord,
-) -> Result<Option<ManifestReader>, RepositoryError> {
-    match repository.manifest(set, record).and_then(|manifest| {
-        manifest.verify()?;
-        Ok(manifest)
-    }) {
-        Ok(manifest) => Ok(Some(manifest)),
-        Err(error) if error.kind() == crate::error::ErrorKind::Io => Err(error),
-        Err(_) => Ok(None),
-    }
+    counted: impl Fn(Incremental) -> Result<Option<Counted>, StoreError>,
+    count: impl FnOnce(Counting<'_>) -> Result<bool, StoreError>,
+) -> Result<bool, RepositoryError> {
+    // Beside a manifest that cannot be read nothing is certain; a new index counts what can be.
+    let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
+    let earlier = set.backups.iter().rev().filter(|other| other.incremental < record.incremental);
+    let later = set.backups.iter().filter(|other| other.incremental > record.incremental);
+    let before = counted_side(repository, set, earlier, &counted)?;
+    let after = counted_side(repository, set, later, &counted)?;
+    let (Ok(before), Ok(after)) = (before, after) else { return Ok(false) };
+    let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
+    Ok(count(Counting { backupset: set.id, neighbours })?)
 }
 
-impl Backupset {
-    /// Returns the surviving backups before and after a number.
-    pub(super) fn neighbours(&self, incremental: Incremental) -> [Option<&BackupRecord>; 2] {
-        let before = self.backups.iter().rev().find(|record| record.incremental < incremental);
-        [before, self.backups.iter().find(|record| record.incremental > incremental)]
-    }
-}
-
-/// Finishes, at the opening, to take the counts of a deleted backup away, with what the index says of it. Says
-/// whether that could be done.
+/// Finishes, at the opening, to take the counts of a deleted backup away. `this` is what the index says of it, and
+/// `counted` what it says of the others in the set. Says whether that could be done.
 pub(super) fn finish_deletion(
     repository: &Repository,
     set: &Backupset,
     record: &BackupRecord,
-    counted: &Counted,
-    apply: impl FnMut(Vec<crate::store::Change>) -> Result<(), crate::store::StoreError>,
+    this: &Counted,
+    counted: impl Fn(Incremental) -> Result<Option<Counted>, StoreError>,
+    apply: impl FnMut(Vec<crate::store::Change>) -> Result<(), StoreError>,
 ) -> Result<bool, RepositoryError> {
-    let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
-    let position = |side: Option<&BackupRecord>| {
-        side.and_then(|side| set.backups.iter().position(|other| other.incremental == side.incremental))
-    };
-    let mut sides = [None, None];
-    for (side, other) in sides.iter_mut().zip(set.neighbours(record.incremental)) {
-        *side = neighbour(repository, set, position(other).into_iter())?;
-        if side.is_none() && other.is_some() {
-            return Ok(false);
-        }
-    }
-    let [before, after] = &sides;
-    let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
-    Ok(Counting { backupset: set.id, neighbours }.remove(Some(counted), apply)?)
+    beside(repository, set, record, counted, |counting| counting.remove(Some(this), apply))
 }

@@ -12,7 +12,7 @@ use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::progress::{Notice, Progress};
 use crate::repository::backupset::{is_leftover, is_newborn, remove_newborn};
-use crate::repository::counting::{Counting, neighbour};
+use crate::repository::counting::{Counting, counted_side};
 use crate::repository::delete::finish_deletion;
 use crate::repository::layout::{
     NameTest, canonical, is_temporary_of_root, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
@@ -366,8 +366,9 @@ fn reconcile(
         for record in gone {
             let Some(entry) = counted.remove(&(set.id, record.incremental)) else { continue };
             still_counted.backups.retain(|other| other.incremental != record.incremental);
+            let of = |incremental| Ok(counted.get(&(set.id, incremental)).copied());
             let apply = |changes: Vec<Change>| Ok(index.apply(&changes)?);
-            if !finish_deletion(repository, &still_counted, record, &entry, apply)? {
+            if !finish_deletion(repository, &still_counted, record, &entry, of, apply)? {
                 let path = index.index().path().to_owned();
                 let what = format!("it counts {}@{}, which was deleted", set.id, record.incremental);
                 return Err(StoreError::from(IndexError::Damaged { path, what }).into());
@@ -398,9 +399,12 @@ fn count_set(
     let distrust = |index: &IndexWriter, what: String| -> RepositoryError {
         StoreError::from(IndexError::Damaged { path: index.index().path().to_owned(), what }).into()
     };
-    let mut counted_before = Vec::new();
+    let of_set = set.backups.iter().map(|backup| backup.incremental);
+    let mut entries: HashMap<_, _> = of_set
+        .filter_map(|incremental| Some((incremental, counted.remove(&(set.id, incremental))?)))
+        .collect();
     for (position, backup) in set.backups.iter().enumerate() {
-        let entry = counted.remove(&(set.id, backup.incremental));
+        let entry = entries.get(&backup.incremental).copied();
         if let Some(entry) = entry
             && entry.manifest != *backup.manifest.as_bytes()
         {
@@ -410,7 +414,6 @@ fn count_set(
             ));
         }
         if entry.is_some_and(|entry| entry.state == CountedState::Whole) {
-            counted_before.push(position);
             continue;
         }
         let manifest = match repository.manifest(set, backup) {
@@ -423,15 +426,17 @@ fn count_set(
             }
         };
         // The neighbours are the nearest backups that are counted: before, and, if this one comes late, after.
-        let before = neighbour(repository, set, counted_before.iter().rev().copied())?;
-        let is_counted = |at: &usize| {
-            set.backups.get(*at).is_some_and(|backup| {
-                counted
-                    .get(&(set.id, backup.incremental))
-                    .is_some_and(|entry| entry.state == CountedState::Whole)
-            })
+        let of = |incremental| Ok(entries.get(&incremental).copied());
+        let (earlier, later) = set.backups.split_at(position);
+        let before = counted_side(repository, set, earlier.iter().rev(), of)?;
+        let after = counted_side(repository, set, later.iter().skip(1), of)?;
+        let (before, after) = match (before, after) {
+            (Ok(before), Ok(after)) => (before, after),
+            (Err(other), _) | (_, Err(other)) => {
+                let what = format!("it counts {}@{other}, which cannot be read", set.id);
+                return Err(distrust(index, what));
+            }
         };
-        let after = neighbour(repository, set, (position + 1..set.backups.len()).filter(is_counted))?;
         let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: after.as_ref() };
         let counting = Counting { backupset: set.id, neighbours };
         if !counting.add(entry.as_ref(), |changes| Ok(index.apply(&changes)?))? {
@@ -440,7 +445,7 @@ fn count_set(
                 format!("it counts {}@{} beside others", set.id, backup.incremental),
             ));
         }
-        counted_before.push(position);
+        entries.insert(backup.incremental, Counted::whole(backup.manifest));
     }
     Ok(())
 }

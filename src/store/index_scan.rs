@@ -101,13 +101,26 @@ impl Index {
         let mut counted = HashMap::new();
         self.scan(&[key::COUNTED], |key, value| {
             let id = key::read_counted(key).ok_or_else(|| self.damaged("a key does not decode"))?;
-            let archived = read::<ArchivedCounted>(value, self.path())?;
-            let value = rkyv::deserialize::<Counted, rancor::Failure>(archived)
-                .map_err(|_| self.damaged("a value does not decode"))?;
-            counted.insert(id, value);
+            counted.insert(id, self.read_counted(value)?);
             Ok(())
         })?;
         Ok(counted)
+    }
+
+    /// Returns how far the segments of one backup are counted.
+    pub fn counted_of(
+        &self,
+        backupset: BackupsetId,
+        incremental: Incremental,
+    ) -> Result<Option<Counted>, IndexError> {
+        let value = self.get(&key::counted(backupset, incremental))?;
+        value.map(|value| self.read_counted(&value)).transpose()
+    }
+
+    fn read_counted(&self, value: &[u8]) -> Result<Counted, IndexError> {
+        let archived = read::<ArchivedCounted>(value, self.path())?;
+        rkyv::deserialize::<Counted, rancor::Failure>(archived)
+            .map_err(|_| self.damaged("a value does not decode"))
     }
 
     /// Calls `each` with every segment, in the order of their keys.

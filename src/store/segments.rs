@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 use crate::codec::Codec;
+use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{SegmentKey, SegmentSize};
 use crate::storage::Storage;
-use crate::store::entry::{Candidate, Change, FreedPlace, PackEntry, SegmentEntry, Task};
+use crate::store::entry::{Candidate, Change, Counted, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWork, IndexWriter};
 use crate::store::index_watch::Calls;
 use crate::store::names::Names;
@@ -181,8 +182,17 @@ impl SegmentStore {
         Ok(())
     }
 
+    /// Returns how far the segments of a backup are counted.
+    pub fn counted_of(
+        &self,
+        backupset: BackupsetId,
+        incremental: Incremental,
+    ) -> Result<Option<Counted>, StoreError> {
+        Ok(self.index()?.counted_of(backupset, incremental)?)
+    }
+
     /// Makes the error that says why the index is not to be believed.
-    pub(super) fn distrust(&self, what: String) -> StoreError {
+    pub fn distrust(&self, what: String) -> StoreError {
         match self.index() {
             Ok(index) => index.damaged(what).into(),
             Err(error) => error,
