@@ -299,6 +299,8 @@ impl ForgetPlan {
         if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
             let path = writer.repository().layout().root().to_owned();
             let what = view.shown(name).unwrap_or_default().to_owned();
+            // It has no backup, or it is no name.
+            view.addressee(&seen, &what)?;
             return Err(RepositoryError::NoSuchBackup { path, what });
         }
         plan.goes.count(writer, view)?;

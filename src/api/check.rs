@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use crate::api::View;
 use crate::check::{
-    CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, status,
+    CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, StatusProblem,
+    status,
 };
 use crate::progress::Progress;
 use crate::repository::{BackupId, Repository, RepositoryError};
@@ -172,7 +173,34 @@ pub struct StatusRow {
     pub timestamp: Option<String>,
     /// What is wrong, in words.
     pub problem: Option<String>,
+    /// The last attempt to back it up, if that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureRow>,
 }
+
+/// A backup that failed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FailureRow {
+    /// When.
+    #[schema(format = DateTime)]
+    pub time: String,
+    /// Why, in words; nothing of a first backup that is running or was interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What a client reports of a backup that failed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailureReport {
+    /// Why, in words. Ekko keeps the first 500 bytes.
+    pub reason: String,
+}
+
+/// What a project is told of a damaged manifest.
+const MANIFEST_DAMAGED: &str = "the manifest of its newest backup is damaged or missing";
+/// What a project is told of a backup that failed on the machine that has the repository.
+const FAILED_HERE: &str = "the owner of the repository can see why";
 
 /// Looks at the newest backup of every image that is seen.
 ///
@@ -192,11 +220,19 @@ pub fn status_of(
             ok: status.problem.is_none(),
             backup,
             timestamp: status.newest.map(|(_, timestamp)| timestamp.to_string()),
-            // What is wrong with a file names its path, which concerns the owner alone.
-            problem: match view.project() {
-                Some(_) => status.problem.map(|_| "its newest backup is old, or not whole".to_owned()),
-                None => status.problem,
-            },
+            problem: status.problem.map(|problem| match problem {
+                // It names the path of a file, which concerns the owner alone.
+                StatusProblem::Manifest { .. } if view.project().is_some() => MANIFEST_DAMAGED.to_owned(),
+                problem => problem.to_string(),
+            }),
+            failure: status.failure.map(|failure| FailureRow {
+                time: failure.time.to_string(),
+                reason: match view.project() {
+                    // It may name paths of this machine.
+                    Some(_) if !failure.is_reported => failure.reason.map(|_| FAILED_HERE.to_owned()),
+                    _ => failure.reason,
+                },
+            }),
             name,
         })
     };

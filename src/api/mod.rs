@@ -10,6 +10,7 @@ mod check;
 mod diff;
 pub mod frames;
 mod jobs;
+mod names;
 mod own;
 mod problem;
 mod sessions;
@@ -25,12 +26,16 @@ pub use changes::{
     ProtectionDocument, ProtectionRequest, REFUSED, UndeleteDocument, collect, protect, undelete,
 };
 pub use check::{
-    CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, StatusDocument, StatusRow, status_of,
+    CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, FailureReport, FailureRow, StatusDocument,
+    StatusRow, status_of,
 };
 pub use diff::{DiffRow, DiffText, Exists, write_diff};
 pub use jobs::{
     CollectedDocument, InvalidRules, JobDocument, JobEvent, JobEventKind, JobFailure, JobKind, JobList,
     JobProgress, JobRequest, JobResult, JobState, KeepNumber, KeepRules, Unlimited,
+};
+pub use names::{
+    FailureDocument, RenameDocument, RenameRequest, RetireDocument, rename, report_failure, retire,
 };
 pub use own::Own;
 pub use problem::{Problem, Refusal};

@@ -9,7 +9,7 @@ use crate::check::{CheckError, WINDOW, tell, wanted};
 use crate::manifest::{ImageName, ManifestReader, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
-use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
+use crate::repository::{BackupFailure, BackupId, BackupRecord, Backupset, Repository};
 use crate::segment::SegmentKey;
 use crate::store::Catalog;
 
@@ -29,27 +29,93 @@ pub struct NameStatus {
     pub name: ImageName,
     /// Its newest backup, and when that was begun; nothing if it has none.
     pub newest: Option<(BackupId, Timestamp)>,
-    /// What is wrong, in words; nothing if its newest backup is fresh and whole.
-    pub problem: Option<String>,
+    /// What is wrong; nothing if its newest backup is fresh, intact and without flaws.
+    pub problem: Option<StatusProblem>,
+    /// The last attempt to back it up, if that failed.
+    pub failure: Option<BackupFailure>,
 }
 
-/// Looks at the newest backup of every name: how old it is, and whether its manifest is whole and every segment of
-/// it is in a pack. (That those decode is for a reading check to say.)
+/// What is wrong with the newest backup of a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StatusProblem {
+    /// There is none, and an attempt to make one failed.
+    #[error("never backed up")]
+    NeverBackedUp,
+    /// Its date is in the future.
+    #[error("its newest backup is of {timestamp}, which is still to come: a clock was wrong")]
+    ToCome {
+        /// Its date.
+        timestamp: Timestamp,
+    },
+    /// It is older than it may be.
+    #[error("its newest backup is {} old (limit {})", words(*age), words(*limit))]
+    TooOld {
+        /// Its age.
+        age: SignedDuration,
+        /// The highest age.
+        limit: SignedDuration,
+    },
+    /// Its manifest is damaged or missing.
+    #[error("{what}")]
+    Manifest {
+        /// What is wrong, with the file's path.
+        what: String,
+    },
+    /// Segments of it are missing.
+    #[error("{segments} segments of it are in no pack that can be read")]
+    Missing {
+        /// How many.
+        segments: usize,
+    },
+    /// A check found segments of it damaged.
+    #[error("a check found {segments} segments of it damaged")]
+    Damaged {
+        /// How many.
+        segments: usize,
+    },
+    /// Something that was found out later makes it suspect.
+    #[error("its newest backup is suspect: {why}")]
+    Suspect {
+        /// What.
+        why: String,
+    },
+    /// The source changed while it was read.
+    #[error("its newest backup is inconsistent: {how}")]
+    Inconsistent {
+        /// How.
+        how: String,
+    },
+    /// Sectors of the source could not be read.
+    #[error("its newest backup has zeros in place of {bytes} bytes that could not be read")]
+    UnreadableSource {
+        /// How many bytes the ranges with such sectors have.
+        bytes: u64,
+    },
+}
+
+/// Looks at the newest backup of every name: how old it is, whether its manifest is intact and every segment of
+/// it is in a pack, and whether its source had flaws. (A check that reads the data knows whether the segments decode.) A name
+/// that no backup was ever made of is known by the attempt that failed.
 pub fn status(
     repository: &Repository,
     options: &StatusOptions,
     progress: &dyn Progress,
 ) -> Result<Vec<NameStatus>, CheckError> {
+    // Before the lists: a backup that succeeds meanwhile is in them.
+    let mut failures: BTreeMap<ImageName, BackupFailure> =
+        repository.failures()?.into_iter().map(|failure| (failure.name.clone(), failure)).collect();
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
         progress.notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
     }
-    let mut names: BTreeMap<&ImageName, Option<(&Backupset, &BackupRecord)>> = BTreeMap::new();
-    let current = |name: &ImageName| Repository::current_set(&sets, name).is_some_and(|set| set.retired);
+    let mut names: BTreeMap<ImageName, Option<(&Backupset, &BackupRecord)>> = BTreeMap::new();
+    let is_retired = |name: &ImageName| Repository::current_set(&sets, name).is_some_and(|set| set.retired);
+    failures.retain(|name, _| !is_retired(name));
+    names.extend(failures.keys().map(|name| (name.clone(), None)));
     // What was deleted on purpose is not asked for.
-    let expected = |set: &&Backupset| !current(&set.name);
-    for set in sets.iter().filter(expected).filter(|set| !set.backups.is_empty()) {
-        let newest = names.entry(&set.name).or_default();
+    for set in sets.iter().filter(|set| !set.backups.is_empty() && !is_retired(&set.name)) {
+        let newest = names.entry(set.name.clone()).or_default();
         let latest = set.backups.iter().max_by_key(|backup| (backup.timestamp, backup.incremental));
         let time = |it: &Option<(&Backupset, &BackupRecord)>| it.map(|(_, backup)| backup.timestamp);
         let latest = latest.map(|backup| (set, backup));
@@ -59,32 +125,44 @@ pub fn status(
     }
     let catalog = repository.catalog()?;
     let damaged = Findings::load(repository).unhealed(&catalog)?.keys();
-    let status = |(name, newest): (&ImageName, Option<(&Backupset, &BackupRecord)>)| {
+    let status = |(name, newest): (ImageName, Option<(&Backupset, &BackupRecord)>)| {
+        let failure = failures.remove(&name);
         let Some((set, backup)) = newest else {
             return Ok(NameStatus {
-                name: name.clone(),
+                name,
                 newest: None,
-                problem: Some("it has no backup".to_owned()),
+                problem: Some(StatusProblem::NeverBackedUp),
+                failure,
             });
         };
-        let id = BackupId::of(set, backup);
         let problem = match too_old(options, backup.timestamp) {
             Some(old) => Some(old),
-            None => broken(repository, (&catalog, &damaged), set, backup, progress)?,
+            None => {
+                broken(repository, (&catalog, &damaged), set, backup, progress)?.or_else(|| flawed(backup))
+            }
         };
-        Ok(NameStatus { name: name.clone(), newest: Some((id, backup.timestamp)), problem })
+        // A power loss may bring a record back that a later backup had removed.
+        let failure = failure.filter(|failure| failure.time >= backup.timestamp);
+        Ok(NameStatus { name, newest: Some((BackupId::of(set, backup), backup.timestamp)), problem, failure })
     };
     names.into_iter().map(status).collect()
 }
 
 /// Says why a backup of that time is no fresh one.
-fn too_old(options: &StatusOptions, timestamp: Timestamp) -> Option<String> {
+fn too_old(options: &StatusOptions, timestamp: Timestamp) -> Option<StatusProblem> {
     if is_to_come(timestamp, options.now) {
-        let what = format!("its newest backup is of {timestamp}, which is still to come: a clock was wrong");
-        return Some(what);
+        return Some(StatusProblem::ToCome { timestamp });
     }
-    let (max_age, age) = (options.max_age?, options.now.duration_since(timestamp));
-    (age > max_age).then(|| format!("its newest backup is {} old (limit {})", words(age), words(max_age)))
+    let (limit, age) = (options.max_age?, options.now.duration_since(timestamp));
+    (age > limit).then_some(StatusProblem::TooOld { age, limit })
+}
+
+/// Says why a backup may not be what the disk was, though nothing of it is lost.
+fn flawed(backup: &BackupRecord) -> Option<StatusProblem> {
+    let suspect = backup.suspect.clone().map(|why| StatusProblem::Suspect { why });
+    let inconsistent = || backup.flaws.inconsistent.clone().map(|how| StatusProblem::Inconsistent { how });
+    let bytes = backup.flaws.unreadable_bytes;
+    suspect.or_else(inconsistent).or_else(|| (bytes > 0).then_some(StatusProblem::UnreadableSource { bytes }))
 }
 
 /// Writes a span of time in one unit that a person uses.
@@ -98,25 +176,25 @@ fn words(span: SignedDuration) -> String {
     }
 }
 
-/// Says what of a backup is not whole.
+/// Says what of a backup is not intact.
 fn broken(
     repository: &Repository,
     (catalog, damaged): (&Catalog, &HashSet<SegmentKey>),
     set: &Backupset,
     backup: &BackupRecord,
     progress: &dyn Progress,
-) -> Result<Option<String>, CheckError> {
+) -> Result<Option<StatusProblem>, CheckError> {
     let opened = repository.manifest(set, backup).and_then(|manifest| {
         manifest.verify()?;
         Ok(manifest)
     });
     let manifest = match opened {
         Ok(manifest) => manifest,
-        Err(error) => return Ok(Some(error.to_string())),
+        Err(error) => return Ok(Some(StatusProblem::Manifest { what: error.to_string() })),
     };
-    let missing = missing(&manifest, catalog, progress)?;
-    if missing > 0 {
-        return Ok(Some(format!("{missing} segments of it are in no pack that can be read")));
+    let segments = missing(&manifest, catalog, progress)?;
+    if segments > 0 {
+        return Ok(Some(StatusProblem::Missing { segments }));
     }
     let is_damaged = |segment: &SegmentRef| damaged.contains(&segment.key);
     let segments = if damaged.is_empty() {
@@ -124,7 +202,7 @@ fn broken(
     } else {
         manifest.segments().filter(|(_, segment)| is_damaged(segment)).count()
     };
-    Ok((segments > 0).then(|| format!("a check found {segments} segments of it damaged")))
+    Ok((segments > 0).then_some(StatusProblem::Damaged { segments }))
 }
 
 /// Counts the segments of a manifest that are in no pack.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::api::{ByteRange, CheckDocument, DamagedRow, StatusRow, View, status_of};
+use crate::api::{ByteRange, CheckDocument, DamagedRow, FailureRow, StatusRow, View, status_of};
 use crate::check::{CheckOptions, ReadData, StatusOptions, VerifyOptions, VerifySummary, check_with_index};
 use crate::cli::args::{CheckArgs, StatusArgs, VerifyArgs};
 use crate::cli::context::Context;
@@ -210,9 +210,9 @@ pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, Cl
     };
     let good = document.names.iter().filter(|name| name.ok).count();
     context.print(&document, |out| {
-        for StatusRow { name, problem, .. } in &document.names {
-            if let Some(problem) = problem {
-                writeln!(out, "{name}: {problem}")?;
+        for row in &document.names {
+            if let Some(what) = what_of(row) {
+                writeln!(out, "{}: {what}", row.name)?;
             }
         }
         let (all, problems) = (document.names.len(), document.names.len() - good);
@@ -226,4 +226,27 @@ pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, Cl
         }
     })?;
     Ok(if good == document.names.len() { context.outcome() } else { Outcome::Problems })
+}
+
+/// Says what a person has to know of a disk; nothing if all is well.
+fn what_of(row: &StatusRow) -> Option<String> {
+    let attempt = row.failure.as_ref().map(|FailureRow { time, reason }| {
+        let time = format::time_text(time);
+        match reason {
+            Some(reason) => format!("the attempt of {time} failed: {reason}"),
+            None => format!("the attempt of {time} is running, or was interrupted"),
+        }
+    });
+    match (&row.problem, attempt) {
+        (None, None) => None,
+        (None, Some(attempt)) => Some(format!("its newest backup is intact, but {attempt}")),
+        (Some(problem), None) => Some(problem.clone()),
+        (Some(problem), Some(attempt)) if row.backup.is_some() => Some(format!("{problem}; {attempt}")),
+        (Some(problem), Some(attempt)) => {
+            let name = &row.name;
+            Some(format!(
+                "{problem}; {attempt}; if this name is wrong, \"ekko retire {name}\" removes it from the status"
+            ))
+        }
+    }
 }

@@ -17,7 +17,7 @@ use crate::cli::terminal::{self, Json, Lines, Log, Stream};
 use crate::cli::{Outcome, address, limits};
 use crate::error::ErrorKind;
 use crate::progress::Progress;
-use crate::remote::{Address, Credentials, RemoteRepository};
+use crate::remote::{Address, Credentials, RemoteError, RemoteRepository};
 use crate::repository::{Layout, OpenOptions, Repository, RepositoryError, RepositoryWriter, SharedWriter};
 use crate::storage::{RootStorage, Storage};
 
@@ -38,6 +38,9 @@ pub(super) struct Context {
     /// Whether whoever read the result went away before it was written.
     reader_gone: AtomicBool,
 }
+
+/// How a link to a service is made.
+type Linking = fn(Address, &Credentials, Arc<dyn Progress>) -> Result<RemoteRepository, RemoteError>;
 
 #[derive(Serialize)]
 struct ErrorDocument<'a> {
@@ -123,6 +126,10 @@ impl Context {
 
     /// Returns the repository if it is another host's.
     pub(super) fn network(&self) -> Result<Option<RemoteRepository>, CliError> {
+        self.network_through(RemoteRepository::new)
+    }
+
+    fn network_through(&self, link: Linking) -> Result<Option<RemoteRepository>, CliError> {
         let name = self.repository_name()?;
         let Some(url) = name.to_str().filter(|text| Address::is_url(text)) else { return Ok(None) };
         let token = match (&self.token_file, std::env::var("EKKO_TOKEN")) {
@@ -139,12 +146,21 @@ impl Context {
         };
         let token = token.map(|(token, from)| one_word(token, &from)).transpose()?;
         let credentials = Credentials { token, authority: self.cacert.clone() };
-        Ok(Some(RemoteRepository::new(Address::of_url(url), &credentials, self.told())?))
+        Ok(Some(link(Address::of_url(url), &credentials, self.told())?))
     }
 
     /// Returns the service that has the repository: that of another host, or one on this machine.
     pub(super) fn service(&self) -> Result<Option<RemoteRepository>, CliError> {
-        if let Some(remote) = self.network()? {
+        self.service_through(RemoteRepository::new)
+    }
+
+    /// Returns the same service, of which everything is asked once.
+    pub(super) fn service_once(&self) -> Result<Option<RemoteRepository>, CliError> {
+        self.service_through(RemoteRepository::without_patience)
+    }
+
+    fn service_through(&self, link: Linking) -> Result<Option<RemoteRepository>, CliError> {
+        if let Some(remote) = self.network_through(link)? {
             return Ok(Some(remote));
         }
         let root = self.repository_path()?;
@@ -163,7 +179,7 @@ impl Context {
             return Ok(None);
         }
         let address = Address::Socket { path };
-        Ok(Some(RemoteRepository::new(address, &Credentials::default(), self.told())?))
+        Ok(Some(link(address, &Credentials::default(), self.told())?))
     }
 
     pub(super) fn open(&self) -> Result<Repository, CliError> {

@@ -143,6 +143,6 @@ mod tests {
         let spans = [0, 62, 119, 120, 5400, 7200, 86_400, 172_800, 172_801, 432_000];
         let texts = ["0 s", "62 s", "119 s", "2 min", "90 min", "2 h", "24 h", "48 h", "2 d", "5 d"];
         assert_eq!(spans.map(|seconds| span(Duration::from_secs(seconds))), texts);
-        assert_eq!([count(1, "backup"), count(2, "backup")], ["1 backup", "2 backups"]);
+        assert_eq!([0, 1, 2].map(|number| count(number, "backup")), ["0 backups", "1 backup", "2 backups"]);
     }
 }

@@ -13,6 +13,7 @@ use crate::cli::format::Zone;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::remote::{RemoteRepository, part};
+use crate::repository::{Hint, RepositoryError};
 
 pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliError> {
     // What one name has is asked for by it; what several have, or a pattern, is chosen here.
@@ -21,10 +22,7 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         _ => None,
     };
     let filter = ListFilter { name, tag: args.tag.clone(), deleted: args.deleted, ..ListFilter::default() };
-    let mut document = match context.network()? {
-        Some(remote) => from_service(&filter, &remote)?,
-        None => api::list(&context.open()?, &View::everything(), &filter, context.progress())?,
-    };
+    let mut document = listed(&filter, context)?;
     choose(&mut document.backups, args, context)?;
     if args.deleted {
         return deleted(&document, Zone::of(args.utc), context);
@@ -86,10 +84,7 @@ fn choose(rows: &mut Vec<BackupRow>, args: &ListArgs, context: &Context) -> Resu
     for name in &args.names {
         let pattern = WildMatch::new(name);
         if !rows.iter().any(|row| pattern.matches(&row.name)) {
-            let deleted = if args.deleted { "deleted " } else { "" };
-            let repository = context.repository_name()?.display();
-            let message = format!("there is no {deleted}backup of {name} in {repository}");
-            return Err(CliError::new(ErrorKind::NotFound, message));
+            return Err(nothing_of(name, args, context)?);
         }
     }
     let patterns: Vec<_> = args.names.iter().map(|name| WildMatch::new(name)).collect();
@@ -108,6 +103,33 @@ fn choose(rows: &mut Vec<BackupRow>, args: &ListArgs, context: &Context) -> Resu
         rows.retain(|row| last.get(&row.name) == Some(&row.number));
     }
     Ok(())
+}
+
+/// Says why nothing is listed of a name.
+fn nothing_of(name: &str, args: &ListArgs, context: &Context) -> Result<CliError, CliError> {
+    let mut names: Vec<String> = Vec::new();
+    for deleted in [false, args.deleted] {
+        let filter = ListFilter { deleted, ..ListFilter::default() };
+        names.extend(listed(&filter, context)?.backups.into_iter().map(|row| row.name));
+    }
+    let is_known = names.iter().any(|known| WildMatch::new(name).matches(known));
+    if !is_known && !name.contains(['*', '?']) {
+        let hint = Hint::among(name, names.iter().map(String::as_str));
+        return Ok(RepositoryError::UnknownName { name: name.to_owned(), hint }.into());
+    }
+    let deleted = if args.deleted { "deleted " } else { "" };
+    let tag = args.tag.as_ref().map_or_else(String::new, |tag| format!(" with the tag {tag}"));
+    let repository = context.repository_name()?.display();
+    let message = format!("there is no {deleted}backup of {name}{tag} in {repository}");
+    Ok(CliError::new(ErrorKind::NotFound, message))
+}
+
+/// Reads the list of backups, here or from the service.
+fn listed(filter: &ListFilter, context: &Context) -> Result<BackupList, CliError> {
+    match context.network()? {
+        Some(remote) => from_service(filter, &remote),
+        None => Ok(api::list(&context.open()?, &View::everything(), filter, context.progress())?),
+    }
 }
 
 /// Lists deleted backups.

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::api::{
-    BackupDetails, BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, ForgetDocument, GcDocument,
-    JobDocument, JobRequest, JobResult, ProtectionDocument, ProtectionRequest, Refusal, StatusDocument,
+    BackupDetails, BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, FailureDocument,
+    FailureReport, ForgetDocument, GcDocument, JobDocument, JobRequest, JobResult, ProtectionDocument,
+    ProtectionRequest, Refusal, RenameDocument, RenameRequest, RetireDocument, StatusDocument,
     UndeleteDocument,
 };
-use crate::cli::args::{CheckArgs, DeleteArgs, ForgetArgs, GcArgs, StatusArgs, UndeleteArgs};
+use crate::cli::args::{
+    CheckArgs, DeleteArgs, ForgetArgs, GcArgs, RenameArgs, RetireArgs, StatusArgs, UndeleteArgs,
+};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Lines;
@@ -245,6 +249,38 @@ pub(super) fn undelete(
         all.undeleted.extend(one.undeleted);
     }
     Ok(all)
+}
+
+/// Has an image changed. That is not repeated if the answer is lost.
+fn change_image<T: DeserializeOwned>(
+    name: &str,
+    change: &str,
+    body: &impl Serialize,
+    remote: &RemoteRepository,
+) -> Result<T, CliError> {
+    remote.send_once(&format!("/v1/images/{}/{change}", part(name)), body).map_err(|error| {
+        let hint = if error.may_be_done() { "; the service may have done it all the same" } else { "" };
+        CliError::new(error.kind(), format!("{error}{hint}"))
+    })
+}
+
+pub(super) fn rename(args: &RenameArgs, remote: &RemoteRepository) -> Result<RenameDocument, CliError> {
+    let request = RenameRequest { to: args.to.to_string() };
+    change_image(args.from.as_str(), "rename", &request, remote)
+}
+
+pub(super) fn retire(args: &RetireArgs, remote: &RemoteRepository) -> Result<RetireDocument, CliError> {
+    change_image(args.name.as_str(), "retire", &serde_json::json!({}), remote)
+}
+
+/// Reports that an image was not backed up.
+pub(super) fn report_failure(
+    name: &str,
+    report: &FailureReport,
+    remote: &RemoteRepository,
+) -> Result<(), CliError> {
+    let _: FailureDocument = change_image(name, "failure", report, remote)?;
+    Ok(())
 }
 
 pub(super) fn forget(

@@ -1,7 +1,5 @@
 //! `ekko protect`, `ekko unprotect`, `ekko rename` and `ekko retire`
 
-use serde::Serialize;
-
 use crate::api::{self, ProtectionDocument, View};
 use crate::cli::args::{ProtectArgs, RenameArgs, RetireArgs, UnprotectArgs};
 use crate::cli::context::Context;
@@ -48,32 +46,28 @@ fn set(
     Ok(Outcome::Done)
 }
 
-#[derive(Serialize)]
-struct Renamed {
-    from: String,
-    to: String,
-    backupsets: u64,
-}
-
 pub(super) fn rename(args: &RenameArgs, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_writer(1, false)?;
-    let backupsets = writer.rename(&args.from, &args.to)?;
-    writer.close()?;
-    let document = Renamed { from: args.from.to_string(), to: args.to.to_string(), backupsets };
+    let document = if let Some(remote) = context.service()? {
+        over_service::rename(args, &remote)?
+    } else {
+        let writer = context.open_shared(1)?;
+        let document = api::rename(&writer, &View::everything(), &args.from, &args.to)?;
+        writer.close()?;
+        document
+    };
     context.print(&document, |out| writeln!(out, "{} is now {}", document.from, document.to))?;
     Ok(Outcome::Done)
 }
 
-#[derive(Serialize)]
-struct Retired {
-    name: String,
-}
-
 pub(super) fn retire(args: &RetireArgs, context: &Context) -> Result<Outcome, CliError> {
-    let writer = context.open_writer(1, false)?;
-    writer.retire(&args.name)?;
-    writer.close()?;
-    let document = Retired { name: args.name.to_string() };
+    let document = if let Some(remote) = context.service()? {
+        over_service::retire(args, &remote)?
+    } else {
+        let writer = context.open_shared(1)?;
+        let document = api::retire(&writer, &View::everything(), &args.name)?;
+        writer.close()?;
+        document
+    };
     context.print(&document, |out| {
         writeln!(out, "{} is retired: \"ekko status\" expects no backups of it", document.name)
     })?;

@@ -152,6 +152,9 @@ impl RepositoryWriter {
             attributes: Vec::new(),
         };
         let folder = newborn.then(|| self.begin_folder(set.id)).transpose()?;
+        if newborn {
+            repository.note_first_backup(name, timestamp);
+        }
         let least_number = least_number.max(set.next_number);
         Ok(BackupDraft::new(repository, set, info, parent, folder, running, least_number))
     }
@@ -327,7 +330,6 @@ impl RepositoryWriter {
     ) -> Result<CommittedBackup, RepositoryError> {
         let finished = self.finish_draft(draft, manifest)?;
         let mut committed = self.commit_all(vec![finished])?;
-        // One comes of one.
         committed
             .pop()
             .ok_or_else(|| RepositoryError::Poisoned { reason: "nothing was committed".to_owned() })
@@ -398,6 +400,9 @@ impl RepositoryWriter {
             Together::remove(storage, layout)?;
         }
         self.repository.lists.put(ready.iter().map(|one| one.set.clone()));
+        for one in ready {
+            self.repository.drop_failure(&one.set.name);
+        }
         let counted = ready.iter().try_for_each(|one| self.count_new(one));
         let replace_index = match counted.and_then(|()| self.raise_generation()) {
             Ok(()) => false,

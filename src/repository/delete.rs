@@ -93,7 +93,12 @@ impl RepositoryWriter {
         for (set, removal) in after.iter_mut().zip(&removals) {
             removal.apply(set);
         }
+        let emptied: Vec<_> =
+            after.iter().filter(|set| set.backups.is_empty()).map(|set| set.name.clone()).collect();
         self.write_together(&Together::of_removals(removals), after)?;
+        for name in &emptied {
+            repository.drop_failure(name);
+        }
         let uncounted = before
             .iter()
             .try_fold(true, |all, (set, incrementals)| Ok(all && self.uncount(set.clone(), incrementals)?));

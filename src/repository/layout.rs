@@ -160,6 +160,11 @@ impl Layout {
         self.root.join(FINDINGS)
     }
 
+    /// Returns the folder of the failed backups that no backup has followed.
+    pub fn failures(&self) -> PathBuf {
+        self.root.join("failures")
+    }
+
     /// Returns the file that counts the time that has certainly passed.
     pub fn clock(&self) -> PathBuf {
         self.root.join(CLOCK)

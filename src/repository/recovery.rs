@@ -71,6 +71,7 @@ pub(super) fn undo_unfinished(
             storage.unlink(&folder.join(name))?;
         }
     }
+    repository.remove_unfinished_failures()?;
     let (mut sets, problems) = repository.all_backupsets()?;
     for name in storage.list(&layout.sets())? {
         let Some(id) = canonical::<BackupsetId>(&name) else { continue };

@@ -60,20 +60,28 @@ impl RepositoryWriter {
         for (set, renaming) in changed.iter_mut().zip(&renamings) {
             renaming.apply(set);
         }
-        self.write_together(&Together::of_renamings(renamings), changed)
+        let renamed = self.write_together(&Together::of_renamings(renamings), changed)?;
+        // An attempt of a name that nobody backs up under any longer.
+        self.repository.drop_failure(from);
+        Ok(renamed)
     }
 
-    /// Retires a disk: no further backups of it are expected, until there is one. When this returns, that is durable.
+    /// Retires a disk: no further backups of it are expected, until there is one. A disk that was never backed up is forgotten, with
+    /// the attempt that failed. When this returns, that is durable.
     ///
     /// # Errors
-    /// There is no disk of this name.
+    /// There is no disk of this name, and no attempt to back one up.
     pub fn retire(&self, name: &ImageName) -> Result<(), RepositoryError> {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         self.repository.keep_lists()?;
         let (sets, _) = self.repository.backupsets_named("")?;
+        let attempted = self.repository.forget_failure(name)?;
         let Some(current) = Repository::current_set(&sets, name) else {
+            if attempted {
+                return Ok(());
+            }
             Addressee::find(&sets, name.as_str(), |_| Some(name.clone()), |name| Some(name.as_str()))?;
             return Err(RepositoryError::UnknownName { name: name.to_string(), hint: Hint::None });
         };

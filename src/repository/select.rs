@@ -187,6 +187,13 @@ pub enum Hint {
     Ambiguous,
 }
 
+impl Hint {
+    /// Returns the hint for somebody who named a disk that is not among `names`.
+    pub fn among<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Self {
+        nearest(text, names)
+    }
+}
+
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -136,6 +136,9 @@ impl From<RepositoryError> for Refused {
             RepositoryError::NameTaken { .. } => {
                 Self::new(Refusal::Conflict, "the name has backups already: nothing was renamed")
             }
+            RepositoryError::SameName { .. } => {
+                Self::new(Refusal::Conflict, "the image has this name already")
+            }
             RepositoryError::Moved { .. } => Self {
                 internal: Some(error.to_string()),
                 ..Self::new(Refusal::Unavailable, MOVED).retry_after(AGAIN)

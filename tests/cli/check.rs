@@ -412,6 +412,10 @@ fn a_retired_disk_is_expected_again_after_its_next_backup() {
     }
     world.run(&["status", "--max-age", "0s"]).exits(3);
     world.run(&["retire", "wbe"]).exits(1).says("did you mean \"web\"?");
+    world.run(&["list", "wbe"]).exits(1).says("did you mean \"web\"?");
+    world.run(&["list", "w?e"]).exits(1).says("there is no backup of w?e in ");
+    world.run(&["list", "web", "--tag", "typo"]).exits(1).says("there is no backup of web with the tag typo");
+    world.run(&["list", "web", "--deleted"]).exits(1).says("there is no deleted backup of web");
     world.run(&["retire", "web"]).exits(0);
     let names = |world: &World| {
         let status = world.run(&["--json", "status", "--max-age", "0s"]).exits(3).json();

@@ -120,7 +120,7 @@ fn a_policy_says_what_is_kept_and_why_before_anything_goes() {
     world.run(&["forget"]).exits(2).says("nothing would be kept");
     world.run(&["forget", "--keep-last", "0"]).exits(2);
     world.run(&["forget", "--keep-last", "some"]).exits(2);
-    world.run(&["forget", "mail", "--keep-last", "1"]).exits(1).says("no backup of mail");
+    world.run(&["forget", "mail", "--keep-last", "1"]).exits(1).says("no disk named \"mail\"");
     let plan = world.json(&["forget", "--keep-last", "1", "--keep-tag", "round-0", "--dry-run"]);
     assert_eq!(backups(&plan["deleted"]), ["db@1", "web@1"]);
     assert_eq!(backups(&plan["kept"]), ["db@0", "db@2", "web@0", "web@2"]);

@@ -75,6 +75,9 @@ fn disk(world: &World) {
 
 /// Expects the mark in every output of the newest backup of `web`.
 fn is_marked(world: &World, why: &str) {
+    let status = world.run(&["--json", "status"]).exits(3).json();
+    let problem = status["names"][0]["problem"].as_str().unwrap();
+    assert!(problem.starts_with("its newest backup is inconsistent: ") && problem.contains(why), "{problem}");
     let show = world.json(&["show", "web"]);
     assert!(show["inconsistent"].as_str().unwrap().contains(why), "{show}");
     assert!(show["attributes"]["inconsistent"].as_str().unwrap().contains(why), "{show}");

@@ -20,6 +20,7 @@ mod reading;
 mod restore;
 mod screen;
 mod signals;
+mod status;
 mod targets;
 mod terminal;
 mod usage;

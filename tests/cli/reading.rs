@@ -36,7 +36,7 @@ fn list_show_and_stats_say_what_is_there() {
     assert!(rows[0]["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
     assert_eq!(world.json(&["list", "web"])["backups"].as_array().unwrap().len(), 2);
     assert!(world.run(&["list"]).exits(0).text().contains("web@1"));
-    world.run(&["list", "mail"]).exits(1).says("no backup of mail");
+    world.run(&["list", "mail"]).exits(1).says("no disk named \"mail\"");
     let show = world.json(&["show", "db"]);
     assert_eq!((&show["segments"], &show["present_segments"]), (&2.into(), &1.into()));
     assert!(world.run(&["show", "db@0"]).exits(0).text().contains("1 present"));

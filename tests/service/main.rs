@@ -14,6 +14,7 @@ mod going_on;
 mod harness;
 mod jobs;
 mod logs;
+mod names;
 mod network;
 mod proxy;
 mod reading;

@@ -1,6 +1,7 @@
 //! `ekko backup`
 
 mod each;
+mod failures;
 mod hooks;
 mod lists;
 mod machine;
@@ -48,6 +49,7 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     console.expect_no_more();
     // What was not let go yet is not open any longer.
     hooks.after(done.as_ref().is_ok_and(|done| done.document.failed.is_empty()));
+    failures::record(&sources, args.machine.machine.as_ref(), &done, context);
     let Ran { document, was_wrong } = done?;
     let printed = report.finish(&document, hooks.is_stopped());
     let outcome = match (document.failed.is_empty(), document.backups.is_empty()) {

@@ -93,9 +93,9 @@ struct Cbt {
 /// A source that was not backed up.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Failed {
-    name: String,
+    pub(super) name: String,
     source: String,
-    error: String,
+    pub(super) error: String,
 }
 
 impl Failed {
@@ -238,7 +238,7 @@ impl<'a> Report<'a> {
             writeln!(
                 out,
                 "{} done in {}: {} in all, {} used, {} new, {} added to the store",
-                counted(done.len(), "disk"),
+                format::count(done.len() as u64, "disk"),
                 seconds(self.begun.elapsed().as_secs_f64()),
                 sum(|done| done.size_of_disk),
                 sum(|done| done.used_bytes),
@@ -247,14 +247,10 @@ impl<'a> Report<'a> {
             )?;
         }
         let Some(Machine { backup, attached, .. }) = &document.machine else { return Ok(()) };
-        let (disks, files) = (counted(done.len(), "disk"), counted(attached.len(), "attached file"));
+        let (disks, files) =
+            (format::count(done.len() as u64, "disk"), format::count(attached.len() as u64, "attached file"));
         writeln!(out, "{backup}: {disks} and {files} at one moment")
     }
-}
-
-/// Returns a number of things.
-fn counted(number: usize, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 /// Returns a number of bytes without a fraction of zero.
@@ -285,8 +281,7 @@ impl Done {
             short(self.stored_bytes),
         )?;
         if self.resumed_segments > 0 {
-            let segments = self.resumed_segments;
-            let segments = counted(usize::try_from(segments).unwrap_or(usize::MAX), "segment");
+            let segments = format::count(self.resumed_segments, "segment");
             writeln!(
                 out,
                 "{}: {segments} were stored already by a backup that was interrupted",
@@ -323,6 +318,5 @@ mod tests {
             (short(8 << 30), short(3 << 29), short(0)),
             ("8 GiB".to_owned(), "1.5 GiB".to_owned(), "0 B".to_owned())
         );
-        assert_eq!((counted(1, "disk"), counted(0, "disk")), ("1 disk".to_owned(), "0 disks".to_owned()));
     }
 }

@@ -5,6 +5,7 @@ mod changes;
 mod data;
 mod document;
 mod fingerprints;
+mod images;
 mod jobs;
 mod manifests;
 mod own;
@@ -63,6 +64,9 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::commit))
         .routes(routes!(changes::undelete))
         .routes(routes!(changes::protect, changes::unprotect))
+        .routes(routes!(images::rename))
+        .routes(routes!(images::retire))
+        .routes(routes!(images::failure))
         .routes(routes!(data::data, data::head))
         .routes(routes!(document::page))
         .routes(routes!(jobs::submit, jobs::list))

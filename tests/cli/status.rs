@@ -1,0 +1,121 @@
+//! Disks whose last backup failed, or whose newest backup has flaws: "ekko status" knows them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Ran, World, noise};
+
+fn row(ran: &Ran, name: &str) -> Value {
+    let document = ran.json();
+    let rows = document["names"].as_array().unwrap();
+    rows.iter().find(|row| row["name"] == name).unwrap_or(&Value::Null).clone()
+}
+
+#[test]
+fn a_first_backup_that_failed_is_in_the_status_until_one_succeeds_or_it_is_retired() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 1 << 16));
+    world.run(&["backup", "good=disk", "web=gone", "tpyo=gone"]).exits(3);
+    for name in ["web", "tpyo"] {
+        let text = world.run(&["status"]).exits(3).text();
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}: "))).unwrap();
+        assert!(line.contains("never backed up; the attempt of 20"), "{line}");
+        assert!(line.contains(" failed: cannot open image gone: "), "{line}");
+        assert!(line.ends_with(&format!("\"ekko retire {name}\" removes it from the status")), "{line}");
+    }
+    let found = row(&world.run(&["--json", "status"]).exits(3), "web");
+    assert_eq!(
+        (&found["ok"], &found["backup"], &found["problem"]),
+        (&false.into(), &Value::Null, &"never backed up".into())
+    );
+    assert!(found["failure"]["time"].is_string() && found["failure"]["reason"].is_string(), "{found}");
+    world.run(&["backup", "web=disk"]).exits(0);
+    let ran = world.run(&["--json", "status"]).exits(3);
+    assert_eq!(
+        (row(&ran, "web")["ok"].clone(), row(&ran, "web").get("failure").is_some()),
+        (true.into(), false)
+    );
+    assert_eq!(row(&ran, "tpyo")["ok"], false);
+    world.run(&["retire", "tpyo"]).exits(0);
+    world.run(&["status"]).exits(0);
+    world.run(&["retire", "tpyo"]).exits(1).says("no disk named \"tpyo\"");
+}
+
+#[test]
+fn a_later_failure_is_told_and_an_intact_backup_stays_one() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 1 << 16));
+    world.run(&["backup", "web=disk", "db=disk"]).exits(0);
+    world.run(&["backup", "web=gone"]).exits(1);
+    let text = world.run(&["status"]).exits(0).text();
+    assert!(text.contains("web: its newest backup is intact, but the attempt of 20"), "{text}");
+    assert!(text.contains("OK: 2 disks"), "{text}");
+    let text = world.run(&["status", "--max-age", "0s"]).exits(3).text();
+    let line = text.lines().find(|line| line.starts_with("web: ")).unwrap();
+    assert!(line.contains(" old (limit 0 s); the attempt of 20") && !line.contains("retire"), "{line}");
+    // What was deleted, or has another name, is not asked for.
+    world.run(&["delete", "web@all"]).exits(0);
+    assert_eq!(row(&world.run(&["--json", "status"]).exits(0), "web"), Value::Null);
+    world.run(&["backup", "db=gone"]).exits(1);
+    world.run(&["rename", "db", "sql"]).exits(0);
+    let ran = world.run(&["--json", "status"]).exits(0);
+    assert_eq!(ran.json()["names"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_first_backup_that_is_killed_is_in_the_status() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 512 << 16));
+    let mut child = world.command(&["-q", "backup", "--limit-rate", "1MiB", "web=disk"]).spawn().unwrap();
+    let begun = Instant::now();
+    let attempt = || {
+        let ran = world.run(&["--json", "status"]);
+        let found = row(&ran, "web");
+        (found != Value::Null).then_some((ran.code, found))
+    };
+    let (code, found) = loop {
+        assert!(begun.elapsed() < Duration::from_mins(1), "the backup does not begin");
+        if let Some(found) = attempt() {
+            break found;
+        }
+    };
+    assert_eq!((code, found["failure"].get("reason")), (3, None), "{found}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.write("other", &noise(2, 1 << 16));
+    // Whoever opens the repository undoes what the backup left, and not that it was begun.
+    world.run(&["backup", "other"]).exits(0);
+    let text = world.run(&["status"]).exits(3).text();
+    assert!(text.contains("web: never backed up; the attempt of 20"), "{text}");
+    assert!(text.contains(" is running, or was interrupted; "), "{text}");
+    world.run(&["backup", "web=other"]).exits(0);
+    world.run(&["status"]).exits(0);
+}
+
+#[test]
+fn all_disks_of_a_call_that_fails_as_a_whole_are_in_the_status() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 1 << 16));
+    world.run(&["backup", "web=disk", "db=disk", "--before", "false"]).exits(1);
+    let text = world.run(&["status"]).exits(3).text();
+    for name in ["web", "db"] {
+        assert!(text.contains(&format!("{name}: never backed up; ")), "{text}");
+    }
+    assert!(text.contains("--before (false) failed"), "{text}");
+    world.run(&["backup", "web=disk", "db=disk"]).exits(0);
+    world.run(&["backup", "--machine", "shop", "shop/vda=disk", "shop/vdb=gone"]).exits(1);
+    let text = world.run(&["status"]).exits(3).text();
+    for name in ["shop", "shop/vdb"] {
+        assert!(text.contains(&format!("{name}: never backed up; ")), "{text}");
+    }
+    world.run(&["backup", "--machine", "shop", "shop/vda=disk", "shop/vdb=disk"]).exits(0);
+    world.run(&["status"]).exits(0);
+    // A wrong command line is no attempt.
+    world.run(&["backup", "one=disk", "one=disk"]).exits(2);
+    world.run(&["status"]).exits(0);
+}
