@@ -22,6 +22,7 @@
 
 pub mod error;
 pub mod escape;
+pub mod time;
 
 pub mod progress;
 

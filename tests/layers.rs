@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms in order. `backup`, `restore` and `check` stand side by side, so none sees another.
 const ROOMS: [&[&str]; 15] = [
-    &["error", "escape"],
+    &["error", "escape", "time"],
     &["progress"],
     &["pace"],
     &["segment"],

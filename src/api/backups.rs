@@ -192,7 +192,7 @@ pub fn list(
     let page: Vec<_> = rows.by_ref().take(limit).collect();
     let more = rows.next().is_some();
     let next_marker = page.last().filter(|_| more).map(|(set, backup, _)| marker(set, backup));
-    let (left, now) = (repository.undelete_periods(&seen)?, jiff::Timestamp::now());
+    let (left, now) = (repository.undelete_periods(&seen)?, crate::time::now());
     let damaged = damaged(repository, progress);
     let row = |(set, backup, deleted): &(&Backupset, &BackupRecord, Option<&DeletedBackup>)| BackupRow {
         backup: view.backup_id(set, backup),
@@ -325,11 +325,9 @@ pub fn show(
         stored_by_this_backup: own as u64,
         bases: info.bases.iter().map(ToString::to_string).collect(),
         tags: backup.tags.clone(),
-        protected: backup.protection.holds(jiff::Timestamp::now()),
+        protected: backup.protection.holds(crate::time::now()),
         protected_until: match backup.protection {
-            Protection::Until(end) if backup.protection.holds(jiff::Timestamp::now()) => {
-                Some(end.to_string())
-            }
+            Protection::Until(end) if backup.protection.holds(crate::time::now()) => Some(end.to_string()),
             _ => None,
         },
         used_bytes: backup.amounts.used_bytes,

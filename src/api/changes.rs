@@ -116,7 +116,7 @@ pub fn collect(
 
 /// Returns when a period ends of which so much is left, to the minute: it ends later if the machine is off meanwhile.
 pub(super) fn end_of(left: Duration) -> String {
-    let end = jiff::Timestamp::now().checked_add(left).unwrap_or(jiff::Timestamp::MAX);
+    let end = crate::time::now().checked_add(left).unwrap_or(jiff::Timestamp::MAX);
     end.round(jiff::Unit::Minute).unwrap_or(end).to_string()
 }
 
@@ -179,7 +179,7 @@ impl DeletionPlan {
         let mut plan = Self::default();
         for (set, backup) in found {
             let row = BackupRef::of(view, set, backup);
-            if backup.protection.holds(jiff::Timestamp::now()) {
+            if backup.protection.holds(crate::time::now()) {
                 return Err(RepositoryError::Protected { backup: row.backup });
             }
             plan.add(row, set, backup);
@@ -314,7 +314,7 @@ impl ForgetPlan {
         name: Option<&ImageName>,
         allow_empty: bool,
     ) -> Self {
-        let now = jiff::Timestamp::now();
+        let now = crate::time::now();
         let mut names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
         for set in seen.iter().filter(|set| name.is_none_or(|name| set.name == *name)) {
             let backups = set.backups.iter().map(|backup| (&**set, backup));

@@ -105,7 +105,7 @@ pub fn report_failure(
 ) -> Result<FailureDocument, RepositoryError> {
     let failure = BackupFailure {
         name: name.clone(),
-        time: jiff::Timestamp::now(),
+        time: crate::time::now(),
         reason: Some(report.reason),
         // The owner's command may have read a disk of this machine.
         is_reported: view.project().is_some(),

@@ -391,7 +391,7 @@ const LONG: SignedDuration = SignedDuration::from_hours(400 * 24);
 
 /// Tells a person if the clock is before the newest backup of a disk, or far ahead of it.
 fn tell_clock(draft: &BackupDraft, progress: &dyn Progress) {
-    let now = jiff::Timestamp::now();
+    let now = crate::time::now();
     let Some(newest) = draft.newest() else { return };
     if is_to_come(newest, now) || now.duration_since(newest) > LONG {
         let name = draft.info().name.as_str().to_owned();

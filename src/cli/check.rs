@@ -205,7 +205,7 @@ pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, Cl
         over_service::status(args, &remote)?
     } else {
         let repository = context.open()?;
-        let options = StatusOptions { max_age: args.max_age, now: jiff::Timestamp::now() };
+        let options = StatusOptions { max_age: args.max_age, now: crate::time::now() };
         status_of(&repository, &View::everything(), &options, context.progress())?
     };
     let good = document.names.iter().filter(|name| name.ok).count();

@@ -31,7 +31,7 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
         if document.backups.is_empty() {
             return writeln!(out, "no backups");
         }
-        let (now, zone) = (Timestamp::now(), Zone::of(args.utc));
+        let (now, zone) = (crate::time::now(), Zone::of(args.utc));
         let rows = document.backups.iter().map(|row| {
             vec![
                 row.backup.clone(),

@@ -9,7 +9,7 @@ use crate::error::ErrorKind;
 use crate::repository::{BackupSelector, Protection};
 
 pub(super) fn protect(args: &ProtectArgs, context: &Context) -> Result<Outcome, CliError> {
-    if let Some(until) = args.until.filter(|until| *until <= jiff::Timestamp::now()) {
+    if let Some(until) = args.until.filter(|until| *until <= crate::time::now()) {
         let message = format!("cannot protect {} until {until}: that is in the past", args.backup);
         return Err(CliError::new(ErrorKind::Invalid, message));
     }

@@ -80,7 +80,7 @@ pub(super) fn unreadable(range: &ByteRange) -> String {
 
 /// Says how long ago a moment was.
 fn age(timestamp: &str) -> String {
-    let age = format::age_text(timestamp, jiff::Timestamp::now());
+    let age = format::age_text(timestamp, crate::time::now());
     if age.starts_with("in ") { age } else { format!("{age} ago") }
 }
 

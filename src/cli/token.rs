@@ -40,7 +40,7 @@ fn row(token: &Token) -> TokenRow {
         role: token.role,
         created: token.created.to_string(),
         expires: token.expires.map(|end| end.to_string()),
-        expired: token.is_expired(jiff::Timestamp::now()),
+        expired: token.is_expired(crate::time::now()),
         note: token.note.clone(),
     }
 }
@@ -77,7 +77,7 @@ fn create(args: &TokenCreateArgs, tokens: &TokenFile, context: &Context) -> Resu
 fn list(tokens: &TokenFile, context: &Context) -> Result<Outcome, CliError> {
     let tokens = tokens.list()?;
     let document = TokenList { tokens: tokens.iter().map(row).collect() };
-    let now = jiff::Timestamp::now();
+    let now = crate::time::now();
     context.print(&document, |out| {
         let rows = tokens.iter().map(|token| {
             let end = match token.expires {

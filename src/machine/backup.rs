@@ -177,7 +177,7 @@ fn begin(
         draft.set_attribute(MACHINE, id.clone().into_bytes());
         drafts.push(draft);
     }
-    let now = jiff::Timestamp::now();
+    let now = crate::time::now();
     drafts.iter_mut().chain([&mut moment]).for_each(|draft| draft.set_timestamp(now));
     Ok((moment, drafts))
 }

@@ -72,7 +72,7 @@ impl Machine {
             id: machine.unwrap_or_else(|| boot.clone()),
             boot,
             uptime_seconds: u64::try_from(uptime.tv_sec).unwrap_or(0),
-            date: jiff::Timestamp::now().as_second(),
+            date: crate::time::now().as_second(),
         }
     }
 }

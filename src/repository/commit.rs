@@ -119,7 +119,7 @@ impl RepositoryWriter {
         if let Some(problem) = problems.into_iter().next() {
             return Err(problem);
         }
-        let timestamp = jiff::Timestamp::now();
+        let timestamp = crate::time::now();
         let current = Repository::current_set(&sets, name).cloned();
         let least_number = next_number(&sets, name);
         let newborn = current.is_none();
@@ -241,7 +241,7 @@ impl RepositoryWriter {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
-        let mut set = self.new_set(name, jiff::Timestamp::now(), None)?;
+        let mut set = self.new_set(name, crate::time::now(), None)?;
         set.bases = std::iter::once(from.id).chain(from.bases.iter().copied()).collect();
         if set.bases.len() > MOST_BASES {
             let path = self.repository.layout.set(set.id);

@@ -70,7 +70,7 @@ impl RepositoryWriter {
             for incremental in &incrementals {
                 let record = set.backups.iter().find(|record| record.incremental == *incremental);
                 let record = record.ok_or_else(|| self.no_such(id, *incremental))?;
-                if record.protection.holds(jiff::Timestamp::now()) {
+                if record.protection.holds(crate::time::now()) {
                     return Err(RepositoryError::Protected {
                         backup: BackupId::of(&set, record).to_string(),
                     });
@@ -83,7 +83,7 @@ impl RepositoryWriter {
         let latest = all.iter().flat_map(|set| &set.deleted).map(|deleted| deleted.deleted_clock).max();
         let clock = repository.clock(latest.unwrap_or(0))?;
         clock.write(repository).inspect_err(|error| self.poisoned_by(error))?;
-        let (deleted, deleted_clock) = (jiff::Timestamp::now(), clock.passed_seconds());
+        let (deleted, deleted_clock) = (crate::time::now(), clock.passed_seconds());
         let removal = |(set, incrementals): &(Backupset, Vec<Incremental>)| {
             let (backupset, incrementals) = (set.id, incrementals.clone());
             Removal { backupset, incrementals, deleted, deleted_clock }

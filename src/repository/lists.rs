@@ -239,7 +239,7 @@ mod tests {
 
     /// Writes a list of one backup beside those that there are.
     fn list(repository: &Repository, name: &str, note: usize) {
-        let now = jiff::Timestamp::now();
+        let now = crate::time::now();
         let record = BackupRecord {
             number: BackupNumber(0),
             incremental: Incremental(0),

@@ -46,7 +46,7 @@ pub(super) struct ReadLists {
 /// Stands for a state that cannot be read: no index is believed, and generations begin above every one
 /// that can have been, at the seconds since 1970.
 pub(super) fn unknown_state(blank: State) -> State {
-    let now = jiff::Timestamp::now().as_second();
+    let now = crate::time::now().as_second();
     State { generation: u64::try_from(now).unwrap_or(0), clean: None, ..blank }
 }
 

@@ -191,7 +191,7 @@ async fn of_token(
         Some(tokens) => tokens,
         None => renewed(app).await?,
     };
-    Ok(tokens.judge(shown, jiff::Timestamp::now()).map(|token| Caller {
+    Ok(tokens.judge(shown, crate::time::now()).map(|token| Caller {
         who: format!("token:{}", token.id),
         view: View::of(token.project.clone()),
         role: token.role,

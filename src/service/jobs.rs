@@ -114,7 +114,7 @@ pub(super) fn submit(app: &Arc<App>, caller: Caller, request: JobRequest) -> Res
         id: uuid::Uuid::new_v4().to_string(),
         kind: request.kind(),
         state: JobState::Queued,
-        created: jiff::Timestamp::now().to_string(),
+        created: crate::time::now().to_string(),
         started: None,
         ended: None,
         progress: JobProgress::default(),
@@ -190,7 +190,7 @@ impl Job {
             let waits = shown.state == JobState::Queued;
             if waits {
                 shown.state = JobState::Cancelled;
-                shown.ended = Some(jiff::Timestamp::now().to_string());
+                shown.ended = Some(crate::time::now().to_string());
             }
             waits
         });
@@ -202,7 +202,7 @@ impl Job {
             let waits = shown.state == JobState::Queued;
             if waits {
                 shown.state = JobState::Running;
-                shown.started = Some(jiff::Timestamp::now().to_string());
+                shown.started = Some(crate::time::now().to_string());
             }
             waits
         })
@@ -210,7 +210,7 @@ impl Job {
 
     fn end(&self, result: Result<JobResult, Refused>) {
         self.shown.send_modify(|shown| {
-            shown.ended = Some(jiff::Timestamp::now().to_string());
+            shown.ended = Some(crate::time::now().to_string());
             match result {
                 Ok(result) => {
                     shown.state =

@@ -5,6 +5,7 @@ mod backup;
 mod bad_sectors;
 mod cbt;
 mod check;
+mod clock;
 mod delete;
 mod exchange;
 mod gc;

@@ -97,7 +97,7 @@ fn a_check_tells_a_project_of_its_own_backups_alone() {
     assert_eq!((told(&blue()).backups, told(&blue()).damaged), (3, vec!["web@1".to_owned()]));
     let green = View::of("green".parse().unwrap());
     assert_eq!((told(&green).backups, told(&green).damaged.len()), (0, 0));
-    let options = StatusOptions { max_age: None, now: jiff::Timestamp::now() };
+    let options = StatusOptions { max_age: None, now: ekko::time::now() };
     let status = api::status_of(&repository, &blue(), &options, &Silent).unwrap();
     assert_eq!((status.names.len(), status.names[0].name.as_str()), (1, "web"));
     assert_eq!(status.names[0].backup.as_deref(), Some("web@2"));

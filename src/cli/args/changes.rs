@@ -156,7 +156,7 @@ pub(in crate::cli) struct ProtectArgs {
 
 /// Reads a moment in the past: a date or a time in UTC, or how long ago it was.
 pub(super) fn since(text: &str) -> Result<Timestamp, String> {
-    let ago = || Timestamp::now().checked_sub(span(text)?).ok();
+    let ago = || crate::time::now().checked_sub(span(text)?).ok();
     moment(text)
         .ok()
         .or_else(ago)

@@ -52,7 +52,7 @@ pub(in crate::cli) struct TokenRevokeArgs {
 }
 
 fn end(text: &str) -> Result<Timestamp, String> {
-    let after = || Timestamp::now().checked_add(span(text)?).ok();
+    let after = || crate::time::now().checked_add(span(text)?).ok();
     let end = moment(text).ok().or_else(after);
     end.ok_or_else(|| "a duration is e.g. 90d, a date 2027-01-31, a time 2027-01-31T12:00:00Z".to_owned())
 }
@@ -65,7 +65,7 @@ mod tests {
     fn an_end_is_a_date_a_time_or_a_while_from_now() {
         assert_eq!(end("2027-01-31").unwrap(), "2027-01-31T00:00:00Z".parse().unwrap());
         assert_eq!(end("2027-01-31T12:00:00Z").unwrap(), "2027-01-31T12:00:00Z".parse().unwrap());
-        let hours = end("90d").unwrap().duration_since(Timestamp::now()).as_hours();
+        let hours = end("90d").unwrap().duration_since(crate::time::now()).as_hours();
         assert!((90 * 24 - 1..=90 * 24).contains(&hours), "{hours}");
         for text in ["", "soon", "-1h", "2027-13-01"] {
             assert!(end(text).is_err(), "{text}");

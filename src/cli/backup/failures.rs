@@ -49,7 +49,7 @@ fn record_all(failed: Vec<(ImageName, String)>, context: &Context) -> Result<(),
             over_service::report_failure(name.as_str(), &FailureReport { reason }, &remote)
         });
     }
-    let (repository, time) = (context.open()?, jiff::Timestamp::now());
+    let (repository, time) = (context.open()?, crate::time::now());
     failed.into_iter().try_for_each(|(name, reason)| {
         let failure = BackupFailure { name, time, reason: Some(reason), is_reported: false };
         repository.record_failure(&failure)?;

@@ -176,7 +176,7 @@ fn a_backupset_that_a_crash_left_without_a_backup_is_not_seen_and_goes_at_the_ne
     // Settings alone, settings with a manifest that was named, a marker, an empty folder.
     let first = Backupset::new(BackupsetId::random(), name("first"), at);
     first.create(&OsStorage, &layout).unwrap();
-    let second = Backupset::new(BackupsetId::random(), name("web"), jiff::Timestamp::now());
+    let second = Backupset::new(BackupsetId::random(), name("web"), crate::time::now());
     second.create(&OsStorage, &layout).unwrap();
     fs::write(layout.manifest(second.id, Incremental(0)), b"manifest").unwrap();
     let (third, fourth) = (BackupsetId::random(), BackupsetId::random());

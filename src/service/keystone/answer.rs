@@ -69,7 +69,7 @@ impl Answer {
         let negative = (Self::Unknown, NEGATIVE.min(settings.cache()));
         let Said::Of(token) = said else { return negative };
         let Ok(end) = token.expires_at.parse::<jiff::Timestamp>() else { return negative };
-        let left = Duration::try_from(end.duration_since(jiff::Timestamp::now())).unwrap_or_default();
+        let left = Duration::try_from(end.duration_since(crate::time::now())).unwrap_or_default();
         if left.is_zero() {
             return negative;
         }

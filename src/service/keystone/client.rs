@@ -232,7 +232,7 @@ impl Client {
             answer.headers().get("x-subject-token").and_then(|token| token.to_str().ok()).map(Hidden::from);
         let text = text.ok_or_else(|| Unreachable::new("it gave the service no token"))?;
         let end = read::<Document>(&mut answer)?.token.expires_at.parse::<jiff::Timestamp>();
-        let left = end.map(|end| end.duration_since(jiff::Timestamp::now()));
+        let left = end.map(|end| end.duration_since(crate::time::now()));
         let left = left.ok().and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
         Ok(Own { text, until: Instant::now() + left.saturating_sub(MARGIN) })
     }

@@ -115,7 +115,7 @@ fn converse(stream: &TcpStream, mood: Mood, (own_tokens, questions): &(Arc<Atomi
 }
 
 fn document(user: &str, project: &str, domain: &str, roles: &[&str], seconds: i64) -> String {
-    let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    let end = crate::time::now() + jiff::SignedDuration::from_secs(seconds);
     let roles: Vec<_> = roles.iter().map(|name| serde_json::json!({ "id": "r", "name": name })).collect();
     let mut token = serde_json::json!({
         "expires_at": end.to_string(), "methods": ["password"], "roles": roles,

@@ -104,7 +104,7 @@ pub(super) async fn status(
 ) -> Result<Json<StatusDocument>, Refused> {
     let wrong = || Refused::new(Refusal::Invalid, "\"max_age\" is a duration, as in 26h or 8d");
     let max_age = max_age.map(|text| span(&text).ok_or_else(wrong)).transpose()?;
-    let options = StatusOptions { max_age, now: jiff::Timestamp::now() };
+    let options = StatusOptions { max_age, now: crate::time::now() };
     app.blocking(&caller, move |app, caller| {
         let status = api::status_of(app.repository(), &caller.view, &options, &Silent);
         status.map(Json).map_err(|error| match error {

@@ -103,7 +103,7 @@ pub(super) async fn protect(
 ) -> Result<Json<ProtectionDocument>, Refused> {
     let wrong = |_| Refused::new(Refusal::Invalid, "\"until\" is a time, as in 2027-01-31T12:00:00Z");
     let until: Option<jiff::Timestamp> = request.until.map(|text| text.parse().map_err(wrong)).transpose()?;
-    if until.is_some_and(|until| until <= jiff::Timestamp::now()) {
+    if until.is_some_and(|until| until <= crate::time::now()) {
         return Err(Refused::new(Refusal::Invalid, "\"until\" is in the past"));
     }
     set(&app, caller, backup, until.map_or(Protection::Always, Protection::Until), request.shorten).await

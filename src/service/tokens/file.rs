@@ -209,7 +209,7 @@ impl TokenFile {
     ///
     /// If its time is over already, or if the file cannot be read or written.
     pub fn create(&self, new: NewToken) -> Result<(Token, TokenText), ServiceError> {
-        let now = jiff::Timestamp::now();
+        let now = crate::time::now();
         let wrong = |what: &str| ServiceError::WrongToken { what: what.to_owned() };
         if new.expires.is_some_and(|end| end <= now) {
             return Err(wrong("its time would be over already"));
@@ -247,7 +247,7 @@ impl TokenFile {
         let gone = at.map(|at| tokens.remove(at));
         let gone = gone.ok_or_else(|| ServiceError::NoSuchToken { path: self.path.clone(), id })?;
         let project = gone.project.clone();
-        revoked.push(RevokedToken { id: gone.id, project, revoked: jiff::Timestamp::now() });
+        revoked.push(RevokedToken { id: gone.id, project, revoked: crate::time::now() });
         revoked.drain(..revoked.len().saturating_sub(MOST_REVOKED));
         self.write(&tokens, &revoked)?;
         Ok(gone)
