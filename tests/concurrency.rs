@@ -209,6 +209,61 @@ const JOBS: [Job; 11] = [
     Job::List,
 ];
 
+/// Runs something once, at a moment at which a job looks whether it is to end.
+struct Between<'a> {
+    left: AtomicU64,
+    then: &'a (dyn Fn() + Sync),
+}
+
+impl Progress for Between<'_> {
+    fn is_cancelled(&self) -> bool {
+        let left = self.left.fetch_sub(1, Ordering::Relaxed);
+        if left == 0 {
+            (self.then)();
+        }
+        false
+    }
+}
+
+#[test]
+fn an_undelete_at_any_moment_of_a_collection_brings_the_backup_back_or_finds_none() {
+    let mut outcomes = Vec::new();
+    for moment in 0.. {
+        let scene = Scene::new();
+        let done = Mutex::new(None);
+        let undelete = || {
+            let result = scene.writer.with(|writer| writer.undelete(scene.deleted));
+            *done.lock().unwrap() = Some(match result {
+                Ok(_) => true,
+                Err(RepositoryError::NoSuchBackup { .. }) => false,
+                Err(error) => panic!("{error}"),
+            });
+        };
+        let between = Between { left: AtomicU64::new(moment), then: &undelete };
+        let collected = scene.writer.with(|writer| writer.gc(&GC, &between)).unwrap();
+        let Some(is_back) = done.lock().unwrap().take() else {
+            // After the last moment it is too late.
+            undelete();
+            outcomes.extend(done.into_inner().unwrap());
+            break;
+        };
+        let case = format!("at moment {moment}");
+        // A collection that finds it undeleted frees nothing, and says so.
+        assert_eq!(
+            (collected.problems.len(), collected.purged_backups),
+            if is_back { (1, 0) } else { (0, 1) }
+        );
+        if !is_back {
+            scene.forget(scene.deleted);
+        }
+        outcomes.push(is_back);
+        holds(&scene.writer, &scene.known, &case);
+        gc(&scene.writer);
+        holds(&scene.writer, &scene.known, &case);
+    }
+    assert!(outcomes.contains(&true) && outcomes.contains(&false), "{outcomes:?}");
+}
+
 #[test]
 fn every_two_jobs_run_at_once_and_everything_is_whole_after() {
     for (at, one) in JOBS.into_iter().enumerate() {

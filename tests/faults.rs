@@ -26,8 +26,8 @@ use ekko::manifest::foreign::{self, ManifestFormat};
 use ekko::manifest::{BackupsetId, Incremental, ManifestReader};
 use ekko::progress::Silent;
 use ekko::repository::{
-    Backupset, Changed, Deletion, GcOptions, GcSummary, OpenOptions, Repository, RepositoryError,
-    RepositoryWriter, SharedWriter,
+    BackupRecord, Backupset, Changed, Deletion, GcOptions, GcSummary, OpenOptions, Repository,
+    RepositoryError, RepositoryWriter, SharedWriter,
 };
 use ekko::storage::{FaultPlan, FaultStorage, Keep, Storage};
 
@@ -168,6 +168,7 @@ fn script(storage: &Arc<dyn Storage>, root: &Path, disks: &[Vec<u8>], holes: boo
         }
         if life == 1 {
             acknowledged.extend(back_up_both(&writer, MACHINE[0], disks, &told));
+            change_machine(&writer, &mut acknowledged, &told);
             // The first backups go, and one of them comes back: what was said to be gone or there, is.
             change_backups(&writer, &mut acknowledged, holes, &told);
             // What is garbage then goes, and what is stored after it lies behind the dead records.
@@ -206,6 +207,31 @@ fn change_backups(writer: &SharedWriter, acknowledged: &mut [Acknowledged], unde
             (false, true) => Some(false),
             (_, false) => None,
         };
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+/// Deletes all backups of the machine at once, and undeletes them at once. What was acknowledged is kept in step.
+fn change_machine(writer: &SharedWriter, acknowledged: &mut [Acknowledged], told: &Told) {
+    let Ok((sets, _)) = writer.repository().backupsets() else { return };
+    let of_machine = sets.iter().filter(|set| ["m", "m/a", "m/b"].contains(&set.name.as_str()));
+    let backups = of_machine.flat_map(|set| {
+        let of_set = |record: &BackupRecord| Deletion { backupset: set.id, incremental: record.incremental };
+        set.backups.iter().map(of_set).collect::<Vec<_>>()
+    });
+    let backups: Vec<_> = backups.collect();
+    for deletes in [true, false] {
+        let job = |writer: &RepositoryWriter| {
+            if deletes { writer.delete_all(&backups) } else { writer.undelete_all(&backups) }
+        };
+        let result = writer.run_job(told, |changed: &Changed| changed.replace_index, job);
+        let is_one = |it: &&mut Acknowledged| {
+            backups.contains(&Deletion { backupset: it.set, incremental: it.incremental })
+        };
+        // Where it is not known whether it happened, either is right, but of all of them.
+        acknowledged.iter_mut().filter(is_one).for_each(|it| it.deleted = result.is_ok().then_some(deletes));
         if result.is_err() {
             return;
         }

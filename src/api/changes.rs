@@ -1,6 +1,6 @@
 //! Documents about what changes a repository: backups that go, protection, garbage that is collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::repository::retention::{Candidate, FUTURE, NEWEST, PROTECTED, RetentionPolicy};
 use crate::repository::{
     BackupRange, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary,
-    Protection, Repository, RepositoryError, SharedWriter,
+    Protection, Repository, RepositoryError, RepositoryWriter, SharedWriter,
 };
 
 /// A backup that goes, comes back or stays.
@@ -299,8 +299,10 @@ impl ForgetPlan {
         if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
             let path = writer.repository().layout().root().to_owned();
             let what = view.shown(name).unwrap_or_default().to_owned();
-            // It has no backup, or it is no name.
-            view.addressee(&seen, &what)?;
+            if !what.is_empty() {
+                // It has no backup, or it is no name.
+                view.addressee(&seen, &what)?;
+            }
             return Err(RepositoryError::NoSuchBackup { path, what });
         }
         plan.goes.count(writer, view)?;
@@ -417,19 +419,22 @@ pub fn protect(
     })
 }
 
-/// Backups that are there again.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+/// Backups that were undeleted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct UndeleteDocument {
     /// The backups.
     pub undeleted: Vec<BackupRef>,
+    /// Those that were asked for and are not deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_deleted: Vec<BackupRef>,
 }
 
-/// Undeletes backups, one after the other.
+/// Undeletes backups: all of them, or none. Those that are not deleted stay as they are.
 ///
 /// # Errors
 ///
-/// There are no such deleted backups, or several are meant by a bare name: then none comes back. One cannot be undeleted, because its
-/// manifest or a segment is gone: those before it are back.
+/// There are no such deleted backups, or several are meant by a bare name. One cannot be undeleted, because its manifest or a segment
+/// is gone. Then none comes back.
 pub fn undelete(
     writer: &SharedWriter,
     view: &View,
@@ -437,25 +442,29 @@ pub fn undelete(
     progress: &dyn Progress,
 ) -> Result<UndeleteDocument, RepositoryError> {
     let seen = view.sets(writer.repository())?.0;
-    let mut found = Vec::new();
+    let (mut undeleted, mut not_deleted) = (Vec::new(), Vec::new());
+    let (mut backups, mut known) = (Vec::new(), HashSet::new());
     for range in asked {
-        let deleted = range.deleted(&view.addressee(&seen, &range.name)?)?;
+        let addressee = view.addressee(&seen, &range.name)?;
+        let deleted = range.deleted(&addressee)?;
         if deleted.is_empty() {
-            return Err(RepositoryError::NoneDeleted { what: range.to_string() });
-        }
-        found.extend(deleted);
-    }
-    let mut undeleted = Vec::new();
-    for (set, deleted) in found {
-        let row = BackupRef::of(view, set, &deleted.record);
-        if undeleted.contains(&row) {
+            // Most likely an earlier answer was lost, or the command was typed twice.
+            let there = range.backups(&addressee);
+            let there = there.map_err(|_| RepositoryError::NoneDeleted { what: range.to_string() })?;
+            not_deleted.extend(there.into_iter().map(|(set, record)| BackupRef::of(view, set, record)));
             continue;
         }
-        let backup = Deletion { backupset: set.id, incremental: deleted.record.incremental };
-        writer.run_job(progress, |changed: &Changed| changed.replace_index, |it| it.undelete(backup))?;
-        undeleted.push(row);
+        for (set, deleted) in deleted {
+            let backup = Deletion { backupset: set.id, incremental: deleted.record.incremental };
+            if known.insert(backup) {
+                backups.push(backup);
+                undeleted.push(BackupRef::of(view, set, &deleted.record));
+            }
+        }
     }
-    Ok(UndeleteDocument { undeleted })
+    let undelete = |writer: &RepositoryWriter| writer.undelete_all(&backups);
+    writer.run_job(progress, |changed: &Changed| changed.replace_index, undelete)?;
+    Ok(UndeleteDocument { undeleted, not_deleted })
 }
 
 #[cfg(test)]

@@ -182,7 +182,11 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
         document
     };
     context.print(&document, |out| {
-        document.undeleted.iter().try_for_each(|row| writeln!(out, "{} is there again", row.backup))
+        document.undeleted.iter().try_for_each(|row| writeln!(out, "{} was undeleted", row.backup))?;
+        document
+            .not_deleted
+            .iter()
+            .try_for_each(|row| writeln!(out, "{} is not deleted: there is nothing to undelete", row.backup))
     })?;
     Ok(context.outcome())
 }

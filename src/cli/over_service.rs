@@ -179,14 +179,18 @@ fn delete_one(remote: &RemoteRepository, backup: &str, dry_run: bool) -> Result<
 
 /// Deletes backups that were looked up before, and no others: what their names mean may have changed since. Returns how many
 /// bytes that frees, if it is known.
-fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option<u64>, RemoteError> {
+fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option<u64>, CliError> {
     let mut freed_bytes = Some(0);
-    for BackupRef { backupset, incremental, .. } in backups {
+    for (done, BackupRef { backupset, incremental, .. }) in backups.iter().enumerate() {
         let freed = match delete_one(remote, &format!("{backupset}@{incremental}"), false) {
             Ok(one) => one.freed_bytes,
             // It was there a moment ago: most likely it went with a request whose answer was lost.
             Err(RemoteError::Refused { problem, .. }) if problem.kind == Refusal::NotFound => None,
-            Err(error) => return Err(error),
+            Err(error) if done == 0 => return Err(error.into()),
+            Err(error) => {
+                let message = format!("{done} of {} backups were deleted, then: {error}", backups.len());
+                return Err(CliError::new(error.kind(), message));
+            }
         };
         freed_bytes = freed_bytes.zip(freed).map(|(sum, freed)| sum + freed);
     }
@@ -242,11 +246,12 @@ pub(super) fn undelete(
     args: &UndeleteArgs,
     remote: &RemoteRepository,
 ) -> Result<UndeleteDocument, RemoteError> {
-    let mut all = UndeleteDocument { undeleted: Vec::new() };
+    let mut all = UndeleteDocument::default();
     for range in &args.backups {
         let path = format!("/v1/backups/{}/undelete", part(&range.to_string()));
         let one: UndeleteDocument = remote.send("POST", &path, None::<&()>)?;
         all.undeleted.extend(one.undeleted);
+        all.not_deleted.extend(one.not_deleted);
     }
     Ok(all)
 }

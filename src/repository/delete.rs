@@ -4,18 +4,18 @@
 //! its counts are taken away, beside the neighbours that survive it; then the generation is raised. Its manifest
 //! stays for the period `keep_deleted`, so that it can be undeleted: the same way back, with its counts added again.
 //!
-//! Several backups that are deleted at once leave their lists in one write, or, of several backupsets, by `together.toml`. Then they are
-//! uncounted one after the other, by number: beside each stand the backups that survive and those that are still counted. A
+//! Several backups that are deleted or undeleted at once change their lists in one write, or, of several backupsets, by
+//! `together.toml`. Then they are counted again or uncounted one after the other, by number: beside each stand the backups that survive and those that are still counted. A
 //! crash after the first step is finished by recovery, which finds backups counted that are listed as deleted, and goes
 //! on in the same order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::PoisonError;
 
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::counting::{Counting, counted_side, readable};
-use crate::repository::together::{Removal, Together};
+use crate::repository::together::{Removal, Together, Undeletion};
 use crate::repository::{
     BackupId, BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter,
 };
@@ -108,28 +108,68 @@ impl RepositoryWriter {
     /// Takes a deletion back. When this returns, that is durable.
     ///
     /// # Errors
-    /// There is no such deleted backup, or its manifest or a segment of it is gone.
+    /// As of [`Self::undelete_all`].
     pub fn undelete(&self, backup: Deletion) -> Result<Changed, RepositoryError> {
+        self.undelete_all(&[backup])
+    }
+
+    /// Takes deletions back: all of them, or none. When this returns, that is durable.
+    ///
+    /// # Errors
+    /// One of them is not a deleted backup, or its manifest or a segment is gone: then none comes back.
+    pub fn undelete_all(&self, backups: &[Deletion]) -> Result<Changed, RepositoryError> {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let repository = &self.repository;
+        let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
         // What it says of this backup would be done again.
-        if Together::read(repository.storage.as_ref(), &repository.layout)?.is_some() {
+        if Together::read(storage, layout)?.is_some() {
             let what = "an earlier change that it describes could not be finished".to_owned();
-            return Err(RepositoryError::SettingsDamaged { path: repository.layout.together(), what });
+            return Err(RepositoryError::SettingsDamaged { path: layout.together(), what });
         }
-        let mut set = Backupset::read(repository.storage.as_ref(), &repository.layout, backup.backupset)?;
-        let at = set.deleted.iter().position(|deleted| deleted.record.incremental == backup.incremental);
-        let at = at.ok_or_else(|| self.no_such(backup.backupset, backup.incremental))?;
-        let record = set.deleted.remove(at).record;
-        self.require_segments(&set, &record)?;
-        let at = set.backups.partition_point(|other| other.incremental < record.incremental);
-        set.backups.insert(at, record.clone());
-        repository.write_set(&set).inspect_err(|error| self.poisoned_by(error))?;
+        let mut of_sets: BTreeMap<BackupsetId, BTreeSet<Incremental>> = BTreeMap::new();
+        for backup in backups {
+            of_sets.entry(backup.backupset).or_default().insert(backup.incremental);
+        }
+        let (mut sets, mut undeletions) = (Vec::with_capacity(of_sets.len()), Vec::new());
+        for (id, incrementals) in &of_sets {
+            let set = Backupset::read(storage, layout, *id)?;
+            for incremental in incrementals {
+                let deleted = set.deleted.iter().find(|deleted| deleted.record.incremental == *incremental);
+                let deleted = deleted.ok_or_else(|| self.no_such(*id, *incremental))?;
+                self.require_segments(&set, &deleted.record)?;
+                undeletions.push(Undeletion::of(*id, deleted));
+            }
+            sets.push(set);
+        }
+        let mut after = sets.clone();
+        for set in &mut after {
+            for undeletion in &undeletions {
+                undeletion.apply(set);
+            }
+        }
+        self.write_together(&Together::of_undeletions(undeletions.clone()), after)?;
         let counted =
-            self.beside(&set, &record, |counting| counting.add(None, |changes| self.store.apply(changes)));
+            sets.into_iter().try_fold(true, |all, set| Ok(all && self.count_again(set, &undeletions)?));
         self.settle(counted)
+    }
+
+    /// Adds the counts of backups that were undeleted, to what was counted before: `set`. Each is counted beside those that have been
+    /// counted, by number, as recovery does. Says whether that could be done.
+    fn count_again(&self, mut set: Backupset, undeletions: &[Undeletion]) -> Result<bool, RepositoryError> {
+        for undeletion in undeletions {
+            if !undeletion.apply(&mut set) {
+                continue;
+            }
+            let is_it = |record: &&BackupRecord| record.incremental == undeletion.incremental;
+            let Some(record) = set.backups.iter().find(is_it) else { continue };
+            let add = |counting: Counting<'_>| counting.add(None, |changes| self.store.apply(changes));
+            if !self.beside(&set, record, add)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn no_such(&self, backupset: BackupsetId, incremental: Incremental) -> RepositoryError {

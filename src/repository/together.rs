@@ -1,5 +1,5 @@
-//! `together.toml`: what several backupsets change at one moment: new backups that exist together, backups that are deleted
-//! together, or their name.
+//! `together.toml`: what several backupsets change at one moment: new backups that exist together, backups that are deleted or
+//! undeleted together, or their name.
 //!
 //! A backup exists when its `set.toml` says so, and no two files can be replaced at once. So what several of them are to
 //! say is written here first, in one file: **once it is there, all of these backups exist**, and whoever reads the sets
@@ -22,8 +22,8 @@
 //! that never came so far, as the file goes only after all sets are durable.
 //!
 //! A backup whose number a set has given already is in it, or was and has been deleted: an old file that comes back in a
-//! power loss does nothing. Nor does a renaming whose backupset does not have the old name any longer, or a deletion of a backup
-//! that is not listed.
+//! power loss does nothing. Nor does a renaming whose backupset does not have the old name any longer, a deletion of a backup
+//! that is not listed, or an undeletion of a backup that was deleted at another time than the file says.
 
 use std::collections::BTreeSet;
 
@@ -113,12 +113,43 @@ impl Removal {
     }
 }
 
+/// A deleted backup that comes back. The deletion is named by its time, so a later deletion of the same backup stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Undeletion {
+    pub(super) backupset: BackupsetId,
+    pub(super) incremental: Incremental,
+    /// When it was deleted, by the date and by the repository's count of seconds.
+    pub(super) deleted: jiff::Timestamp,
+    pub(super) deleted_clock: u64,
+}
+
+impl Undeletion {
+    /// Takes back one deletion.
+    pub(super) fn of(backupset: BackupsetId, deleted: &DeletedBackup) -> Self {
+        let DeletedBackup { record, deleted, deleted_clock } = deleted;
+        let (deleted, deleted_clock) = (*deleted, *deleted_clock);
+        Self { backupset, incremental: record.incremental, deleted, deleted_clock }
+    }
+
+    /// Takes the deletion back if it is this backupset that lists it. Says whether it is.
+    pub(super) fn apply(&self, set: &mut Backupset) -> bool {
+        let id = set.id;
+        let is_it = |it: &DeletedBackup| *self == Self::of(id, it);
+        let Some(at) = set.deleted.iter().position(is_it) else { return false };
+        let record = set.deleted.remove(at).record;
+        let at = set.backups.partition_point(|other| other.incremental < record.incremental);
+        set.backups.insert(at, record);
+        true
+    }
+}
+
 /// What several backupsets change together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Together {
     additions: Vec<Addition>,
     renamings: Vec<Renaming>,
     removals: Vec<Removal>,
+    undeletions: Vec<Undeletion>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -131,6 +162,37 @@ struct File {
     renamings: Vec<FileRenaming>,
     #[serde(default, rename = "removal", skip_serializing_if = "Vec::is_empty")]
     removals: Vec<FileRemoval>,
+    #[serde(default, rename = "undeletion", skip_serializing_if = "Vec::is_empty")]
+    undeletions: Vec<FileUndeletion>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileUndeletion {
+    backupset: String,
+    incremental: u32,
+    deleted: String,
+    deleted_clock: u64,
+}
+
+impl FileUndeletion {
+    fn of(undeletion: &Undeletion) -> Self {
+        Self {
+            backupset: undeletion.backupset.to_string(),
+            incremental: undeletion.incremental.0,
+            deleted: undeletion.deleted.to_string(),
+            deleted_clock: undeletion.deleted_clock,
+        }
+    }
+
+    fn read(self) -> Result<Undeletion, String> {
+        Ok(Undeletion {
+            backupset: id(&self.backupset)?,
+            incremental: Incremental(self.incremental),
+            deleted: time(&self.deleted)?,
+            deleted_clock: self.deleted_clock,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -234,6 +296,11 @@ impl Together {
         Self { removals, ..Self::default() }
     }
 
+    /// Backups of several backupsets that are undeleted together.
+    pub(super) fn of_undeletions(undeletions: Vec<Undeletion>) -> Self {
+        Self { undeletions, ..Self::default() }
+    }
+
     /// Reads the file; nothing if there is none.
     pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Option<Self>, RepositoryError> {
         let path = layout.together();
@@ -247,10 +314,13 @@ impl Together {
         let additions = file.additions.into_iter().map(FileAddition::read).collect::<Result<Vec<_>, _>>();
         let renamings = file.renamings.into_iter().map(FileRenaming::read).collect::<Result<Vec<_>, _>>();
         let removals = file.removals.into_iter().map(FileRemoval::read).collect::<Result<Vec<_>, _>>();
+        let undeletions =
+            file.undeletions.into_iter().map(FileUndeletion::read).collect::<Result<Vec<_>, _>>();
         Ok(Some(Self {
             additions: additions.map_err(settings)?,
             renamings: renamings.map_err(settings)?,
             removals: removals.map_err(settings)?,
+            undeletions: undeletions.map_err(settings)?,
         }))
     }
 
@@ -271,6 +341,7 @@ impl Together {
             additions: self.additions.iter().map(addition).collect(),
             renamings: self.renamings.iter().map(FileRenaming::of).collect(),
             removals: self.removals.iter().map(FileRemoval::of).collect(),
+            undeletions: self.undeletions.iter().map(FileUndeletion::of).collect(),
         };
         let text = toml::to_string(&file)
             .map_err(|error| RepositoryError::Settings { path: path.clone(), what: error.to_string() })?;
@@ -308,7 +379,8 @@ impl Together {
         let added = self.additions.iter().map(|addition| addition.backupset);
         let renamed = self.renamings.iter().map(|renaming| renaming.backupset);
         let removed = self.removals.iter().map(|removal| removal.backupset);
-        added.chain(renamed).chain(removed).collect()
+        let undeleted = self.undeletions.iter().map(|undeletion| undeletion.backupset);
+        added.chain(renamed).chain(removed).chain(undeleted).collect()
     }
 
     /// Has a set say what it will say. Says whether it did not say so before.
@@ -322,6 +394,9 @@ impl Together {
         }
         for removal in self.removals.iter().filter(|removal| removal.backupset == id) {
             changed |= removal.apply(set);
+        }
+        for undeletion in &self.undeletions {
+            changed |= undeletion.apply(set);
         }
         changed
     }

@@ -251,9 +251,18 @@ pub const JOBS: &[Job] = &[
     },
     Job {
         name: "undelete",
-        before: &[BACKUPS, &["delete web@1"]],
-        there: &[("web@0", Disk(0, 0)), ("db@0", Disk(1, 0)), ("old@0", Disk(2, 0))],
-        work: Work::Commands(&[adds("undelete web@1", &[("web@1", Disk(0, 1))])]),
+        before: &[BACKUPS, &["delete web@all"]],
+        there: &[("db@0", Disk(1, 0)), ("old@0", Disk(2, 0))],
+        work: Work::Commands(&[adds("undelete web@all", &[("web@0", Disk(0, 0)), ("web@1", Disk(0, 1))])]),
+        together: &[&["web@0", "web@1"]],
+        ..JOB
+    },
+    Job {
+        name: "undelete-machine",
+        before: &[&[INIT, MACHINE, "delete --machine vm@0"]],
+        there: &[],
+        work: Work::Commands(&[adds("undelete vm@0 vm/a@0 vm/b@0", MACHINE_BACKUPS)]),
+        together: &[&["vm@0", "vm/a@0", "vm/b@0"]],
         ..JOB
     },
     Job {
@@ -286,6 +295,15 @@ pub const JOBS: &[Job] = &[
         }]),
         together: &[&["post@0", "post@1", "post@2"]],
         one_of: &[("web@0", "post@0"), ("web@1", "post@1"), ("web@2", "post@2")],
+        ..JOB
+    },
+    Job {
+        name: "failure-and-retire",
+        work: Work::Commands(&[
+            Step { command: "backup new=disks/none", code: 1, adds: &[], removes: &[] },
+            run("retire new"),
+            run("retire web"),
+        ]),
         ..JOB
     },
     Job { name: "protect", work: Work::Commands(&[run("protect web@0"), run("unprotect web@0")]), ..JOB },

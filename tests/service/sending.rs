@@ -103,7 +103,11 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
     done(&served, &token, &["gc"]);
     done(&served, &token, &["undelete", "web@0"]);
     assert_eq!(names(&document(&served, &token, &["list"])), ["web@0", "web@1"]);
-    assert!(!over_network(&served, &token, &["undelete", "web@0"]).status.success());
+    let again = document(&served, &token, &["undelete", "web@0"]);
+    assert_eq!(
+        (&again["undeleted"], &again["not_deleted"][0]["backup"]),
+        (&serde_json::json!([]), &"web@0".into())
+    );
     done(&served, &token, &["delete", "web@0", "--gc"]);
     assert!(!over_network(&served, &token, &["undelete", "web@0"]).status.success());
     assert_eq!(names(&document(&served, &token, &["list"])), ["web@1"]);

@@ -13,7 +13,7 @@ use crate::machine::{
 use crate::progress::Silent;
 use crate::repository::settings::SETTINGS_LIMIT;
 use crate::repository::{
-    Deletion, GcOptions, GcSummary, InitOptions, OpenOptions, RepositoryWriter, SharedWriter,
+    Changed, Deletion, GcOptions, GcSummary, InitOptions, OpenOptions, RepositoryWriter, SharedWriter,
 };
 use crate::segment::SegmentSize;
 use crate::storage::OsStorage;
@@ -255,6 +255,60 @@ fn a_long_list_takes_no_new_backup_and_everything_that_shortens_it_works() {
     assert!(length() < 4096);
     world.back_up("web", false).unwrap();
     assert_eq!(world.set("web").backups.len(), 4);
+}
+
+#[test]
+fn a_lost_clock_goes_on_from_the_last_deletion_of_any_disk_so_no_period_ends_early() {
+    let world = World::new();
+    for image in ["web", "db", "db"] {
+        world.back_up(image, false).unwrap();
+    }
+    // A year has been counted when this was deleted.
+    let mut set = world.set("web");
+    let (record, year) = (set.backups.remove(0), 365 * 86_400);
+    set.deleted.push(DeletedBackup { record, deleted: jiff::Timestamp::UNIX_EPOCH, deleted_clock: year });
+    world.repository().write_set(&set).unwrap();
+    let clock = world.repository().layout().clock();
+    assert!(!clock.exists());
+    let set = world.set("db");
+    let backup = Deletion { backupset: set.id, incremental: set.backups[0].incremental };
+    world.delete(backup).unwrap();
+    assert!(world.set("db").deleted[0].deleted_clock >= year, "the count goes on from the highest");
+    fs::remove_file(&clock).unwrap();
+    let options = GcOptions::default();
+    let collected = world.writer.run_job(&Silent, |_| false, |writer| writer.gc(&options, &Silent)).unwrap();
+    assert_eq!((collected.purged_backups, collected.kept_backups), (0, 2));
+    world.writer.run_job(&Silent, |_| false, |writer| writer.undelete(backup)).unwrap();
+}
+
+#[test]
+fn deleted_backups_come_back_all_or_none() {
+    let world = World::new();
+    let mut backups = Vec::new();
+    for image in ["web", "db"] {
+        world.back_up(image, false).unwrap();
+        let set = world.set(image);
+        backups.push(Deletion { backupset: set.id, incremental: set.backups[0].incremental });
+    }
+    let undelete = |backups: &[Deletion]| -> Result<Changed, RepositoryError> {
+        world.writer.run_job(&Silent, |_| false, |writer| writer.undelete_all(backups))
+    };
+    let there = || ["web", "db"].map(|image| world.set(image).backups.len());
+    world.writer.run_job(&Silent, |_: &Changed| false, |writer| writer.delete_all(&backups)).unwrap();
+    assert_eq!(there(), [0, 0]);
+    // One that was never there, and one whose manifest is gone.
+    let wrong = Deletion { incremental: Incremental(9), ..backups[0] };
+    assert!(undelete(&[backups[0], wrong, backups[1]]).is_err());
+    assert_eq!(there(), [0, 0]);
+    let manifest = world.repository().layout().manifest(backups[1].backupset, backups[1].incremental);
+    let bytes = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    assert!(undelete(&backups).is_err());
+    assert_eq!(there(), [0, 0]);
+    fs::write(&manifest, bytes).unwrap();
+    // Named twice, it comes back once.
+    undelete(&[backups[0], backups[1], backups[0]]).unwrap();
+    assert_eq!(there(), [1, 1]);
 }
 
 #[test]

@@ -86,6 +86,42 @@ fn from_the_moment_of_the_file_all_its_backups_exist_and_finishing_can_be_repeat
 }
 
 #[test]
+fn an_undeletion_takes_back_the_deletion_that_it_names_and_no_later_one() {
+    let (_folder, repository, together) = two();
+    let ids: Vec<_> = together.additions.iter().map(|addition| addition.backupset).collect();
+    let delete = |deleted_clock: u64| {
+        for id in &ids {
+            let mut set = Backupset::read(&OsStorage, &repository.layout, *id).unwrap();
+            let record = set.backups.remove(0);
+            let deleted = jiff::Timestamp::UNIX_EPOCH;
+            set.deleted.push(DeletedBackup { record, deleted, deleted_clock });
+            set.write(&OsStorage, &repository.layout).unwrap();
+        }
+    };
+    delete(5);
+    let sets = repository.backupsets().unwrap().0;
+    let undeletions = sets.iter().map(|set| Undeletion::of(set.id, &set.deleted[0])).collect();
+    let together = Together::of_undeletions(undeletions);
+    write(&together, &repository).unwrap();
+    assert_eq!(Together::read(&OsStorage, &repository.layout).unwrap(), Some(together.clone()));
+    assert_eq!(lengths(&repository), (vec![1, 1], 0), "readers see them");
+    // A crash after the first of the sets.
+    let first = repository.backupset(ids[0]).unwrap();
+    assert!(first.deleted.is_empty());
+    first.write(&OsStorage, &repository.layout).unwrap();
+    for _ in 0..2 {
+        assert!(finish(&repository, &Silent).unwrap());
+        assert_eq!(lengths(&repository), (vec![1, 1], 0));
+    }
+    // The file comes back after they were deleted again: it does nothing.
+    delete(6);
+    write(&together, &repository).unwrap();
+    assert_eq!(lengths(&repository), (vec![0, 0], 0));
+    assert!(finish(&repository, &Silent).unwrap());
+    assert_eq!(lengths(&repository), (vec![0, 0], 0));
+}
+
+#[test]
 fn a_damaged_file_is_told_and_nothing_is_known_then() {
     let (_folder, repository, together) = two();
     write(&together, &repository).unwrap();

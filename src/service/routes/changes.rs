@@ -67,7 +67,7 @@ pub(super) async fn delete(
         ("backup" = String, Path, description = "NAME@NUMBER, NAME@FIRST-LAST, NAME@all, or the backupset's UUID in place of \
             the name"),
     ),
-    responses((status = 200, description = "They are there again", body = UndeleteDocument)))]
+    responses((status = 200, description = "They are undeleted, or were not deleted", body = UndeleteDocument)))]
 pub(super) async fn undelete(
     State(app): State<Arc<App>>,
     caller: Caller,
