@@ -93,6 +93,10 @@ pub fn main() -> ExitCode {
     };
     tell_of_panics(log);
     let context = Context::new(&cli.global, log);
+    // Before anything can be told.
+    if matches!(&cli.command, Command::Backup(args) if args.json_progress) {
+        context.progress().emit_json();
+    }
     context.start_log(level);
     let prepared = match signals::meaning(&cli.command) {
         Some(meaning) => signals::tell_of_signals(meaning, &context),

@@ -169,8 +169,47 @@ impl Lines {
     }
 }
 
+/// Whether each line on stderr is a JSON document.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on each line on stderr is a JSON document, whoever writes it: programs read them.
+pub(super) fn emit_json_lines() {
+    IS_JSON.store(true, Ordering::Release);
+}
+
+/// How lines of the log begin.
+const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
+
+/// A line for programs.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    event: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<String>,
+    text: &'a str,
+}
+
+impl<'a> JsonLine<'a> {
+    /// Takes the level out of a line of the log.
+    fn of_log(line: &'a str) -> Self {
+        let line = line.trim_start();
+        match line.split_once(' ').filter(|(first, _)| LEVELS.contains(first)) {
+            Some((level, text)) => Self { event: "log", level: Some(level.to_lowercase()), text },
+            None => Self { event: "log", level: None, text: line },
+        }
+    }
+}
+
 /// Writes one line to stderr. If nobody reads it, nothing can be done.
 pub(super) fn say(line: fmt::Arguments<'_>) {
+    say_of("notice", line);
+}
+
+/// The same of a line that programs get as an event of this kind.
+fn say_of(event: &str, line: fmt::Arguments<'_>) {
+    if IS_JSON.load(Ordering::Acquire) {
+        return say_json(&JsonLine { event, level: None, text: &line.to_string() });
+    }
     clear_status();
     let mut text = escaped(&line.to_string()).into_owned();
     if let Some(columns) = columns_of(io::stderr()) {
@@ -252,6 +291,9 @@ pub(super) fn usage(error: &clap::Error) {
     say(format_args!("{}", error.render().to_string().trim_end()));
 }
 
+/// The event of a line that another program writes.
+const OUTPUT: &str = "output";
+
 /// Passes the output of another program on to stderr, line by line, until it ends or the line `end` comes. Neither that
 /// line nor an empty line just before it is passed on.
 pub(super) fn pass_on(output: &mut BufReader<impl Read>, end: &str) -> io::Result<()> {
@@ -265,14 +307,14 @@ pub(super) fn pass_on(output: &mut BufReader<impl Read>, end: &str) -> io::Resul
             return Ok(());
         }
         if is_blank {
-            say(format_args!(""));
+            say_of(OUTPUT, format_args!(""));
         }
         if read == 0 {
             return Ok(());
         }
         is_blank = text.is_empty();
         if !is_blank {
-            say(format_args!("{text}"));
+            say_of(OUTPUT, format_args!("{text}"));
         }
     }
 }
@@ -292,6 +334,10 @@ impl Write for Event {
         clear_status();
         let text = String::from_utf8_lossy(bytes);
         let line = text.strip_suffix('\n').unwrap_or(&text);
+        if self.0 == Log::Text && IS_JSON.load(Ordering::Acquire) {
+            say_json(&JsonLine::of_log(line));
+            return Ok(bytes.len());
+        }
         let mut line = match self.0 {
             Log::Text => escaped(line).into_owned(),
             Log::Json => escaped_json(line).replace('\n', " "),
@@ -336,6 +382,15 @@ pub(super) fn panicked(panic: &PanicHookInfo<'_>, log: Log) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_the_log_has_its_level_beside_its_text() {
+        let of = |line: &str| serde_json::to_value(JsonLine::of_log(line)).unwrap();
+        let warned = serde_json::json!({ "event": "log", "level": "warn", "text": "it stays error=x" });
+        assert_eq!(of(" WARN it stays error=x"), warned);
+        let plain = serde_json::json!({ "event": "log", "text": "anything else" });
+        assert_eq!(of("anything else"), plain);
+    }
 
     #[test]
     fn long_lines_are_broken_between_words_and_never_as_wide_as_the_terminal() {

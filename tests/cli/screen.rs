@@ -1,6 +1,6 @@
 //! What a person sees at a terminal while disks are backed up, and what a program reads.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 
-use crate::harness::{World, noise};
+use crate::harness::{Ran, World, noise};
 
 /// Runs a command at a terminal of so many columns. Returns the exit code, and all that came to the terminal.
 fn at_terminal(world: &World, columns: u16, arguments: &[&str]) -> (i32, String) {
@@ -93,4 +93,36 @@ fn programs_read_progress_and_results_as_lines_of_json() {
         assert!(event["done_bytes"].as_u64() <= event["total_bytes"].as_u64(), "{event}");
         assert_eq!((&event["disks_total"], event["total_bytes"].as_u64()), (&3.into(), Some(2 << 20)));
     }
+}
+
+#[test]
+fn every_line_for_programs_is_a_document_whoever_writes_it() {
+    let world = World::new();
+    world.init_small();
+    world.write("a", &noise(1, 1 << 20));
+    let events = |ended: &Ran| -> Vec<Value> {
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        ended.stderr.lines().map(parse).collect()
+    };
+    let has = |events: &[Value], key: &str, value: &str| events.iter().any(|event| event[key] == value);
+    // The log warns of a record that cannot be written or removed.
+    world.run(&["backup", "a=missing"]).exits(1);
+    let mut records = fs::read_dir(world.path("R/failures")).unwrap();
+    let record = records.next().unwrap().unwrap().path();
+    fs::remove_file(&record).unwrap();
+    fs::create_dir(&record).unwrap();
+    // The log, a command that is run before, and Ekko itself.
+    let before = ["--before", "echo guest; echo >&2; echo 'a \"b\"' >&2"];
+    let ended = world.run(&[&["backup", "--json-progress"], &before[..], &["a"]].concat()).exits(0);
+    let all = events(&ended);
+    assert!(has(&all, "event", "log") && has(&all, "event", "done"), "{all:?}");
+    assert!(all.iter().any(|event| event["event"] == "log" && event["level"].is_string()), "{all:?}");
+    for text in ["guest", "", "a \"b\""] {
+        assert!(all.iter().any(|event| event["event"] == "output" && event["text"] == text), "{all:?}");
+    }
+    // A mistake that is found before anything is read, and a repository that is not there.
+    let ended = world.run(&["backup", "--json-progress", "x="]).exits(2);
+    assert!(has(&events(&ended), "event", "failure"), "{}", ended.stderr);
+    let ended = World::new().run(&["backup", "--json-progress", "x=a"]).exits(10);
+    assert!(has(&events(&ended), "event", "failure"), "{}", ended.stderr);
 }

@@ -39,9 +39,6 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
         return Err(CliError::new(ErrorKind::Io, format!("cannot back up: {why}")));
     }
     let console = context.progress();
-    if args.json_progress {
-        console.emit_json();
-    }
     let hooks = Hooks::new(&args.machine, console);
     let report = Report::new(sources.len(), context);
     console.expect(sources.iter().map(|source| (source.name.to_string(), source.estimate())));

@@ -133,6 +133,7 @@ impl Console {
 
     /// From now on everything is told in lines of JSON.
     pub(super) fn emit_json(&self) {
+        terminal::emit_json_lines();
         self.shown.json.store(true, Ordering::Release);
     }
 
