@@ -11,6 +11,7 @@ use crate::pace::on_threads;
 use crate::progress::{Part, Progress};
 use crate::repository::Repository;
 use crate::segment::{Fingerprint, SegmentIndex, is_zero};
+use crate::storage::AlignedBuffer;
 use crate::store::Catalog;
 use crate::store::pack::ContentsEntry;
 
@@ -194,10 +195,12 @@ impl Window<'_> {
         let next = AtomicUsize::new(0);
         let done = Mutex::new((Vec::new(), 0, None));
         on_threads(jobs, "ekko-verify", || {
-            let mut bytes = Vec::new();
+            // A device is read past the page cache, if the memory is aligned.
+            let mut buffer = AlignedBuffer::new(self.manifest.info().geometry.segment_size().as_usize());
             loop {
                 let Some(index) = with_data.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                let verdict = self.read(*index, &mut bytes);
+                let bytes = buffer.of(self.length(*index));
+                let verdict = self.read(*index, bytes);
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                 let (differing, read, failure) = &mut *done;
                 *read += bytes.len() as u64;
@@ -248,12 +251,16 @@ impl Window<'_> {
         Ok(found)
     }
 
-    fn read(&self, index: SegmentIndex, bytes: &mut Vec<u8>) -> Result<Verdict, ImageError> {
+    /// Returns how many bytes of a segment the disk has.
+    fn length(&self, index: SegmentIndex) -> usize {
         let geometry = self.manifest.info().geometry;
-        let start = geometry.offset(index);
-        let left = usize::try_from(self.image.size().saturating_sub(start)).unwrap_or(usize::MAX);
-        let length = geometry.length(index) as usize;
-        bytes.resize(length.min(left), 0);
+        let left = self.image.size().saturating_sub(geometry.offset(index));
+        (geometry.length(index) as usize).min(usize::try_from(left).unwrap_or(usize::MAX))
+    }
+
+    fn read(&self, index: SegmentIndex, bytes: &mut [u8]) -> Result<Verdict, ImageError> {
+        let geometry = self.manifest.info().geometry;
+        let (start, length) = (geometry.offset(index), geometry.length(index) as usize);
         if self.unreadable.read_around(self.image, bytes, start)? > 0 {
             return Ok(Verdict::Unreadable);
         }

@@ -5,7 +5,8 @@
 //! recorded as one, with the readable bytes between them.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::io;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
@@ -14,8 +15,8 @@ use crate::image::{Image, ImageError, NbdError, NbdTask};
 
 /// The most ranges that are recorded.
 const MOST_UNREADABLE: usize = 1024;
-/// The smallest piece that is read by itself, in bytes: a sector.
-const SECTOR: usize = 512;
+/// The sizes of a sector that are believed, in bytes.
+const SECTORS: RangeInclusive<usize> = 512..=64 << 10;
 /// How many pieces a piece that cannot be read is divided into.
 const PARTS: usize = 8;
 
@@ -26,13 +27,16 @@ const UNREADABLE: [Errno; 6] =
 /// The number by which an NBD server says that a place cannot be read.
 const NBD_EIO: u32 = 5;
 
+/// Says whether an error means that a place cannot be read.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| UNREADABLE.contains(&errno))
+}
+
 impl ImageError {
     /// Says whether the source cannot give the bytes of one place, and may give others.
     pub fn is_unreadable_place(&self) -> bool {
         match self {
-            Self::Read { source, .. } => {
-                Errno::from_io_error(source).is_some_and(|errno| UNREADABLE.contains(&errno))
-            }
+            Self::Read { source, .. } => is_unreadable(source),
             Self::Nbd { task: NbdTask::Read { .. }, source: NbdError::Server { number, .. }, .. } => {
                 *number == NBD_EIO
             }
@@ -60,12 +64,13 @@ impl UnreadableRanges {
             Err(error) => return Err(error),
         }
         let bytes = buffer.len() as u64;
-        if buffer.len() <= SECTOR {
+        let sector = image.sector_bytes().clamp(*SECTORS.start(), *SECTORS.end());
+        if buffer.len() <= sector {
             buffer.fill(0);
             self.add(offset..offset + bytes);
             return Ok(bytes);
         }
-        let part = (buffer.len() / PARTS).next_multiple_of(SECTOR).max(SECTOR);
+        let part = (buffer.len() / PARTS).next_multiple_of(sector).max(sector);
         let parts = buffer.chunks_mut(part).zip((offset..).step_by(part));
         parts.into_iter().map(|(part, offset)| self.read_around(image, part, offset)).sum()
     }
@@ -106,7 +111,6 @@ fn join_nearest(ranges: &mut BTreeMap<u64, u64>) {
 mod tests {
     #![allow(clippy::single_range_in_vec_init, reason = "one range is a list of ranges")]
 
-    use std::io;
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -119,12 +123,13 @@ mod tests {
         size: u64,
         bad: Vec<Range<u64>>,
         errno: Errno,
+        sector: usize,
         reads: AtomicU64,
     }
 
     impl Worn {
         fn new(bad: Vec<Range<u64>>, errno: Errno) -> Self {
-            Self { size: 8 << 20, bad, errno, reads: AtomicU64::new(0) }
+            Self { size: 8 << 20, bad, errno, sector: 512, reads: AtomicU64::new(0) }
         }
     }
 
@@ -155,6 +160,23 @@ mod tests {
         fn verify_unchanged(&self) -> Result<(), ImageError> {
             Ok(())
         }
+
+        fn sector_bytes(&self) -> usize {
+            self.sector
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_larger_sector_is_read_by_itself() {
+        let read = |sector| {
+            let worn = Worn { sector, ..Worn::new(vec![8192..8193], Errno::IO) };
+            let found = UnreadableRanges::default();
+            found.read_around(&worn, &mut vec![9; 64 << 10], 0).unwrap();
+            (found.ranges(), worn.reads.into_inner())
+        };
+        // 64 KiB, 8 KiB, and one piece after the other of the last.
+        assert_eq!(read(512), (vec![8192..8704], 1 + 8 + 8 + 2));
+        assert_eq!(read(4096), (vec![8192..12_288], 1 + 8 + 2));
     }
 
     #[test]

@@ -66,6 +66,11 @@ pub trait Image: Send + Sync + Debug {
         None
     }
 
+    /// Returns how many bytes the source can fail to read by themselves, at least: no smaller piece is tried.
+    fn sector_bytes(&self) -> usize {
+        512
+    }
+
     /// Returns how the source has changed since it was opened, if that can be seen: then what was read mixes several moments.
     ///
     /// # Errors

@@ -2,16 +2,22 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, seek};
+use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, ioctl_blksszget, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
+use crate::image::bad_sectors::is_unreadable;
 use crate::image::change::{SourceChange, Times};
 use crate::image::{Extent, Image, ImageError};
 use crate::storage::DIRECT;
+
+/// The bytes of a sector, where nobody says how many it has.
+const SECTOR: usize = 512;
 
 /// The least extent answered when the holes move while they are looked for.
 const STEP: u64 = 4096;
@@ -28,6 +34,10 @@ pub struct RawImage {
     file: File,
     /// The same file, for reads past the page cache.
     direct: Option<File>,
+    /// The same, once a place could not be read: the page cache gives no sector of a page in which one is bad.
+    sectors: OnceLock<Option<File>>,
+    /// What direct reads are aligned to, at least: the device's logical block.
+    sector: usize,
     /// Whether the kernel can be asked to keep nothing in the page cache that was not there before.
     uncached: AtomicBool,
     size: u64,
@@ -75,18 +85,18 @@ impl RawImage {
         let times = Times::of(&file).map_err(opening)?;
         let size = size_of(&file).map_err(opening)?;
         let is_device = file.metadata().map_err(opening)?.file_type().is_block_device();
-        let open_direct = || {
-            let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
-            OpenOptions::new().read(true).custom_flags(flag).open(path)
-        };
         let direct = match reading {
-            Reading::Cached if is_device => open_direct().ok(),
+            Reading::Cached if is_device => open_direct(path).ok(),
             Reading::Cached => None,
             Reading::Direct => {
                 let failed = |source| ImageError::Direct { path: path.to_owned(), source };
-                Some(open_direct().map_err(failed)?)
+                Some(open_direct(path).map_err(failed)?)
             }
         };
+        // A regular file does not tell: a read that its filesystem finds unaligned is repeated through the page cache.
+        let block = if is_device { ioctl_blksszget(&file).ok() } else { None };
+        let sector = block.and_then(|bytes| usize::try_from(bytes).ok()).filter(|it| it.is_power_of_two());
+        let sector = sector.unwrap_or(SECTOR);
         if is_device {
             // For what cannot be read past the cache: its end, if that is not aligned, or all of it on some devices.
             let _ = fadvise(&file, 0, None, Advice::DontNeed);
@@ -94,15 +104,31 @@ impl RawImage {
         // Advice alone: where it is not taken, reading is only slower, or pushes more out of the page cache.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let _ = fadvise(&file, 0, None, Advice::NoReuse);
-        Ok(Self { path: path.to_owned(), file, direct, uncached: AtomicBool::new(true), size, times })
+        let (path, sectors, uncached) = (path.to_owned(), OnceLock::new(), AtomicBool::new(true));
+        Ok(Self { path, file, direct, sectors, sector, uncached, size, times })
+    }
+
+    /// Returns the file for a read past the page cache, if that is how so many bytes are read.
+    fn past_cache(&self, bytes: usize) -> Option<&File> {
+        let sectors = || self.sectors.get()?.as_ref().filter(|_| bytes < DIRECT);
+        self.direct.as_ref().or_else(sectors)
+    }
+
+    /// From now on small pieces are read past the page cache.
+    fn read_by_sectors(&self) {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        self.sectors
+            .get_or_init(|| if self.direct.is_some() { None } else { open_direct(path.as_ref()).ok() });
     }
 
     /// Reads once, as many bytes as come at once.
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        if let Some(direct) = &self.direct {
+        if let Some(direct) = self.past_cache(buffer.len()) {
             // A direct read needs everything aligned; what is not, at the very end of a disk, is read as ever.
-            let whole = buffer.len() - buffer.len() % DIRECT;
-            let aligned = buffer.as_ptr().align_offset(DIRECT) == 0 && offset.is_multiple_of(DIRECT as u64);
+            let is_large = buffer.len() >= DIRECT && offset.is_multiple_of(DIRECT as u64);
+            let block = if is_large { DIRECT } else { self.sector };
+            let whole = buffer.len() - buffer.len() % block;
+            let aligned = buffer.as_ptr().align_offset(block) == 0 && offset.is_multiple_of(block as u64);
             if aligned && let Some(part) = buffer.get_mut(..whole).filter(|part| !part.is_empty()) {
                 match direct.read_at(part, offset) {
                     // The device counts in larger blocks.
@@ -124,6 +150,12 @@ impl RawImage {
     fn seek_failed(&self, offset: u64, source: impl Into<io::Error>) -> ImageError {
         ImageError::Seek { path: self.path.clone(), offset, source: source.into() }
     }
+}
+
+/// Opens a file for reads past the page cache.
+fn open_direct(path: &Path) -> io::Result<File> {
+    let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    OpenOptions::new().read(true).custom_flags(flag).open(path)
 }
 
 /// Returns the size in bytes. Seeking to the end works for regular files and block devices alike; the
@@ -208,7 +240,12 @@ impl Image for RawImage {
                     offset += done as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(ImageError::Read { path: self.path.clone(), offset, source }),
+                Err(source) => {
+                    if is_unreadable(&source) {
+                        self.read_by_sectors();
+                    }
+                    return Err(ImageError::Read { path: self.path.clone(), offset, source });
+                }
             }
         }
         Ok(())
@@ -225,6 +262,10 @@ impl Image for RawImage {
     fn allocated(&self) -> Option<u64> {
         let metadata = self.file.metadata().ok()?;
         Some(if metadata.is_file() { (metadata.blocks() * 512).min(self.size) } else { self.size })
+    }
+
+    fn sector_bytes(&self) -> usize {
+        self.sector
     }
 
     fn change(&self) -> Result<Option<SourceChange>, ImageError> {

@@ -148,3 +148,70 @@ fn sectors_that_could_not_be_read_are_read_again_although_a_list_does_not_name_t
     assert_eq!(world.json(&["show", "web"]).get("unreadable"), None);
     assert!(world.run(&["restore", "web", "-"]).exits(0).stdout == disk);
 }
+
+/// A file of which QEMU cannot read one sector, until this is dropped; and a device that is attached to it, for root.
+struct WornFile {
+    server: Child,
+    file: std::path::PathBuf,
+    device: Option<String>,
+}
+
+impl Drop for WornFile {
+    fn drop(&mut self) {
+        if let Some(device) = &self.device {
+            let _ = Command::new("losetup").args(["-d", device]).status();
+        }
+        // It unmounts the file.
+        let _ = Command::new("kill").arg(self.server.id().to_string()).status();
+        let _ = self.server.wait();
+    }
+}
+
+impl WornFile {
+    /// Nothing where QEMU cannot make one.
+    fn new(world: &World, sector: usize) -> Option<Self> {
+        let (disk, file) = (world.path("disk"), world.write("worn", b""));
+        let node = format!(
+            "driver=raw,node-name=d,file.driver=blkdebug,file.image.filename={},file.image.driver=file,\
+             file.inject-error.0.event=none,file.inject-error.0.errno=5,\
+             file.inject-error.0.iotype=read,file.inject-error.0.sector={sector}",
+            disk.display()
+        );
+        let export = format!("type=fuse,id=e,node-name=d,mountpoint={},writable=off", file.display());
+        let mut command = Command::new("qemu-storage-daemon");
+        command.args(["--blockdev", &node, "--export", &export]).stderr(Stdio::null());
+        let mut server = command.spawn().ok()?;
+        let begun = Instant::now();
+        while fs::metadata(&file).unwrap().len() == 0 {
+            if server.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "the file is not served");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut losetup = Command::new("losetup");
+        let attached = losetup.args(["-f", "--show", "--direct-io=on"]).arg(&file).output();
+        let device = attached.ok().filter(|attached| attached.status.success());
+        let device = device.map(|attached| String::from_utf8(attached.stdout).unwrap().trim().to_owned());
+        Some(Self { server, file, device })
+    }
+}
+
+#[test]
+fn no_good_sector_beside_a_bad_one_is_given_up_of_a_file_or_a_device() {
+    let world = World::new();
+    let disk = noise(3, 40 * SEGMENT);
+    world.write("disk", &disk);
+    let Some(worn) = WornFile::new(&world, 3001) else { return };
+    world.init_small();
+    let ranges = json!([range(3001, 1)]);
+    for (name, source) in [("file", Some(worn.file.display().to_string())), ("device", worn.device.clone())] {
+        let Some(source) = source else { continue };
+        let pair = format!("{name}={source}");
+        let ended = world.run(&["--json", "backup", "--skip-bad-sectors", &pair]).exits(3).json();
+        assert_eq!(ended["backups"][0]["unreadable"], ranges, "{name}");
+        assert!(world.run(&["restore", name, "-"]).exits(0).stdout == with_zeros(&disk, &[3001]));
+        let compared = world.run(&["--json", "verify", name, &source]).exits(3).json();
+        assert_eq!((&compared["unreadable"], &compared["differing"]), (&ranges, &json!([])), "{name}");
+    }
+}
