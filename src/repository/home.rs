@@ -64,3 +64,21 @@ pub(super) fn check_id(repository: &Repository) -> Result<(), RepositoryError> {
         Err(error) => Err(error),
     }
 }
+
+impl Repository {
+    /// Makes sure that the repository can be read: its settings, its lists of backups and its packs. Reads no backup.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_readable(&self) -> Result<(), RepositoryError> {
+        check_id(self)?;
+        let (storage, layout) = (self.storage.as_ref(), &self.layout);
+        storage.list(&layout.sets())?;
+        storage.examine(&layout.packs())?;
+        // There may be very many packs: it is enough that one could be looked up.
+        match storage.examine(&layout.packs().join("any")) {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -52,6 +52,9 @@ pub struct App {
     jobs: Jobs,
     pulse: Arc<Pulse>,
     looks: Question<Option<Seen>>,
+    readings: Question<Option<Result<(), &'static str>>>,
+    /// Whether the repository or its tokens could not be read when somebody looked last.
+    unreadable: AtomicBool,
 }
 
 impl App {
@@ -70,6 +73,8 @@ impl App {
             jobs: Jobs::default(),
             pulse: Arc::default(),
             looks: Question::default(),
+            readings: Question::default(),
+            unreadable: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             keystone: keystone.map(Arc::new),
             tokens: KnownTokens::new(TokenFile::of(writer.repository())),
@@ -196,6 +201,16 @@ impl App {
     /// Returns how it is looked at the folder and the tokens.
     pub(super) fn looks(&self) -> &Question<Option<Seen>> {
         &self.looks
+    }
+
+    /// Returns how it is looked whether the repository and its tokens can be read.
+    pub(super) fn readings(&self) -> &Question<Option<Result<(), &'static str>>> {
+        &self.readings
+    }
+
+    /// Takes down whether the repository or its tokens cannot be read. Returns what was taken down before.
+    pub(super) fn note_unreadable(&self, is_unreadable: bool) -> bool {
+        self.unreadable.swap(is_unreadable, Ordering::AcqRel)
     }
 
     /// Returns what is known of the store's thread.

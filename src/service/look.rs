@@ -105,7 +105,45 @@ impl App {
         }
         Err(Refused::new(Refusal::Unavailable, MOVED).retry_after(AGAIN))
     }
+
+    /// Makes sure that the repository and its tokens can be read, at a moment after `came`.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot, or if the disk does not answer (503).
+    pub(super) async fn readable(self: &Arc<Self>, came: Instant) -> Result<(), Refused> {
+        let app = Arc::downgrade(self);
+        let look = move || Some(readable_now(&*app.upgrade()?));
+        let seen = self.readings().ask(came, PATIENCE, look).await.flatten();
+        seen.unwrap_or(Err(SILENT)).map_err(|why| Refused::new(Refusal::Unavailable, why).retry_after(AGAIN))
+    }
 }
+
+/// Makes sure that the repository and its tokens can be read. Blocks.
+///
+/// # Errors
+///
+/// Why they cannot, in words for whoever watches the service: the log has the paths.
+pub(super) fn readable_now(app: &App) -> Result<(), &'static str> {
+    let tokens = || match app.tokens().current() {
+        Some(_) => Ok(()),
+        None => app.tokens().renew().map(drop),
+    };
+    let read = match app.repository().check_readable() {
+        Err(error) => Err((REPOSITORY_UNREADABLE, error.to_string())),
+        Ok(()) => tokens().map_err(|error| (TOKENS_UNREADABLE, error.to_string())),
+    };
+    // Whoever watches the service asks every few seconds: only a change is logged.
+    match (&read, app.note_unreadable(read.is_err())) {
+        (Err((what, error)), false) => tracing::error!(error, "not ready: {what}"),
+        (Ok(()), true) => tracing::info!("the repository and its tokens can be read again"),
+        _ => {}
+    }
+    read.map_err(|(what, _)| what)
+}
+
+const REPOSITORY_UNREADABLE: &str = "the repository cannot be read: the server's log says why";
+const TOKENS_UNREADABLE: &str = "the tokens cannot be read, so nobody is let in: the server's log says why";
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::progress::Silent;
 use crate::repository::RepositoryError;
+use crate::service::look::readable_now;
 use crate::service::{App, ServiceError};
 
 /// How often the store's thread is asked.
@@ -138,7 +139,7 @@ fn look_after(app: &App) {
 /// Says why the service takes no changes, in words for whoever watches it: without paths, which the log has. Blocks.
 pub(super) fn unready(app: &App) -> Option<String> {
     match app.writer().home() {
-        Ok(()) => unready_at_home(app),
+        Ok(()) => readable_now(app).map_or_else(|why| Some(why.to_owned()), |()| unready_at_home(app)),
         Err(_) => Some(MOVED.to_owned()),
     }
 }

@@ -235,3 +235,37 @@ fn while_the_repositorys_folder_is_away_no_client_is_told_that_its_token_is_wron
     let gc = served.owner("POST", "/v1/jobs", &[], Some(&serde_json::json!({"kind": "gc"})));
     assert_eq!(gc.status, 202);
 }
+
+#[test]
+fn a_service_that_cannot_read_its_repository_or_its_tokens_is_not_ready() {
+    let served = Served::new();
+    let root = served.repository();
+    token(&root, "blue", "operator");
+    let ready = || {
+        let answer = served.get("/readyz");
+        let detail = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
+        (answer.status, detail, served.metric("ekko_ready") > 0.5)
+    };
+    assert_eq!(ready(), (200, String::new(), true));
+    for (file, what) in [
+        ("tokens.toml", "the tokens cannot be read"),
+        ("ekko.toml", "moved or unmounted|the repository cannot be read"),
+        ("manifests", "the repository cannot be read"),
+        ("packs", "the repository cannot be read"),
+    ] {
+        let (path, away) = (root.join(file), served.folder().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        if file == "tokens.toml" {
+            // Without the file there are no tokens. With something else in its place it is unknown.
+            assert_eq!(ready().0, 200);
+            std::fs::create_dir(&path).unwrap();
+        }
+        let (status, detail, counted) = ready();
+        assert_eq!((status, counted), (503, false), "{file}: {detail}");
+        assert!(what.split('|').any(|what| detail.contains(what)), "{file}: {detail}");
+        assert_eq!(served.get("/healthz").status, 200);
+        let _ = std::fs::remove_dir(&path);
+        std::fs::rename(&away, &path).unwrap();
+        assert_eq!(ready(), (200, String::new(), true), "{file}");
+    }
+}

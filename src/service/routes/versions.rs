@@ -63,14 +63,15 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Says whether changes are taken: the repository's folder and its index are there, no write has failed, and the store's
-/// thread answers. If not, the detail says why. Waits five seconds at most, and only for a disk that does not answer.
+/// Says whether changes are taken: the repository's folder and its index are there, the repository and its tokens can be read, no
+/// write has failed, and the store's thread answers. If not, the detail says why. Waits five seconds at most, and only for a disk that does not answer.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "They are", body = Health),
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
     let not_ok = |why: &str| Refused::new(Refusal::Unavailable, format!("not ok: {why}")).retry_after(5);
     app.at_home(Instant::now()).await.map_err(|refused| not_ok(refused.detail()))?;
+    app.readable(Instant::now()).await.map_err(|refused| not_ok(refused.detail()))?;
     unready_at_home(&app).map_or_else(|| Ok(Json(Health { status: "ok" })), |why| Err(not_ok(&why)))
 }
 
