@@ -81,7 +81,7 @@ pub enum Notice {
     Unleased {
         /// The backup.
         backup: String,
-        /// What reads it: "restore".
+        /// What reads it: "restore", "export", "verify" or "command".
         job: String,
         /// Why there is no lease.
         why: String,

@@ -13,7 +13,7 @@ use crate::machine::{Attachment, FileName, MACHINE, MACHINE_FILE, MachineError, 
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestInfo, ManifestReader};
 use crate::progress::Progress;
 use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
-use crate::restore::{RestoreOptions, restore_to_stream};
+use crate::restore::{RestoreOptions, read_to_stream};
 use crate::segment::Fingerprint;
 
 /// The most bytes that the attached files of a machine have together.
@@ -239,7 +239,7 @@ impl Moment {
         }
         let options = RestoreOptions::default();
         let mut archive = Vec::new();
-        let summary = restore_to_stream(repository, manifest, &mut archive, &options, progress)?;
+        let summary = read_to_stream(repository, manifest, &mut archive, &options, "command", progress)?;
         if let Some(damaged) = summary.damaged.first() {
             return Err(MachineError::Damaged { backup: backup(), what: damaged.error.clone() });
         }

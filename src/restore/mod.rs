@@ -33,6 +33,7 @@ use crate::manifest::ManifestReader;
 use crate::pace::Pace;
 use crate::progress::{Notice, Part, Progress};
 use crate::repository::Repository;
+use crate::restore::supply::PackedSegments;
 use crate::restore::target::{Target, Written};
 use crate::segment::{Geometry, SegmentIndex};
 use crate::store::CatalogProblem;
@@ -262,7 +263,7 @@ pub fn restore_in_place(
     finished(target, restored, segments, options, begun)?.publish()
 }
 
-/// Fetches every present segment of a backup and gives it to `sink`, in the order of the packs. Returns what
+/// Fetches every present segment of a backup for an export and gives it to `sink`, in the order of the packs. Returns what
 /// could not be had, in the order of the places. Begins no part of the progress; the caller does.
 pub fn fetch_segments(
     repository: &Repository,
@@ -272,7 +273,8 @@ pub fn fetch_segments(
     progress: &dyn Progress,
 ) -> Result<Vec<DamagedSegment>, RestoreError> {
     let all = 0..manifest.info().geometry.segments();
-    repository.prepare(manifest, vec![all], progress)?.fetch(sink, pace, progress)
+    let prepared = PackedSegments::prepare(repository, manifest, vec![all], "export", progress)?;
+    Box::new(prepared).fetch(sink, pace, progress)
 }
 
 /// Restores a backup to a stream, in order, zeros included.
@@ -283,11 +285,23 @@ pub fn restore_to_stream(
     options: &RestoreOptions,
     progress: &dyn Progress,
 ) -> Result<RestoreSummary, RestoreError> {
+    read_to_stream(repository, manifest, stream, options, "restore", progress)
+}
+
+/// The same for a job that is not a restore: "command".
+pub fn read_to_stream(
+    repository: &Repository,
+    manifest: &ManifestReader,
+    stream: &mut dyn Write,
+    options: &RestoreOptions,
+    job: &str,
+    progress: &dyn Progress,
+) -> Result<RestoreSummary, RestoreError> {
     let begun = Instant::now();
     manifest.verify()?;
     let geometry = manifest.info().geometry;
     // Until this ends, no garbage collection takes what the backup names, even if it is deleted meanwhile.
-    let _lease = repository.lease_for("restore", manifest.info(), progress)?;
+    let _lease = repository.lease_for(job, manifest.info(), progress)?;
     let catalog = repository.catalog()?;
     let range = options.bytes_of(geometry)?;
     let segments = segments_of(geometry, &range);

@@ -53,7 +53,7 @@ pub trait SegmentSink: Sync {
 }
 
 /// Segments of a repository's packs, fetched in the order of the packs.
-struct PackedSegments<'a> {
+pub(super) struct PackedSegments<'a> {
     manifest: &'a ManifestReader,
     runs: Vec<Range<u32>>,
     /// Until the end, no garbage collection takes what the backup names, even if it is deleted meanwhile.
@@ -69,7 +69,26 @@ fn windows(runs: &[Range<u32>]) -> impl Iterator<Item = Range<u32>> + use<> {
     plan::windows(first..behind)
 }
 
-impl PackedSegments<'_> {
+impl<'a> PackedSegments<'a> {
+    /// Makes sure that the backup is there, and stays for this job, and can be read.
+    pub(super) fn prepare(
+        repository: &Repository,
+        manifest: &'a ManifestReader,
+        runs: Vec<Range<u32>>,
+        job: &str,
+        progress: &dyn Progress,
+    ) -> Result<Self, RestoreError> {
+        manifest.verify()?;
+        let lease = repository.lease_for(job, manifest.info(), progress)?;
+        let catalog = repository.catalog()?;
+        let mut prepared = Self { manifest, runs, _lease: lease, catalog, first: None };
+        prepared.first = match windows(&prepared.runs).next() {
+            Some(window) => Some(prepared.plan(window, progress)?),
+            None => None,
+        };
+        Ok(prepared)
+    }
+
     fn plan(&self, window: Range<u32>, progress: &dyn Progress) -> Result<Plan, RestoreError> {
         let is_wanted = |index: SegmentIndex| {
             let at = self.runs.partition_point(|run| run.end <= index.0);
@@ -88,15 +107,7 @@ impl SegmentSupply for Repository {
         runs: Vec<Range<u32>>,
         progress: &dyn Progress,
     ) -> Result<Box<dyn PreparedSegments + 'a>, RestoreError> {
-        manifest.verify()?;
-        let lease = self.lease_for("restore", manifest.info(), progress)?;
-        let catalog = self.catalog()?;
-        let mut prepared = PackedSegments { manifest, runs, _lease: lease, catalog, first: None };
-        prepared.first = match windows(&prepared.runs).next() {
-            Some(window) => Some(prepared.plan(window, progress)?),
-            None => None,
-        };
-        Ok(Box::new(prepared))
+        Ok(Box::new(PackedSegments::prepare(self, manifest, runs, "restore", progress)?))
     }
 }
 

@@ -454,6 +454,19 @@ fn a_restore_without_a_lease_says_what_may_happen() {
     world.run(&["restore", "web", "-"]).exits(0).says(warning);
     world.run(&["restore", "--force", "--in-place", "web", "out"]).exits(0).says(warning);
     world.run(&["verify", "web", "out"]).exits(0).says("before this verify ends");
+    let export = ["manifest", "export", "web", "web.sqlite", "--segments", "flat"];
+    let said = world.run(&export).exits(0).says(warning).says("before this export ends").stderr;
+    assert!(!said.contains("restore"), "{said}");
+}
+
+#[test]
+fn a_look_at_a_machine_without_a_lease_speaks_of_no_restore() {
+    let world = machine();
+    world.run(&BACKUP).exits(0);
+    let _ = fs::remove_dir_all(world.path("R/leases"));
+    world.write("R/leases", b"");
+    let said = world.run(&["show", "web@0"]).exits(0).says("before this command ends").stderr;
+    assert!(!said.contains("restore"), "{said}");
 }
 
 #[test]
