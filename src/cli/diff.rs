@@ -14,6 +14,13 @@ pub(super) fn run(args: &DiffArgs, context: &Context) -> Result<Outcome, CliErro
     let older = manifest::open(&args.older, context)?;
     let newer = manifest::open(&args.newer, context)?;
     let diff = ManifestDiff::of(&older, &newer)?;
+    let [before, after] = [older.info(), newer.info()];
+    if before.name == after.name && before.timestamp > after.timestamp {
+        let (older, newer) = (&args.newer, &args.older);
+        context.progress().line(&format!(
+            "note: {newer} is newer than {older}; \"ekko diff {older} {newer}\" shows what changed since {older}"
+        ));
+    }
     // Written as it is found: the ranges of a large disk are no document to hold in memory.
     if context.json {
         let mut out = Json::to(Stream::Stdout);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError};
+use crate::repository::lock::Holder;
 use crate::repository::{Hint, settings};
 use crate::storage::StorageError;
 use crate::store::StoreError;
@@ -86,13 +87,13 @@ pub enum RepositoryError {
     #[error(
         "the repository {} is in use by {}: try again later, or with --wait",
         path.display(),
-        process.map_or_else(|| "another process".to_owned(), |id| format!("process {id}"))
+        holder.as_ref().map_or_else(|| "another process".to_owned(), ToString::to_string)
     )]
     InUse {
         /// The repository.
         path: PathBuf,
         /// The process, if it said who it is.
-        process: Option<u32>,
+        holder: Option<Holder>,
     },
     /// The filesystem cannot lock files.
     #[error("{} lies on a filesystem that cannot lock files ({source}): a repository cannot be changed there", path.display())]

@@ -4,11 +4,15 @@
 //! The file's content is the process's number, for the message to others; nothing is decided by it. A file of this name
 //! with anything else in it is not a lock of Ekko's and stays as it is.
 
-use std::fs::{File, TryLockError};
+use std::fmt;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+use crate::escape::escaped;
 use crate::repository::{Layout, RepositoryError};
 use crate::storage::{Access, Storage, StorageError};
 
@@ -17,6 +21,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// A lock is not longer, in bytes.
 const LONGEST: u64 = 32;
+
+/// More characters of a command line are not shown.
+const LONGEST_COMMAND: usize = 80;
 
 /// The lock, held until it is dropped.
 #[derive(Debug)]
@@ -47,8 +54,8 @@ impl Lock {
                     std::thread::sleep(PAUSE);
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let process = holder(&mut file);
-                    return Err(RepositoryError::InUse { path: layout.root().to_owned(), process });
+                    let holder = Holder::of(&mut file);
+                    return Err(RepositoryError::InUse { path: layout.root().to_owned(), holder });
                 }
                 Err(TryLockError::Error(source)) => return Err(cannot_lock(layout.root(), source)),
             }
@@ -76,11 +83,61 @@ fn is_ours(file: &mut File) -> io::Result<bool> {
     Ok(bytes.len() as u64 <= LONGEST && bytes.iter().all(written))
 }
 
-fn holder(file: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(LONGEST).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+/// The process that holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub process: u32,
+    /// When it took the lock.
+    pub since: Option<Timestamp>,
+    /// Its command line, as much as fits into a message; nothing if the number is not that of a process that runs the
+    /// same program on this machine.
+    pub command: Option<String>,
+}
+
+impl Holder {
+    fn of(file: &mut File) -> Option<Self> {
+        let mut text = String::new();
+        file.rewind().ok()?;
+        file.take(LONGEST).read_to_string(&mut text).ok()?;
+        let process = text.trim().parse().ok()?;
+        // The lock is written when it is taken.
+        let taken = file.metadata().and_then(|metadata| metadata.modified()).ok();
+        let since =
+            taken.and_then(|time| Timestamp::from_second(Timestamp::try_from(time).ok()?.as_second()).ok());
+        Some(Self { process, since, command: command(process) })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.process)?;
+        if let Some(command) = &self.command {
+            write!(f, " ({command})")?;
+        }
+        if let Some(since) = self.since {
+            write!(f, " since {since}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the command line of another process that runs the same program as this one.
+fn command(process: u32) -> Option<String> {
+    let folder = Path::new("/proc").join(process.to_string());
+    let program = |folder: &Path| fs::read(folder.join("comm")).ok();
+    if program(&folder)? != program(Path::new("/proc/self"))? {
+        return None;
+    }
+    let line = fs::read(folder.join("cmdline")).ok()?;
+    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let words = words.join(" ");
+    let words = escaped(words.trim_end());
+    let cut: String = words.chars().take(LONGEST_COMMAND).collect();
+    if cut.is_empty() {
+        return None;
+    }
+    Some(if cut.len() < words.len() { cut + "..." } else { cut })
 }
 
 #[cfg(test)]
@@ -96,7 +153,12 @@ mod tests {
         let held = Lock::take(&storage, &layout, Duration::ZERO).unwrap();
         // `flock` locks belong to the open file, so a second opening in this process stands for another.
         let refused = Lock::take(&storage, &layout, Duration::from_millis(120)).unwrap_err();
-        assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains(&format!("process {} (", std::process::id())), "{said}");
+        let RepositoryError::InUse { holder: Some(holder), .. } = refused else { panic!("{said}") };
+        let age = crate::time::now().duration_since(holder.since.unwrap());
+        assert!(age.as_secs() < 60, "{said}");
+        assert!(holder.command.unwrap().chars().count() <= LONGEST_COMMAND + 3, "{said}");
         drop(held);
         assert!(Lock::take(&storage, &layout, Duration::ZERO).is_ok());
     }

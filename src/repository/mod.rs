@@ -55,6 +55,7 @@ pub use init::InitOptions;
 pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
 pub use lease::Lease;
+pub use lock::Holder;
 pub use number::{BackupNumber, FormerName, LEAST_PREFIX};
 pub use open::{OpenOptions, RepositoryWriter};
 pub(crate) use owner::check_owner;

@@ -252,7 +252,11 @@ fn bytes(text: &str) -> Result<u64, String> {
         "M" | "m" | "MiB" => 1 << 20,
         "G" | "g" | "GiB" => 1 << 30,
         "T" | "t" | "TiB" => 1 << 40,
-        unit => return Err(format!("\"{unit}\" is no unit: KiB, MiB, GiB and TiB are possible")),
+        unit => {
+            return Err(format!(
+                "\"{unit}\" is no unit: K, M, G and T (or KiB, MiB, GiB and TiB) are possible, and 1M is 1024 K"
+            ));
+        }
     };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     Ok(bytes.ok_or("a size is e.g. 4MiB")?)
