@@ -7,6 +7,7 @@
 //! [`RepositoryWriter`] is the one process that changes anything.
 
 mod backupset;
+mod begin;
 mod clock;
 mod commit;
 mod counting;
@@ -44,8 +45,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use backupset::{BackupAmounts, BackupRecord, Backupset, DeletedBackup, Origin, Protection};
+pub use begin::GrowthLimits;
 pub use clock::UndeletePeriods;
-pub use commit::{CommittedBackup, GrowthLimits};
+pub use commit::CommittedBackup;
 pub use delete::{Changed, Deletion};
 pub use draft::{BackupDraft, FinishedDraft, Parent};
 pub use error::RepositoryError;
