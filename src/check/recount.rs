@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::check::CheckError;
 use crate::check::copies::{Copy, of, of_mut};
-use crate::error::ErrorKind;
 use crate::manifest::ManifestReader;
 use crate::manifest::stays::Neighbours;
-use crate::repository::{Backupset, Repository};
+use crate::repository::{BackupId, Backupset, Repository};
 use crate::segment::SegmentKey;
-use crate::store::SegmentStore;
 use crate::store::pack::PackNumber;
+use crate::store::{Counted, CountedState, SegmentStore};
 
 /// How many disagreements of a kind are described; the others are counted.
 const DESCRIBED: usize = 5;
@@ -47,7 +46,7 @@ pub(super) fn compare_index(
     sets: &[Backupset],
     copies: &mut [Copy],
 ) -> Result<Vec<String>, CheckError> {
-    let absent = recount(repository, sets, copies)?;
+    let (absent, uncounted) = recount(repository, store, sets, copies)?;
     let packs = store.packs()?;
     let mut living: HashMap<PackNumber, (u64, u64)> = HashMap::new();
     let (mut counts, mut places) = (Wrong::default(), Wrong::default());
@@ -88,7 +87,12 @@ pub(super) fn compare_index(
             _ => {}
         }
     })?;
-    let mut problems = counts.into_problems();
+    // Their manifests were put back while this process has the repository open.
+    let uncounted = uncounted.into_iter().map(|id| {
+        format!("the index does not count {id}, whose manifest is intact: \"ekko check --repair\" replaces the index")
+    });
+    let mut problems: Vec<_> = uncounted.collect();
+    problems.extend(counts.into_problems());
     problems.extend(places.into_problems());
     let missing = copies.iter().filter(|copy| copy.refcount > 0 && !copy.indexed).count();
     let missing = missing + absent.len().saturating_sub(absent_seen);
@@ -113,22 +117,26 @@ pub(super) fn compare_index(
     Ok(problems)
 }
 
-/// Counts the stays of every segment from the manifests. What cannot be read counts for nothing, as in a rebuild.
-/// Returns the counts of those that are in no pack.
+/// Counts the stays of every segment from the manifests that the index counts. A damaged manifest counts for nothing, as in
+/// a rebuild. Returns the counts of the segments that are in no pack, and the intact backups that the index does not count.
 fn recount(
     repository: &Repository,
+    store: &SegmentStore,
     sets: &[Backupset],
     copies: &mut [Copy],
-) -> Result<BTreeMap<SegmentKey, u64>, CheckError> {
-    let mut absent = BTreeMap::new();
+) -> Result<(BTreeMap<SegmentKey, u64>, Vec<BackupId>), CheckError> {
+    let (mut absent, mut uncounted) = (BTreeMap::new(), Vec::new());
     for set in sets {
         let mut before = None;
         for backup in &set.backups {
-            let this = match repository.manifest(set, backup) {
-                Ok(manifest) => manifest,
-                Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
-                Err(_) => continue,
-            };
+            let Some(this) = repository.readable_manifest(set, backup)? else { continue };
+            let counted = store.counted_of(set.id, backup.incremental)?;
+            let is_counted =
+                |it: &Counted| it.state == CountedState::Whole && it.manifest == *backup.manifest.as_bytes();
+            if !counted.as_ref().is_some_and(is_counted) {
+                uncounted.push(BackupId::of(set, backup));
+                continue;
+            }
             let neighbours = Neighbours { before: before.as_ref(), this: &this, after: None };
             for window in neighbours.windows() {
                 for (key, gain) in neighbours.gains(window) {
@@ -145,7 +153,7 @@ fn recount(
             before = Some(this);
         }
     }
-    Ok(absent)
+    Ok((absent, uncounted))
 }
 
 /// Says whether a segment has a whole copy beside the one at a place.

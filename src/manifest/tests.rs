@@ -161,10 +161,13 @@ fn neighbours_that_say_the_same_make_one_run() {
     assert_eq!(ManifestReader::open(&OsStorage, &path).unwrap().runs(), 3);
 }
 
-/// Says that neither way of opening a file finds a manifest in it.
+/// Says that neither way of opening and verifying a file finds a manifest in it.
 fn assert_refused(path: &Path, what: &str) {
-    assert!(ManifestReader::open(&OsStorage, path).is_err(), "{what}");
-    assert!(ManifestReader::read(path).is_err(), "{what}");
+    let verified = |opened: Result<ManifestReader, crate::manifest::ManifestError>| {
+        opened.and_then(|reader| reader.verify())
+    };
+    assert!(verified(ManifestReader::open(&OsStorage, path)).is_err(), "{what}");
+    assert!(verified(ManifestReader::read(path)).is_err(), "{what}");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //! The gains of a window are summed by key and applied in their order, in batches that carry their own
 //! progress and the numbers of both neighbours; so a count that was cut short goes on where it stopped.
 
-use crate::error::ErrorKind;
 use crate::manifest::stays::{COUNTED_WINDOW, Neighbours};
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
@@ -160,29 +159,13 @@ pub(super) fn counted_side<'a>(
         match counted(record.incremental)? {
             Some(counted) if counted.state == CountedState::Whole => {
                 let same = counted.manifest == *record.manifest.as_bytes();
-                let manifest = if same { readable(repository, set, record)? } else { None };
+                let manifest = if same { repository.readable_manifest(set, record)? } else { None };
                 return Ok(manifest.map(Some).ok_or(record.incremental));
             }
             Some(_) | None => {}
         }
     }
     Ok(Ok(None))
-}
-
-/// Opens a manifest and verifies it; returns nothing if it is damaged or missing.
-pub(super) fn readable(
-    repository: &Repository,
-    set: &Backupset,
-    record: &BackupRecord,
-) -> Result<Option<ManifestReader>, RepositoryError> {
-    match repository.manifest(set, record).and_then(|manifest| {
-        manifest.verify()?;
-        Ok(manifest)
-    }) {
-        Ok(manifest) => Ok(Some(manifest)),
-        Err(error) if error.kind() == ErrorKind::Io => Err(error),
-        Err(_) => Ok(None),
-    }
 }
 
 #[cfg(test)]

@@ -227,6 +227,25 @@ impl Repository {
         Ok(misnamed)
     }
 
+    /// Opens the manifest of a backup and verifies all of it. Returns nothing if it is damaged or missing.
+    ///
+    /// # Errors
+    /// The disk cannot be read.
+    pub fn readable_manifest(
+        &self,
+        set: &Backupset,
+        backup: &BackupRecord,
+    ) -> Result<Option<ManifestReader>, RepositoryError> {
+        match self.manifest(set, backup).and_then(|manifest| {
+            manifest.verify()?;
+            Ok(manifest)
+        }) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.kind() == crate::error::ErrorKind::Io => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Opens the manifest of a backup and makes sure that it is the one that was committed.
     pub fn manifest(
         &self,

@@ -71,7 +71,13 @@ pub(super) fn undo_unfinished(
             storage.unlink(&folder.join(name))?;
         }
     }
-    repository.remove_unfinished_failures()?;
+    // Nothing depends on the records of failures.
+    if let Err(error) = repository.remove_unfinished_failures() {
+        progress.notice(Notice::Problem {
+            kind: error.kind(),
+            what: format!("cannot tidy up after failed backups: {error}"),
+        });
+    }
     let (mut sets, problems) = repository.all_backupsets()?;
     for name in storage.list(&layout.sets())? {
         let Some(id) = canonical::<BackupsetId>(&name) else { continue };
@@ -305,12 +311,8 @@ fn fill(
         for set in sets {
             let mut before = None;
             for backup in &set.backups {
-                let manifest = match repository.manifest(set, backup) {
-                    Ok(manifest) => manifest,
-                    Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-                    // It counts for nothing, and is told of when the index is brought into step.
-                    Err(_) => continue,
-                };
+                // One that is damaged counts for nothing, and is reported when the index is brought into step.
+                let Some(manifest) = repository.readable_manifest(set, backup)? else { continue };
                 let neighbours = Neighbours { before: before.as_ref(), this: &manifest, after: None };
                 for window in neighbours.windows() {
                     let gains = neighbours.gains(window).into_iter();
@@ -322,7 +324,7 @@ fn fill(
                 before = Some(manifest);
             }
         }
-        Ok(())
+        Ok::<(), RepositoryError>(())
     };
     let folder = repository.packs();
     let result = rebuild_index(repository.storage.as_ref(), &folder, index, &mut counts)?;
@@ -417,7 +419,11 @@ fn count_set(
         if entry.is_some_and(|entry| entry.state == CountedState::Whole) {
             continue;
         }
-        let manifest = match repository.manifest(set, backup) {
+        let verified = repository.manifest(set, backup).and_then(|manifest| {
+            manifest.verify()?;
+            Ok(manifest)
+        });
+        let manifest = match verified {
             Ok(manifest) => manifest,
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {

@@ -2,20 +2,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::backup::{BackupError, BackupOptions, BackupSummary, back_up};
+use crate::check::{CheckIndex, CheckOptions, ReadData, check_with_index};
 use crate::codec::CompressionSetting;
 use crate::image::{Extent, Image, ImageError};
 use crate::machine::{
     Attachment, FileName, MachineBackup, MachineError, MachineOptions, MachineSource, back_up_machine,
 };
-use crate::progress::Silent;
+use crate::progress::{Notice, Progress, Silent};
 use crate::repository::settings::SETTINGS_LIMIT;
 use crate::repository::{
     Changed, Deletion, GcOptions, GcSummary, InitOptions, OpenOptions, RepositoryWriter, SharedWriter,
 };
-use crate::segment::SegmentSize;
+use crate::segment::{SegmentHash, SegmentSize};
 use crate::storage::OsStorage;
 
 /// A disk of two segments, of which the second cannot be read.
@@ -378,4 +380,41 @@ fn a_restore_does_not_begin_a_backupset_whose_backups_could_not_name_its_bases()
     assert!(error.to_string().contains("earlier backupsets"), "{error}");
     set.bases.pop();
     begin(&set).unwrap();
+}
+
+/// Counts how often the index was made.
+#[derive(Debug, Default)]
+struct Rebuilds(AtomicU64);
+
+impl Progress for Rebuilds {
+    fn notice(&self, notice: Notice) {
+        if matches!(notice, Notice::IndexRebuilt { .. }) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_manifest_that_opening_does_not_verify_makes_one_new_index_and_no_more() {
+    let world = World::new();
+    for _ in 0..2 {
+        world.back_up("web", false).unwrap();
+    }
+    let set = world.set("web");
+    let path = world.repository().layout().manifest(set.id, Incremental(1));
+    let mut bytes = fs::read(&path).unwrap();
+    // A byte of the hash of a segment: everything else of the manifest stays plausible.
+    let hash = SegmentHash::of(&vec![7; 64 << 10]);
+    let at = bytes.windows(SegmentHash::LENGTH).position(|window| window == hash.as_bytes()).unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(world.repository().manifest(&set, &set.backups[1]).is_ok(), "opening does not verify it");
+    let rebuilds = Rebuilds::default();
+    for backup in 0..3 {
+        back_up(&world.writer, &name("web"), &Disk { fails: false }, &options(), &rebuilds).unwrap();
+        assert_eq!(rebuilds.0.load(Ordering::Relaxed), 1, "backup {backup}");
+    }
+    let options = CheckOptions { read_data: ReadData::All, jobs: 1 };
+    let checked = check_with_index(&world.writer, &options, false, &Silent).unwrap();
+    assert_eq!(checked.index, CheckIndex::Agrees, "{:?}", checked.problems);
 }
