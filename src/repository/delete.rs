@@ -9,12 +9,12 @@
 //! crash after the first step is finished by recovery, which finds backups counted that are listed as deleted, and goes
 //! on in the same order.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::PoisonError;
 
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
-use crate::repository::counting::{Counting, counted_side, readable};
+use crate::repository::counting::{Counting, counted_side};
 use crate::repository::together::{Removal, Together, Undeletion};
 use crate::repository::{
     BackupId, BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter,
@@ -93,8 +93,14 @@ impl RepositoryWriter {
         for (set, removal) in after.iter_mut().zip(&removals) {
             removal.apply(set);
         }
-        let emptied: Vec<_> =
-            after.iter().filter(|set| set.backups.is_empty()).map(|set| set.name.clone()).collect();
+        let backed_up: HashSet<_> = after
+            .iter()
+            .chain(all.iter().map(|set| &**set).filter(|set| after.iter().all(|other| other.id != set.id)))
+            .filter(|set| !set.backups.is_empty())
+            .map(|set| set.name.clone())
+            .collect();
+        let names = after.iter().map(|set| set.name.clone());
+        let emptied: Vec<_> = names.filter(|name| !backed_up.contains(name)).collect();
         self.write_together(&Together::of_removals(removals), after)?;
         for name in &emptied {
             repository.drop_failure(name);
@@ -231,25 +237,31 @@ impl RepositoryWriter {
     pub fn would_free(&self, backups: &[Deletion]) -> Result<Option<u64>, RepositoryError> {
         let repository = &self.repository;
         let (sets, _) = repository.backupsets()?;
-        let chains = sets.iter().filter(|set| backups.iter().any(|backup| backup.backupset == set.id));
-        let mut all = Vec::new();
-        for set in chains {
-            let mut chain = Vec::with_capacity(set.backups.len());
-            for record in &set.backups {
-                let goes = backups.contains(&Deletion { backupset: set.id, incremental: record.incremental });
-                let Some(manifest) = readable(repository, set, record)? else { return Ok(None) };
-                chain.push((manifest, goes));
+        let backups: HashSet<_> = backups.iter().copied().collect();
+        let of_sets: HashSet<_> = backups.iter().map(|backup| backup.backupset).collect();
+        let goes = |set: &Backupset, record: &BackupRecord| {
+            backups.contains(&Deletion { backupset: set.id, incremental: record.incremental })
+        };
+        let chains: Vec<_> = sets.iter().filter(|set| of_sets.contains(&set.id)).collect();
+        let mut present = 0;
+        for set in &chains {
+            for record in set.backups.iter().filter(|record| goes(set, record)) {
+                let Some(manifest) = repository.readable_manifest(set, record)? else { return Ok(None) };
+                present += u64::from(manifest.present());
             }
-            all.push(chain);
         }
-        let going = all.iter().flatten().filter(|(_, goes)| *goes);
-        let present: u64 = going.map(|(manifest, _)| u64::from(manifest.present())).sum();
         let parts = present.div_ceil(SUMMED).max(1);
         let mut freed = 0;
         for part in 0..parts {
             let mut losses: HashMap<SegmentKey, u64> = HashMap::new();
-            for chain in &all {
-                sum_losses(chain, |key| part_of(key, parts) == part, &mut losses);
+            for set in &chains {
+                // Of one chain at a time: the system limits how many files a process maps.
+                let mut chain = Vec::with_capacity(set.backups.len());
+                for record in &set.backups {
+                    let Some(manifest) = repository.readable_manifest(set, record)? else { return Ok(None) };
+                    chain.push((manifest, goes(set, record)));
+                }
+                sum_losses(&chain, |key| part_of(key, parts) == part, &mut losses);
             }
             for (key, loss) in losses {
                 let entry = self.store.require(key)?;
@@ -359,7 +371,7 @@ fn beside(
     count: impl FnOnce(Counting<'_>) -> Result<bool, StoreError>,
 ) -> Result<bool, RepositoryError> {
     // Beside a manifest that cannot be read nothing is certain; a new index counts what can be.
-    let Some(manifest) = readable(repository, set, record)? else { return Ok(false) };
+    let Some(manifest) = repository.readable_manifest(set, record)? else { return Ok(false) };
     let earlier = set.backups.iter().rev().filter(|other| other.incremental < record.incremental);
     let later = set.backups.iter().filter(|other| other.incremental > record.incremental);
     let before = counted_side(repository, set, earlier, &counted)?;

@@ -7,6 +7,7 @@ use crate::repository::number::{check_new_name, next_number};
 use crate::repository::select::Addressee;
 use crate::repository::together::{Renaming, Together};
 use crate::repository::{Backupset, Hint, Repository, RepositoryError, RepositoryWriter};
+use crate::storage::replace;
 
 impl RepositoryWriter {
     /// Gives all backups of a name another one, at one moment. They keep their numbers, and the manifests keep the name that their
@@ -98,13 +99,18 @@ impl RepositoryWriter {
     ) -> Result<u64, RepositoryError> {
         let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
         let text = (sets.len() > 1).then(|| together.text(layout)).transpose()?;
+        // Before anything is written: a list that is too long must not be found halfway.
+        let texts = sets.iter().map(|set| set.text(layout)).collect::<Result<Vec<_>, _>>()?;
+        if text.is_some() {
+            Together::require_none(storage, layout)?;
+        }
         let number = sets.len() as u64;
         let write = || {
             if let Some(text) = &text {
                 Together::write(storage, layout, text)?;
             }
-            for set in &sets {
-                set.write(storage, layout)?;
+            for (set, text) in sets.iter().zip(&texts) {
+                replace(storage, &layout.set_settings(set.id), text.as_bytes())?;
             }
             if text.is_some() {
                 Together::remove(storage, layout)?;

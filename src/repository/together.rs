@@ -355,12 +355,20 @@ impl Together {
     /// # Errors
     /// An earlier one is there still: what it says could not be finished, and must not be forgotten.
     pub(super) fn write(storage: &dyn Storage, layout: &Layout, text: &str) -> Result<(), RepositoryError> {
-        let path = layout.together();
-        if Self::read(storage, layout)?.is_some() {
-            let what = "an earlier change that it describes could not be finished".to_owned();
-            return Err(RepositoryError::SettingsDamaged { path, what });
+        Self::require_none(storage, layout)?;
+        Ok(replace(storage, &layout.together(), text.as_bytes())?)
+    }
+
+    /// Makes sure that no earlier change is unfinished.
+    ///
+    /// # Errors
+    /// One is.
+    pub(super) fn require_none(storage: &dyn Storage, layout: &Layout) -> Result<(), RepositoryError> {
+        if Self::read(storage, layout)?.is_none() {
+            return Ok(());
         }
-        Ok(replace(storage, &path, text.as_bytes())?)
+        let what = "an earlier change that it describes could not be finished".to_owned();
+        Err(RepositoryError::SettingsDamaged { path: layout.together(), what })
     }
 
     /// Removes the file, durably: every set says what it said.
