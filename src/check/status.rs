@@ -6,10 +6,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::check::findings::Findings;
 use crate::check::{CheckError, WINDOW, tell, wanted};
+use crate::error::ErrorKind;
 use crate::manifest::{ImageName, ManifestReader, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
-use crate::repository::{BackupFailure, BackupId, BackupRecord, Backupset, Repository};
+use crate::repository::{BackupFailure, BackupId, BackupRecord, Backupset, MOST_FAILURES, Repository};
 use crate::segment::SegmentKey;
 use crate::store::Catalog;
 
@@ -40,8 +41,11 @@ pub struct NameStatus {
 #[non_exhaustive]
 pub enum StatusProblem {
     /// There is none, and an attempt to make one failed.
-    #[error("never backed up")]
-    NeverBackedUp,
+    #[error("no backup")]
+    NoBackup,
+    /// It is fresh and intact, and a later attempt failed.
+    #[error("its newest backup is intact, but a later attempt failed")]
+    LaterFailed,
     /// Its date is in the future.
     #[error("its newest backup is of {timestamp}, which is still to come: a clock was wrong")]
     ToCome {
@@ -103,15 +107,23 @@ pub fn status(
     progress: &dyn Progress,
 ) -> Result<Vec<NameStatus>, CheckError> {
     // Before the lists: a backup that succeeds meanwhile is in them.
+    let failures = repository.failures().unwrap_or_else(|error| {
+        let what = format!("cannot read the records of failed backups: {error}");
+        progress.notice(Notice::Problem { kind: error.kind(), what });
+        Vec::new()
+    });
     let mut failures: BTreeMap<ImageName, BackupFailure> =
-        repository.failures()?.into_iter().map(|failure| (failure.name.clone(), failure)).collect();
+        failures.into_iter().map(|failure| (failure.name.clone(), failure)).collect();
+    tell_full(&failures, progress);
     let (sets, problems) = repository.backupsets()?;
     for problem in problems {
         progress.notice(Notice::Problem { kind: problem.kind(), what: problem.to_string() });
     }
     let mut names: BTreeMap<ImageName, Option<(&Backupset, &BackupRecord)>> = BTreeMap::new();
-    let is_retired = |name: &ImageName| Repository::current_set(&sets, name).is_some_and(|set| set.retired);
-    failures.retain(|name, _| !is_retired(name));
+    // A failure that was recorded after a retirement says that somebody backs the disk up still.
+    let is_retired = |name: &ImageName| {
+        Repository::current_set(&sets, name).is_some_and(|set| set.retired) && !failures.contains_key(name)
+    };
     names.extend(failures.keys().map(|name| (name.clone(), None)));
     // What was deleted on purpose is not asked for.
     for set in sets.iter().filter(|set| !set.backups.is_empty() && !is_retired(&set.name)) {
@@ -128,12 +140,7 @@ pub fn status(
     let status = |(name, newest): (ImageName, Option<(&Backupset, &BackupRecord)>)| {
         let failure = failures.remove(&name);
         let Some((set, backup)) = newest else {
-            return Ok(NameStatus {
-                name,
-                newest: None,
-                problem: Some(StatusProblem::NeverBackedUp),
-                failure,
-            });
+            return Ok(NameStatus { name, newest: None, problem: Some(StatusProblem::NoBackup), failure });
         };
         let problem = match too_old(options, backup.timestamp) {
             Some(old) => Some(old),
@@ -141,11 +148,28 @@ pub fn status(
                 broken(repository, (&catalog, &damaged), set, backup, progress)?.or_else(|| flawed(backup))
             }
         };
-        // A power loss may bring a record back that a later backup had removed.
-        let failure = failure.filter(|failure| failure.time >= backup.timestamp);
+        // A crash may leave or bring back a record that a backup removes: the note that this one began, or an earlier failure.
+        let failure = failure.filter(|failure| failure.time > backup.timestamp);
+        let later = failure.is_some().then_some(StatusProblem::LaterFailed);
+        let problem = problem.or(later);
         Ok(NameStatus { name, newest: Some((BackupId::of(set, backup), backup.timestamp)), problem, failure })
     };
     names.into_iter().map(status).collect()
+}
+
+/// Says of which projects no further failures are recorded.
+fn tell_full(failures: &BTreeMap<ImageName, BackupFailure>, progress: &dyn Progress) {
+    let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+    for failure in failures.values() {
+        *numbers.entry(failure.project()).or_default() += 1;
+    }
+    for (project, number) in numbers.into_iter().filter(|(_, number)| *number >= MOST_FAILURES) {
+        let of = if project.is_empty() { String::new() } else { format!(" of the project {project}") };
+        let what = format!(
+            "the last backup of {number} disks{of} failed; failures of further disks are not recorded, so some may be missing here"
+        );
+        progress.notice(Notice::Problem { kind: ErrorKind::Busy, what });
+    }
 }
 
 /// Says why a backup of that time is no fresh one.

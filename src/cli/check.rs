@@ -239,7 +239,7 @@ fn what_of(row: &StatusRow) -> Option<String> {
     });
     match (&row.problem, attempt) {
         (None, None) => None,
-        (None, Some(attempt)) => Some(format!("its newest backup is intact, but {attempt}")),
+        (None, Some(attempt)) => Some(attempt),
         (Some(problem), None) => Some(problem.clone()),
         (Some(problem), Some(attempt)) if row.backup.is_some() => Some(format!("{problem}; {attempt}")),
         (Some(problem), Some(attempt)) => {

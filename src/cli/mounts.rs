@@ -38,7 +38,9 @@ fn missing(path: &Path, configured: &[MountPoint], mounted: &[PathBuf]) -> Optio
     let above =
         configured.iter().filter(|point| path.starts_with(&point.path) && point.path != Path::new("/"));
     let deepest = above.max_by_key(|point| point.path.components().count())?;
-    (!mounted.contains(&deepest.path)).then(|| deepest.clone())
+    // The kernel knows mount points without the links in their paths.
+    let is_mounted = mounted.contains(&deepest.path) || mounted.contains(&resolve(&deepest.path));
+    (!is_mounted).then(|| deepest.clone())
 }
 
 fn configured() -> Vec<MountPoint> {
@@ -70,7 +72,7 @@ fn resolve(path: &Path) -> PathBuf {
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
-    let fields = |line: &'_ [u8]| -> bool { !line.starts_with(b"#") };
+    let fields = |line: &'_ [u8]| -> bool { !line.trim_ascii_start().starts_with(b"#") };
     text.split(|byte| *byte == b'\n')
         .filter(move |line| fields(line))
         .map(|line| line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).collect())
@@ -116,7 +118,7 @@ fn unescaped(field: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
-    const TABLE: &[u8] = b"# a comment\n/dev/sda1 / ext4 defaults 0 1\nUUID=1 none swap sw 0 0\n\
+    const TABLE: &[u8] = b"# a comment\n  # /dev/sdz1 /home ext4 defaults\n/dev/sda1 / ext4 defaults 0 1\nUUID=1 none swap sw 0 0\n\
         server:/x /srv/my\\040backups nfs noauto 0 0\n/dev/sdb1\t/backup\text4\tdefaults\n";
     const INFO: &[u8] =
         b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 8:2 / /srv/my\\040backups rw - nfs server:/x rw\n";
@@ -133,6 +135,18 @@ mod tests {
         assert_eq!(missing("/backups/store"), None);
         assert_eq!(missing("/srv/my backups/store"), None);
         assert_eq!(missing("/home/me/store"), None);
+    }
+
+    #[test]
+    fn a_mount_point_with_a_link_in_its_path_is_found_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap().join("real");
+        let link = folder.path().canonicalize().unwrap().join("link");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let points = [MountPoint { path: link.clone(), named_by: "fstab".into() }];
+        assert_eq!(missing(&link.join("store"), &points, &[real]), None);
+        assert_eq!(missing(&link.join("store"), &points, &[]).map(|point| point.path), Some(link));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! its last line has the BLAKE3 of the others.
 //!
 //! A commit, a deletion of the last backup, a renaming and a retirement remove the file. Only a retirement waits until that is
-//! durable: a record that a power loss brings back is older than the newest backup, and readers ignore it.
+//! durable: a record that a power loss brings back is not newer than the newest backup, and readers ignore it.
 //!
 //! The names of a project share a limit, so no client fills the disk with records. Beyond the limit new names are not recorded: the
 //! status of the project shows the others then, and nobody takes it for good.
@@ -61,6 +61,12 @@ struct File {
 }
 
 impl BackupFailure {
+    /// Returns the project of the disk; nothing if it has none.
+    #[must_use]
+    pub fn project(&self) -> &str {
+        project_of(&self.name)
+    }
+
     fn encode(&self) -> Result<String, String> {
         let file = File {
             format: FORMAT,
@@ -93,9 +99,13 @@ fn hash(text: &str, digits: usize) -> String {
     Fingerprint::of(text.as_bytes()).to_string().chars().take(digits).collect()
 }
 
+fn project_of(name: &ImageName) -> &str {
+    name.as_str().split_once(SEPARATOR).map_or("", |(project, _)| project)
+}
+
 /// Returns what the names of the files of a project begin with, for one of its names.
 fn project(name: &ImageName) -> String {
-    hash(name.as_str().split_once(SEPARATOR).map_or("", |(project, _)| project), 16)
+    hash(project_of(name), 16)
 }
 
 /// Returns the name of the file of a disk.

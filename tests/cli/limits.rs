@@ -54,6 +54,7 @@ fn too_little_memory_is_told_before_anything_is_done() {
             "{}",
             ended.stderr
         );
+        world.run(&["status"]).exits(3 * code);
     }
 }
 

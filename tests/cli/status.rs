@@ -21,14 +21,14 @@ fn a_first_backup_that_failed_is_in_the_status_until_one_succeeds_or_it_is_retir
     for name in ["web", "tpyo"] {
         let text = world.run(&["status"]).exits(3).text();
         let line = text.lines().find(|line| line.starts_with(&format!("{name}: "))).unwrap();
-        assert!(line.contains("never backed up; the attempt of 20"), "{line}");
+        assert!(line.contains("no backup; the attempt of 20"), "{line}");
         assert!(line.contains(" failed: cannot open image gone: "), "{line}");
         assert!(line.ends_with(&format!("\"ekko retire {name}\" removes it from the status")), "{line}");
     }
     let found = row(&world.run(&["--json", "status"]).exits(3), "web");
     assert_eq!(
         (&found["ok"], &found["backup"], &found["problem"]),
-        (&false.into(), &Value::Null, &"never backed up".into())
+        (&false.into(), &Value::Null, &"no backup".into())
     );
     assert!(found["failure"]["time"].is_string() && found["failure"]["reason"].is_string(), "{found}");
     world.run(&["backup", "web=disk"]).exits(0);
@@ -44,25 +44,89 @@ fn a_first_backup_that_failed_is_in_the_status_until_one_succeeds_or_it_is_retir
 }
 
 #[test]
-fn a_later_failure_is_told_and_an_intact_backup_stays_one() {
+fn a_failure_after_an_intact_backup_is_a_problem_until_a_backup_succeeds() {
     let world = World::new();
     world.init_small();
     world.write("disk", &noise(1, 1 << 16));
     world.run(&["backup", "web=disk", "db=disk"]).exits(0);
     world.run(&["backup", "web=gone"]).exits(1);
-    let text = world.run(&["status"]).exits(0).text();
-    assert!(text.contains("web: its newest backup is intact, but the attempt of 20"), "{text}");
-    assert!(text.contains("OK: 2 disks"), "{text}");
+    let text = world.run(&["status"]).exits(3).text();
+    let line = text.lines().find(|line| line.starts_with("web: ")).unwrap();
+    assert!(
+        line.contains("its newest backup is intact, but a later attempt failed; the attempt of 20"),
+        "{line}"
+    );
+    assert!(text.contains("PROBLEM: 1 of 2 disks"), "{text}");
     let text = world.run(&["status", "--max-age", "0s"]).exits(3).text();
     let line = text.lines().find(|line| line.starts_with("web: ")).unwrap();
     assert!(line.contains(" old (limit 0 s); the attempt of 20") && !line.contains("retire"), "{line}");
-    // What was deleted, or has another name, is not asked for.
+    world.run(&["backup", "web=disk"]).exits(0);
+    world.run(&["status"]).exits(0);
+    // What was deleted, or has another name, is not expected.
+    world.run(&["backup", "web=gone"]).exits(1);
     world.run(&["delete", "web@all"]).exits(0);
     assert_eq!(row(&world.run(&["--json", "status"]).exits(0), "web"), Value::Null);
     world.run(&["backup", "db=gone"]).exits(1);
     world.run(&["rename", "db", "sql"]).exits(0);
     let ran = world.run(&["--json", "status"]).exits(0);
     assert_eq!(ran.json()["names"].as_array().unwrap().len(), 1);
+    // A disk that is backed up although it was retired is expected again.
+    world.run(&["retire", "sql"]).exits(0);
+    assert_eq!(row(&world.run(&["--json", "status"]).exits(0), "sql"), Value::Null);
+    world.run(&["backup", "sql=gone"]).exits(1);
+    assert_eq!(row(&world.run(&["--json", "status"]).exits(3), "sql")["ok"], false);
+}
+
+#[test]
+fn the_failure_of_a_disk_stays_while_any_backup_of_its_name_is_left() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 1 << 16));
+    world.run(&["backup", "web=disk"]).exits(0);
+    // Later backups are in a backupset of their own.
+    world.run(&["restore", "--over", "web", "web@0", "over"]).exits(0);
+    world.run(&["backup", "web=disk"]).exits(0);
+    world.run(&["backup", "web=gone"]).exits(1);
+    world.run(&["delete", "web@0"]).exits(0);
+    assert!(row(&world.run(&["--json", "status"]).exits(3), "web")["failure"].is_object());
+}
+
+#[test]
+fn a_note_that_outlives_the_first_backup_says_nothing() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 256 << 16));
+    let mut child = world.command(&["-q", "backup", "--limit-rate", "8MiB", "web=disk"]).spawn().unwrap();
+    let begun = Instant::now();
+    let note = loop {
+        assert!(begun.elapsed() < Duration::from_mins(1), "the backup does not begin");
+        let record = std::fs::read_dir(world.path("R/failures")).ok().and_then(|mut names| names.next());
+        if let Some(path) =
+            record.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_none())
+        {
+            break (std::fs::read(&path).unwrap(), path);
+        }
+    };
+    assert!(child.wait().unwrap().success());
+    assert!(!note.1.exists());
+    // A power loss brings it back.
+    std::fs::write(&note.1, &note.0).unwrap();
+    let ran = world.run(&["--json", "status"]).exits(0);
+    assert_eq!(
+        (row(&ran, "web")["ok"].clone(), row(&ran, "web").get("failure").is_some()),
+        (true.into(), false)
+    );
+}
+
+#[test]
+fn records_of_failures_that_cannot_be_read_stop_nothing() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 1 << 16));
+    world.write("R/failures", b"");
+    world.run(&["backup", "web=disk"]).exits(3).says("failures");
+    world.run(&["status"]).exits(3).says("failures");
+    world.run(&["restore", "web", "-"]).exits(0);
 }
 
 #[test]
@@ -90,7 +154,7 @@ fn a_first_backup_that_is_killed_is_in_the_status() {
     // Whoever opens the repository undoes what the backup left, and not that it was begun.
     world.run(&["backup", "other"]).exits(0);
     let text = world.run(&["status"]).exits(3).text();
-    assert!(text.contains("web: never backed up; the attempt of 20"), "{text}");
+    assert!(text.contains("web: no backup; the attempt of 20"), "{text}");
     assert!(text.contains(" is running, or was interrupted; "), "{text}");
     world.run(&["backup", "web=other"]).exits(0);
     world.run(&["status"]).exits(0);
@@ -104,14 +168,14 @@ fn all_disks_of_a_call_that_fails_as_a_whole_are_in_the_status() {
     world.run(&["backup", "web=disk", "db=disk", "--before", "false"]).exits(1);
     let text = world.run(&["status"]).exits(3).text();
     for name in ["web", "db"] {
-        assert!(text.contains(&format!("{name}: never backed up; ")), "{text}");
+        assert!(text.contains(&format!("{name}: no backup; ")), "{text}");
     }
     assert!(text.contains("--before (false) failed"), "{text}");
     world.run(&["backup", "web=disk", "db=disk"]).exits(0);
     world.run(&["backup", "--machine", "shop", "shop/vda=disk", "shop/vdb=gone"]).exits(1);
     let text = world.run(&["status"]).exits(3).text();
     for name in ["shop", "shop/vdb"] {
-        assert!(text.contains(&format!("{name}: never backed up; ")), "{text}");
+        assert!(text.contains(&format!("{name}: no backup; ")), "{text}");
     }
     world.run(&["backup", "--machine", "shop", "shop/vda=disk", "shop/vdb=disk"]).exits(0);
     world.run(&["status"]).exits(0);

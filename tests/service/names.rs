@@ -78,7 +78,7 @@ fn a_backup_that_fails_on_its_client_is_in_the_status_of_its_project() {
     let restore = token(&served.repository(), "blue", "restore");
     exits(1, &served, &blue, &["backup", "db=/gone"]);
     let text = exits(3, &served, &blue, &["status"]);
-    assert!(text.contains("db: never backed up; the attempt of 20"), "{text}");
+    assert!(text.contains("db: no backup; the attempt of 20"), "{text}");
     assert!(text.contains(" failed: cannot open image /gone: "), "{text}");
     assert_eq!(row(&served, &red, "db")["ok"], true, "another project's");
     let body = br#"{"reason":"x"}"#;
@@ -113,7 +113,7 @@ fn a_client_that_goes_away_leaves_its_first_backup_in_the_status() {
     let begun = served.ask("POST", "/v1/sessions", Some(&blue), Some(body));
     assert_eq!(begun.status, 201);
     let found = row(&served, &blue, "web");
-    assert_eq!((&found["problem"], found["failure"].get("reason")), (&"never backed up".into(), None));
+    assert_eq!((&found["problem"], found["failure"].get("reason")), (&"no backup".into(), None));
     let path = format!("/v1/sessions/{}", begun.json()["session"].as_str().unwrap());
     assert_eq!(served.ask("DELETE", &path, Some(&blue), None).status, 204);
     assert_eq!(row(&served, &blue, "web")["ok"], false);

@@ -7,7 +7,6 @@ use crate::cli::backup::sources::Source;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::over_service;
-use crate::error::ErrorKind;
 use crate::manifest::ImageName;
 use crate::repository::BackupFailure;
 
@@ -20,8 +19,7 @@ pub(super) fn record(
 ) {
     let failed = match done {
         Ok(ran) => of_disks(&ran.document.failed, machine),
-        // A wrong command line is no attempt.
-        Err(CliError::Failed { kind: ErrorKind::Invalid, .. } | CliError::BrokenPipe) => Vec::new(),
+        Err(CliError::BrokenPipe) => Vec::new(),
         Err(CliError::Failed { message, .. }) => {
             let names = sources.iter().map(|source| &source.name).chain(machine);
             names.map(|name| (name.clone(), message.clone())).collect()

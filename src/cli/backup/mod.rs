@@ -36,7 +36,9 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     args.tags()?;
     limits::raise_descriptors();
     if let Some(why) = limits::too_little_memory(args.jobs()) {
-        return Err(CliError::new(ErrorKind::Io, format!("cannot back up: {why}")));
+        let failed = Err(CliError::new(ErrorKind::Io, format!("cannot back up: {why}")));
+        failures::record(&sources, args.machine.machine.as_ref(), &failed, context);
+        return failed.map(|_| Outcome::Failed);
     }
     let console = context.progress();
     let hooks = Hooks::new(&args.machine, console);

@@ -178,7 +178,7 @@ impl Console {
 
     /// Takes the line of progress from the terminal.
     fn clear(&self) {
-        if self.shown.draws {
+        if self.shown.draws && !self.shown.is_json() {
             terminal::draw_status("");
         }
     }
