@@ -178,8 +178,10 @@ impl Committed {
         number: BackupNumber,
         timestamp: jiff::Timestamp,
     ) -> Self {
+        // An image that was renamed out of the view meanwhile has no name in it.
+        let shown = view.shown(name).map_or_else(|| backupset.to_string(), ToOwned::to_owned);
         Self {
-            backup: format!("{}@{number}", view.shown(name).unwrap_or_default()),
+            backup: format!("{shown}@{number}"),
             backupset: backupset.to_string(),
             number: number.0,
             incremental: incremental.0,

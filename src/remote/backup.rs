@@ -71,7 +71,7 @@ impl RemoteRepository {
             told_shrunk = told_shrunk.or(tell_shrunk(name.as_str(), was, image.size(), progress));
             match session.run(&counted, compression, options, progress, &mut memory) {
                 Ok((committed, stats, flaws)) => {
-                    let backup = self.committed(name, &committed)?;
+                    let backup = self.committed(&session.state.backupset, &committed)?;
                     let read_bytes = counted.read_bytes.into_inner();
                     let stats = BackupStats { read_bytes, ..stats };
                     let (size_of_disk, elapsed) = (image.size(), begun.elapsed());
@@ -112,15 +112,17 @@ impl RemoteRepository {
         }
     }
 
-    fn committed(&self, asked: &ImageName, committed: &Committed) -> Result<CommittedBackup, RemoteError> {
+    /// Returns the backup that a session became. The image may have been renamed meanwhile, so its backupset tells it.
+    fn committed(&self, backupset: &str, committed: &Committed) -> Result<CommittedBackup, RemoteError> {
         let misunderstood = |what: &dyn std::fmt::Display| self.link.misunderstood(what);
-        let name = committed.backup.rsplit_once('@').map(|(name, _)| name);
-        if name != Some(asked.as_str()) {
+        if committed.backupset != backupset {
             return Err(misunderstood(&"it says that it made a backup of another image"));
         }
+        let name = committed.backup.rsplit_once('@').map(|(name, _)| name.to_owned());
+        let name = name.ok_or_else(|| misunderstood(&"it says no name of the backup that it made"))?;
         let incremental = Incremental(committed.incremental);
         Ok(CommittedBackup {
-            id: BackupId { name: asked.as_str().to_owned(), number: BackupNumber(committed.number) },
+            id: BackupId { name, number: BackupNumber(committed.number) },
             backupset: committed.backupset.parse().map_err(|error: uuid::Error| misunderstood(&error))?,
             incremental,
             timestamp: committed.timestamp.parse().map_err(|error: jiff::Error| misunderstood(&error))?,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::error::ErrorKind;
 use crate::manifest::{BackupsetId, ImageName, Incremental, ManifestError};
 use crate::repository::lock::Holder;
+use crate::repository::number::MOST_FORMER_NAMES;
 use crate::repository::{Hint, settings};
 use crate::storage::StorageError;
 use crate::store::StoreError;
@@ -168,6 +169,17 @@ pub enum RepositoryError {
          choose another name"
     )]
     NameTaken {
+        /// The name that the backups have.
+        from: ImageName,
+        /// The name that was asked for.
+        to: ImageName,
+    },
+    /// The backups have had as many names as they may have.
+    #[error(
+        "cannot rename {from} to {to}: it has had {MOST_FORMER_NAMES} other names already; rename it back to one of them, or back it up \
+         under the new name"
+    )]
+    TooManyFormerNames {
         /// The name that the backups have.
         from: ImageName,
         /// The name that was asked for.
@@ -361,6 +373,7 @@ impl RepositoryError {
             | Self::NotExact { .. }
             | Self::NameTaken { .. }
             | Self::SameName { .. }
+            | Self::TooManyFormerNames { .. }
             | Self::NameIsUuid { .. }
             | Self::ListFull { .. }
             | Self::TooManyBackups { .. }

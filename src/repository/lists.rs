@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::manifest::{BackupsetId, ImageName};
+use crate::repository::number::FormerName;
 use crate::repository::recovery::ReadLists;
 use crate::repository::{BackupRecord, Backupset, Repository, RepositoryError};
 
@@ -135,6 +136,8 @@ fn bytes(set: &Backupset) -> usize {
     let records = set.all_records().map(of_record).sum::<usize>();
     // Its name is in its place, too, and there are two of those.
     let names = 3 * set.name.as_str().len() + 2 * size_of::<Place>();
+    let former = set.former_names.iter().map(|former| size_of::<FormerName>() + former.name.as_str().len());
+    let names = names + former.sum::<usize>();
     size_of::<Backupset>() + names + set.bases.len() * size_of::<BackupsetId>() + records
 }
 

@@ -58,7 +58,7 @@ pub use job::{JobError, SharedWriter};
 pub use layout::Layout;
 pub use lease::Lease;
 pub use lock::Holder;
-pub use number::{BackupNumber, FormerName, LEAST_PREFIX};
+pub use number::{BackupNumber, FormerName, LEAST_PREFIX, MOST_FORMER_NAMES};
 pub use open::{OpenOptions, RepositoryWriter};
 pub(crate) use owner::check_owner;
 pub use quarantine::DamagedCopy;

@@ -9,6 +9,7 @@
 //! - A commit gives the number, under the lock of commits, and in the same write that makes the backup exist.
 //! - A renaming keeps the numbers. The backupsets keep the old name with its next number, for whoever uses that name again.
 //!   All backupsets of a name get the new one at one moment.
+//! - A backupset keeps all its former names. If it has [`MOST_FORMER_NAMES`], a renaming to any other name is refused.
 //! - A renaming to a name that other backupsets have, or ever had, is refused.
 //! - A text that is the beginning of a backupset's UUID means that backupset, unless it is, or ever was, the name of a disk. So
 //!   no disk gets such a text as its name later.
@@ -28,6 +29,9 @@ impl fmt::Display for BackupNumber {
         self.0.fmt(f)
     }
 }
+
+/// How many former names a backupset has at most. All of them are in its list, and whoever commits a backup looks at them.
+pub const MOST_FORMER_NAMES: usize = 64;
 
 /// A name that a backupset had before it was renamed.
 #[derive(Clone, Debug, PartialEq, Eq)]

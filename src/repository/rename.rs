@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use crate::manifest::ImageName;
-use crate::repository::number::{check_new_name, next_number};
+use crate::repository::number::{MOST_FORMER_NAMES, check_new_name, next_number};
 use crate::repository::select::Addressee;
 use crate::repository::together::{Renaming, Together};
 use crate::repository::{Backupset, Hint, Repository, RepositoryError, RepositoryWriter};
@@ -15,7 +15,7 @@ impl RepositoryWriter {
     ///
     /// # Errors
     /// There is none of the old name. The new name belongs to other backups, or did once: their numbers would mean two backups. A
-    /// name that only these backups had before may be given back.
+    /// name that only these backups had before may be given back. They have had as many names as they may have.
     pub fn rename(&self, from: &ImageName, to: &ImageName) -> Result<u64, RepositoryError> {
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,6 +60,9 @@ impl RepositoryWriter {
         let mut changed: Vec<Backupset> = renamed.into_iter().cloned().collect();
         for (set, renaming) in changed.iter_mut().zip(&renamings) {
             renaming.apply(set);
+        }
+        if changed.iter().any(|set| set.former_names.len() > MOST_FORMER_NAMES) {
+            return Err(RepositoryError::TooManyFormerNames { from: from.clone(), to: to.clone() });
         }
         let renamed = self.write_together(&Together::of_renamings(renamings), changed)?;
         // An attempt of a name that nobody backs up under any longer.

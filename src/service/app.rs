@@ -144,7 +144,18 @@ impl App {
         )
     }
 
-    /// Takes back that a backup was counted: it did not begin.
+    /// Counts a renaming, or a failure that is reported, as a backup that begins: it costs the disk as much.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::count_session`].
+    pub(super) fn count_change(&self, caller: &Caller) -> Result<(), Refused> {
+        let why =
+            "cannot do this now: this token has begun, renamed or reported too many backups; try again later";
+        count_backup(&self.begun, caller, why)
+    }
+
+    /// Takes back what was counted: it was not done.
     pub(super) fn uncount_session(&self, caller: &Caller) {
         self.begun.put_back(&caller.who);
     }

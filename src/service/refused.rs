@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::{Problem, Refusal};
 use crate::error::ErrorKind;
 use crate::manifest::{InvalidName, ManifestError};
+use crate::repository::MOST_FORMER_NAMES;
 use crate::repository::RepositoryError;
 use crate::service::pulse::MOVED;
 use crate::store::StoreError;
@@ -135,6 +136,13 @@ impl From<RepositoryError> for Refused {
             }
             RepositoryError::NameTaken { .. } => {
                 Self::new(Refusal::Conflict, "the name has backups already: nothing was renamed")
+            }
+            RepositoryError::TooManyFormerNames { .. } => {
+                let why = format!(
+                    "cannot rename the image: it has had {MOST_FORMER_NAMES} other names already; rename it back to one of \
+                     them, or back it up under the new name"
+                );
+                Self::new(Refusal::Conflict, why)
             }
             RepositoryError::SameName { .. } => {
                 Self::new(Refusal::Conflict, "the image has this name already")

@@ -18,7 +18,7 @@ use crate::service::{App, Caller, Refused, Role};
     params(("image" = String, Path, description = "The name of the image")),
     responses(
         (status = 200, description = "It has the new name", body = RenameDocument),
-        (status = 409, description = "The new name is taken, or a backup is running", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The new name is taken, the image has had too many names, or a backup is running", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn rename(
     State(app): State<Arc<App>>,
@@ -28,8 +28,11 @@ pub(super) async fn rename(
 ) -> Result<Json<RenameDocument>, Refused> {
     caller.must_be(Role::Operator)?;
     let (from, to) = (caller.view.full(&image)?, caller.view.full(&to)?);
+    app.count_change(&caller)?;
     app.blocking(&caller, move |app, caller| {
-        let document = api::rename(app.writer(), &caller.view, &from, &to)?;
+        // A renaming that is refused costs the disk nothing.
+        let document = api::rename(app.writer(), &caller.view, &from, &to)
+            .inspect_err(|_| app.uncount_session(caller))?;
         tracing::info!(who = caller.who, %from, %to, "an image was renamed");
         Ok(Json(document))
     })
@@ -73,7 +76,7 @@ pub(super) async fn failure(
     caller.must_be(Role::Backup)?;
     let name = caller.view.full(&image)?;
     // A report costs the disk as much as the beginning of a backup does.
-    app.count_session(&caller)?;
+    app.count_change(&caller)?;
     app.blocking(&caller, move |app, caller| {
         let document = api::report_failure(app.writer(), &caller.view, &name, report)?;
         tracing::info!(who = caller.who, image = %name, "a client reports that a backup failed");

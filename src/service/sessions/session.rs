@@ -279,7 +279,9 @@ impl Session {
         let backup = writer.commit(draft, target)?;
         drop(place);
         let place = (backup.backupset, backup.incremental);
-        let committed = Committed::of(&self.view, &self.name, place, backup.id.number, backup.timestamp);
+        // It may have been renamed since the session began.
+        let name = ImageName::new(&backup.id.name).unwrap_or_else(|_| self.name.clone());
+        let committed = Committed::of(&self.view, &name, place, backup.id.number, backup.timestamp);
         let committed = Committed { healed_segments: backup.healed_segments, ..committed };
         manifest.committed = Some(committed.clone());
         if let Some(allowance) = self.allowance().take() {
