@@ -1,6 +1,6 @@
 //! Documents about what changes a repository: backups that go, protection, garbage that is collected.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use crate::progress::Progress;
 use crate::repository::retention::{Candidate, FUTURE, NEWEST, PROTECTED, RetentionPolicy};
 use crate::repository::{
     BackupRange, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary,
-    Protection, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+    Protection, Repository, RepositoryError, SharedWriter,
 };
+use crate::segment::Fingerprint;
 
 /// A backup that goes, comes back or stays.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -150,6 +151,14 @@ pub struct DeletionPlan {
     deletions: Vec<Deletion>,
 }
 
+/// Returns a text that is the same for the same backups under the same names, and another one for any others.
+pub fn plan_of(rows: &[BackupRef]) -> String {
+    let line = |row: &BackupRef| format!("{}@{} {}", row.backupset, row.incremental, row.backup);
+    // No name contains a newline.
+    let text = rows.iter().map(line).collect::<Vec<_>>().join("\n");
+    Fingerprint::of(text.as_bytes()).to_string()
+}
+
 impl DeletionPlan {
     /// Finds backups that a person named.
     ///
@@ -249,6 +258,9 @@ pub struct ForgetDocument {
     /// Whether it was ended before it was through: what is listed as deleted is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
+    /// Of a dry run: stands for these deletions. A job with this `plan` deletes these backups or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
 }
 
 /// A backup that is kept, and why.
@@ -417,54 +429,6 @@ pub fn protect(
             Protection::None | Protection::Always => None,
         },
     })
-}
-
-/// Backups that were undeleted.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct UndeleteDocument {
-    /// The backups.
-    pub undeleted: Vec<BackupRef>,
-    /// Those that were asked for and are not deleted.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub not_deleted: Vec<BackupRef>,
-}
-
-/// Undeletes backups: all of them, or none. Those that are not deleted stay as they are.
-///
-/// # Errors
-///
-/// There are no such deleted backups, or several are meant by a bare name. One cannot be undeleted, because its manifest or a segment
-/// is gone. Then none comes back.
-pub fn undelete(
-    writer: &SharedWriter,
-    view: &View,
-    asked: &[BackupRange],
-    progress: &dyn Progress,
-) -> Result<UndeleteDocument, RepositoryError> {
-    let seen = view.sets(writer.repository())?.0;
-    let (mut undeleted, mut not_deleted) = (Vec::new(), Vec::new());
-    let (mut backups, mut known) = (Vec::new(), HashSet::new());
-    for range in asked {
-        let addressee = view.addressee(&seen, &range.name)?;
-        let deleted = range.deleted(&addressee)?;
-        if deleted.is_empty() {
-            // Most likely an earlier answer was lost, or the command was typed twice.
-            let there = range.backups(&addressee);
-            let there = there.map_err(|_| RepositoryError::NoneDeleted { what: range.to_string() })?;
-            not_deleted.extend(there.into_iter().map(|(set, record)| BackupRef::of(view, set, record)));
-            continue;
-        }
-        for (set, deleted) in deleted {
-            let backup = Deletion { backupset: set.id, incremental: deleted.record.incremental };
-            if known.insert(backup) {
-                backups.push(backup);
-                undeleted.push(BackupRef::of(view, set, &deleted.record));
-            }
-        }
-    }
-    let undelete = |writer: &RepositoryWriter| writer.undelete_all(&backups);
-    writer.run_job(progress, |changed: &Changed| changed.replace_index, undelete)?;
-    Ok(UndeleteDocument { undeleted, not_deleted })
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@ pub enum JobRequest {
         /// Only say what would be freed.
         #[serde(default)]
         dry_run: bool,
-        /// Keep what an unfinished backup stored so long for its next run, as in 12h; else as long as the repository's
+        /// Keep what an unfinished backup stored so long for its next run, as in 90m, 12h or PT90M; else as long as the repository's
         /// settings say. For an admin.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schema(example = "12h", pattern = "^[0-9]{1,4}[hdw]$")]
+        #[schema(example = "12h")]
         keep_unfinished: Option<String>,
         /// Free the space of the caller's deleted backups at once, though they could still be undeleted.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -49,6 +49,9 @@ pub enum JobRequest {
         /// Delete all backups of a name of which the rules keep none. Otherwise such a name is left alone.
         #[serde(default)]
         allow_empty: bool,
+        /// The `plan` of a dry run: nothing is deleted if other backups would go now than went then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<String>,
     },
 }
 
@@ -103,9 +106,9 @@ pub struct KeepRules {
     /// The newest of each year that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub yearly: Option<KeepNumber>,
-    /// All that are no older than this before the newest, as in 48h, 30d or 2w.
+    /// All that are no older than this before the newest, as in 90m, 48h, 30d or PT90M.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "30d", pattern = "^[0-9]{1,4}[hdw]$")]
+    #[schema(example = "30d")]
     pub within: Option<String>,
     /// All that have one of these tags.
     #[serde(skip_serializing_if = "Vec::is_empty")]

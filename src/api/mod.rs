@@ -14,6 +14,7 @@ mod names;
 mod own;
 mod problem;
 mod sessions;
+mod undelete;
 pub mod version;
 mod view;
 
@@ -23,7 +24,7 @@ pub use backups::{
 };
 pub use changes::{
     BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
-    ProtectionDocument, ProtectionRequest, REFUSED, UndeleteDocument, collect, protect, undelete,
+    ProtectionDocument, ProtectionRequest, REFUSED, collect, plan_of, protect,
 };
 pub use check::{
     CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, FailureReport, FailureRow, StatusDocument,
@@ -40,4 +41,5 @@ pub use names::{
 pub use own::Own;
 pub use problem::{Problem, Refusal};
 pub use sessions::{ByteRange, Committed, InvalidFlaws, NewSession, SessionState, SourceFlaws, sign_of_life};
+pub use undelete::{UndeleteDocument, UndeleteRequest, undelete};
 pub use view::{InvalidProject, Project, View};

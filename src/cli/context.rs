@@ -39,6 +39,9 @@ pub(super) struct Context {
     reader_gone: AtomicBool,
 }
 
+/// How long an answer is waited for of a service of which everything is asked once.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a link to a service is made.
 type Linking = fn(Address, &Credentials, Arc<dyn Progress>) -> Result<RemoteRepository, RemoteError>;
 
@@ -156,7 +159,10 @@ impl Context {
 
     /// Returns the same service, of which everything is asked once.
     pub(super) fn service_once(&self) -> Result<Option<RemoteRepository>, CliError> {
-        self.service_through(RemoteRepository::without_patience)
+        let once: Linking = |address, credentials, progress| {
+            RemoteRepository::without_patience(address, credentials, progress, PATIENCE)
+        };
+        self.service_through(once)
     }
 
     fn service_through(&self, link: Linking) -> Result<Option<RemoteRepository>, CliError> {
@@ -294,6 +300,7 @@ impl Context {
                 CliError::BrokenPipe => {
                     return console.failure("cannot write to stdout: nobody reads it any longer");
                 }
+                CliError::Told { .. } => return,
             };
             if json {
                 let document = ErrorDocument { error: ErrorBody { kind: kind.name(), message } };

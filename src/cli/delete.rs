@@ -173,20 +173,22 @@ pub(super) fn change(
 }
 
 pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome, CliError> {
-    let document = if let Some(remote) = context.service()? {
+    let (document, was_lost) = if let Some(remote) = context.service()? {
         over_service::undelete(args, &remote)?
     } else {
         let writer = context.open_shared(1)?;
         let document = api::undelete(&writer, &View::everything(), &args.backups, context.progress())?;
         writer.close()?;
-        document
+        (document, false)
+    };
+    let why = if was_lost {
+        "a request whose answer was lost has undeleted it, or it was not deleted before"
+    } else {
+        "there is nothing to undelete"
     };
     context.print(&document, |out| {
         document.undeleted.iter().try_for_each(|row| writeln!(out, "{} was undeleted", row.backup))?;
-        document
-            .not_deleted
-            .iter()
-            .try_for_each(|row| writeln!(out, "{} is not deleted: there is nothing to undelete", row.backup))
+        document.not_deleted.iter().try_for_each(|row| writeln!(out, "{} is not deleted: {why}", row.backup))
     })?;
     Ok(context.outcome())
 }

@@ -52,6 +52,8 @@ pub(super) enum CliError {
     Failed { kind: ErrorKind, message: String },
     /// Nobody reads the data any longer that the command writes to stdout.
     BrokenPipe,
+    /// The command has told why already; the rest is the exit code.
+    Told { code: u8 },
 }
 
 impl CliError {
@@ -63,13 +65,14 @@ impl CliError {
     pub(super) fn after(self, done: &str) -> Self {
         match self {
             Self::Failed { kind, message } => Self::new(kind, format!("{done}: {message}")),
-            Self::BrokenPipe => Self::BrokenPipe,
+            Self::BrokenPipe | Self::Told { .. } => self,
         }
     }
 
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::BrokenPipe => exit::FAILED,
+            Self::Told { code } => *code,
             Self::Failed { kind, .. } => match kind {
                 ErrorKind::Invalid => exit::USAGE,
                 ErrorKind::NoRepository => exit::NO_REPOSITORY,

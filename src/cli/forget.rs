@@ -59,6 +59,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         gc,
         refused,
         cancelled: false,
+        plan: None,
     };
     let refused = self::refused(&document, context);
     context.print(&document, |out| {

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,7 +10,7 @@ use crate::api::{
     BackupDetails, BackupRef, CheckedBackups, CollectedDocument, DeleteDocument, FailureDocument,
     FailureReport, ForgetDocument, GcDocument, JobDocument, JobRequest, JobResult, ProtectionDocument,
     ProtectionRequest, Refusal, RenameDocument, RenameRequest, RetireDocument, StatusDocument,
-    UndeleteDocument,
+    UndeleteDocument, UndeleteRequest,
 };
 use crate::cli::args::{
     CheckArgs, DeleteArgs, ForgetArgs, GcArgs, RenameArgs, RetireArgs, StatusArgs, UndeleteArgs,
@@ -116,8 +115,7 @@ fn collected(remote: &RemoteRepository, context: &Context) -> Result<Collected, 
 }
 
 pub(super) fn gc(args: &GcArgs, remote: &RemoteRepository, context: &Context) -> Result<Outcome, CliError> {
-    // The service reads spans in whole hours.
-    let keep_unfinished = args.keep_unfinished.map(|span| format!("{}h", span.as_hours().clamp(0, 9999)));
+    let keep_unfinished = args.keep_unfinished.as_ref().map(ToString::to_string);
     let request = JobRequest::Gc { dry_run: args.dry_run, keep_unfinished, now: args.now };
     let collected = Collected::of(job(remote, &request, context)?)?;
     context.print(&collected, |out| collected.describe(out))?;
@@ -145,12 +143,7 @@ pub(super) fn check(
 }
 
 pub(super) fn status(args: &StatusArgs, remote: &RemoteRepository) -> Result<StatusDocument, CliError> {
-    // The service reads whole hours, or days, of up to four digits.
-    let age = |age: SignedDuration| match age.as_hours() {
-        hours @ ..=9999 => format!("{}h", hours.max(0)),
-        hours => format!("{}d", (hours / 24).min(9999)),
-    };
-    let query = args.max_age.map_or_else(String::new, |span| format!("?max_age={}", age(span)));
+    let query = args.max_age.map_or_else(String::new, |span| format!("?max_age={}", part(&span.to_string())));
     Ok(remote.get(&format!("/v1/status{query}"))?)
 }
 
@@ -242,18 +235,28 @@ pub(super) fn delete(
     Ok(deleted.outcome(context))
 }
 
+/// Undeletes backups, all or none. Says too whether an answer was lost, so that the backups which the service lists as not deleted may have
+/// been undeleted by this command.
 pub(super) fn undelete(
     args: &UndeleteArgs,
     remote: &RemoteRepository,
-) -> Result<UndeleteDocument, RemoteError> {
-    let mut all = UndeleteDocument::default();
-    for range in &args.backups {
-        let path = format!("/v1/backups/{}/undelete", part(&range.to_string()));
-        let one: UndeleteDocument = remote.send("POST", &path, None::<&()>)?;
-        all.undeleted.extend(one.undeleted);
-        all.not_deleted.extend(one.not_deleted);
+) -> Result<(UndeleteDocument, bool), CliError> {
+    let path = "/v1/undeletions";
+    let request = UndeleteRequest { backups: args.backups.iter().map(ToString::to_string).collect() };
+    match remote.send_once(path, &request) {
+        Ok(document) => Ok((document, false)),
+        Err(error @ RemoteError::Refused { .. }) => Err(error.into()),
+        // To ask twice does no harm.
+        Err(error) => match remote.send("POST", path, Some(&request)) {
+            Ok(document) => Ok((document, error.may_be_done())),
+            Err(again) if error.may_be_done() || again.may_be_done() => {
+                let hint =
+                    "the service may have done it all the same: \"ekko list\" shows which backups there are";
+                Err(CliError::new(again.kind(), format!("{again}; {hint}")))
+            }
+            Err(again) => Err(again.into()),
+        },
     }
-    Ok(all)
 }
 
 /// Has an image changed. That is not repeated if the answer is lost.
@@ -283,8 +286,8 @@ pub(super) fn report_failure(
     name: &str,
     report: &FailureReport,
     remote: &RemoteRepository,
-) -> Result<(), CliError> {
-    let _: FailureDocument = change_image(name, "failure", report, remote)?;
+) -> Result<(), RemoteError> {
+    let _: FailureDocument = remote.send_once(&format!("/v1/images/{}/failure", part(name)), report)?;
     Ok(())
 }
 
@@ -293,21 +296,27 @@ pub(super) fn forget(
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
-    let request = |dry_run| JobRequest::Forget {
+    let request = |dry_run, plan| JobRequest::Forget {
         name: args.name.as_ref().map(ToString::to_string),
         keep: args.rules(),
         dry_run,
         allow_empty: args.allow_empty,
+        plan,
     };
+    let mut seen = None;
     if !args.dry_run && delete::must_ask(args.yes, context) {
-        let JobResult::Forget(plan) = job(remote, &request(true), context)? else { return Err(unexpected()) };
+        let JobResult::Forget(plan) = job(remote, &request(true, None), context)? else {
+            return Err(unexpected());
+        };
         forget::show_kept(&plan.kept, context);
         plan.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
         if !plan.deleted.is_empty() && !delete::agreed(plan.deleted.len(), args.gc, context)? {
             return Ok(Outcome::Failed);
         }
+        // Backups that the person has not seen stay.
+        seen = plan.plan;
     }
-    let JobResult::Forget(document) = job(remote, &request(args.dry_run), context)? else {
+    let JobResult::Forget(document) = job(remote, &request(args.dry_run, seen), context)? else {
         return Err(unexpected());
     };
     if !context.json {

@@ -56,7 +56,8 @@ impl RemoteRepository {
         Ok(Self { link: Link::new(address, credentials, Timing::default(), progress)? })
     }
 
-    /// Makes a link to a service of which everything is asked once: what fails is not repeated.
+    /// Makes a link to a service of which everything is asked once: what fails is not repeated, and each answer is waited for as long as
+    /// `patience` says.
     ///
     /// # Errors
     ///
@@ -65,8 +66,16 @@ impl RemoteRepository {
         address: Address,
         credentials: &Credentials,
         progress: Arc<dyn Progress>,
+        patience: Duration,
     ) -> Result<Self, RemoteError> {
-        let timing = Timing { budget: Duration::ZERO, queue: Duration::ZERO, ..Timing::default() };
+        let timing = Timing {
+            budget: Duration::ZERO,
+            queue: Duration::ZERO,
+            connect: patience,
+            silence: patience,
+            work: patience,
+            ..Timing::default()
+        };
         Ok(Self { link: Link::new(address, credentials, timing, progress)? })
     }
 

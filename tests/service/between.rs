@@ -68,9 +68,10 @@ fn pass_on(
     let lower = head.to_lowercase();
     let length = lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     let Some(what) = head.split_once(" HTTP/").map(|(what, _)| what.to_owned()) else { return };
-    let is_read = match lower.contains("transfer-encoding: chunked") {
-        true => read_chunks(&mut reader, &mut body),
-        false => reader.take(length.unwrap_or(0)).read_to_end(&mut body),
+    let is_read = if lower.contains("transfer-encoding: chunked") {
+        read_chunks(&mut reader, &mut body)
+    } else {
+        reader.take(length.unwrap_or(0)).read_to_end(&mut body)
     };
     if is_read.is_err() {
         return;

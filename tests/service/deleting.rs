@@ -1,12 +1,10 @@
 //! Deletions and protections over the network: they change only the backups that were looked up first.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::{Served, disk, ekko_done};
+use crate::between::{Fate, run_between};
+use crate::harness::{Served, disk, ekko, ekko_done};
 use crate::tokens::token;
 
 /// Makes a backup more of `web`, each of another disk.
@@ -41,56 +39,19 @@ fn a_backup_that_is_named_twice_is_deleted_once() {
     assert_eq!(names(&served), ["blue:web@0", "blue:web@1"]);
 }
 
-/// Passes a request on. After the first one, by which a backup is looked up, another one is made; the first answer to each change
-/// is lost.
-fn pass_on(served: &Served, token: &str, asked: &Mutex<Vec<String>>, stream: &TcpStream) {
-    let (mut head, mut body) = (String::new(), Vec::new());
-    let mut reader = BufReader::new(stream);
-    while reader.read_line(&mut head).unwrap() > 2 {}
-    let length =
-        head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    reader.take(length.unwrap_or(0)).read_to_end(&mut body).unwrap();
-    let mut words = head.split(' ');
-    let (Some(method), Some(path)) = (words.next(), words.next()) else { return };
-    let answer = served.ask(method, path, Some(token), (!body.is_empty()).then_some(&body));
-    let request = format!("{method} {path}");
-    let mut asked = asked.lock().unwrap();
-    let is_first = !asked.contains(&request);
-    asked.push(request);
-    if asked.len() == 1 {
-        back_up(served);
-    }
-    if method != "GET" && !path.ends_with("dry_run=true") && is_first {
-        return;
-    }
-    let (status, length) = (answer.status, answer.body.len());
-    let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
-    let mut stream = stream;
-    stream.write_all(&[head.as_bytes(), &answer.body].concat()).unwrap();
-}
-
-/// Runs a command against a service over a line that loses an answer. Returns its output and the requests.
+/// Runs a command over a line. After the first request, by which a backup is looked up, another one is made; the first answer to each
+/// change is lost. Returns the output and the requests.
 fn run_over(served: &Served, arguments: &[&str]) -> (String, Vec<String>) {
     let token = token(&served.repository(), "blue", "operator");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let (asked, is_over) = (Mutex::default(), AtomicBool::new(false));
-    let output = std::thread::scope(|scope| {
-        let ran = scope.spawn(|| {
-            let output = run(&address, &token, arguments);
-            is_over.store(true, Ordering::SeqCst);
-            drop(TcpStream::connect(address.trim_start_matches("http://")));
-            output
-        });
-        for stream in listener.incoming() {
-            if is_over.load(Ordering::SeqCst) {
-                break;
-            }
-            pass_on(served, &token, &asked, &stream.unwrap());
+    let asked = AtomicUsize::new(0);
+    let (output, asked) = run_between(served, &token, arguments, |what, before| {
+        if asked.fetch_add(1, Ordering::SeqCst) == 1 {
+            back_up(served);
         }
-        ran.join().unwrap()
+        let is_change = !what.starts_with("GET") && !what.ends_with("dry_run=true");
+        if is_change && before == 0 { Fate::Lost } else { Fate::Pass }
     });
-    let asked = asked.into_inner().unwrap();
+    let asked: Vec<_> = asked.into_iter().map(|it| it.what).collect();
     assert!(output.status.success(), "{asked:?}: {}", String::from_utf8_lossy(&output.stderr));
     (String::from_utf8(output.stdout).unwrap(), asked)
 }
@@ -131,4 +92,45 @@ fn protecting_the_latest_backup_changes_one_backup_however_often_it_is_asked_for
     let (output, asked) = run_over(&served, &["unprotect", "web"]);
     assert_eq!((changes(&asked), protected()), (2, vec!["blue:web@0".to_owned()]), "{asked:?}");
     assert_eq!(output, "web@1 is not protected\n");
+}
+
+#[test]
+fn an_undeletion_restores_all_that_one_command_names_or_none_and_says_so_though_an_answer_is_lost() {
+    let served = Served::new();
+    let blue = token(&served.repository(), "blue", "operator");
+    (0..2).for_each(|_| back_up(&served));
+    let source = served.folder().join("disk");
+    ekko_done(&served.repository(), &["-q", "backup", &format!("blue:db={}", source.display())]);
+    let delete = || ekko_done(&served.repository(), &["delete", "blue:web@0", "blue:db@0", "--yes"]);
+    delete();
+    let output = run(&served.address, &blue, &["undelete", "web@0", "db@0", "web@7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(names(&served), ["blue:web@1"], "{}", String::from_utf8_lossy(&output.stderr));
+    // Through the socket as well.
+    let output = ekko(&served.repository(), &["undelete", "blue:web@0", "blue:db@3"]);
+    assert_eq!((output.status.code(), names(&served)), (Some(1), vec!["blue:web@1".to_owned()]));
+    let lose_first =
+        |what: &str, before| if what.starts_with("POST") && before == 0 { Fate::Lost } else { Fate::Pass };
+    let (output, asked) = run_between(&served, &blue, &["undelete", "web@0", "db@0"], lose_first);
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!((output.status.code(), asked.len()), (Some(0), 2), "{text}");
+    assert_eq!(names(&served), ["blue:db@0", "blue:web@0", "blue:web@1"]);
+    assert_eq!(
+        text,
+        "web@0 is not deleted: a request whose answer was lost has undeleted it, or it was not deleted before\n\
+         db@0 is not deleted: a request whose answer was lost has undeleted it, or it was not deleted before\n"
+    );
+    // The service never answers.
+    delete();
+    let refuse = |_: &str, before| match before {
+        0 => Fate::Lost,
+        _ => Fate::Answered(
+            400,
+            r#"{"kind":"invalid","status":400,"title":"x","detail":"no","request_id":"1"}"#,
+        ),
+    };
+    let (output, _) = run_between(&served, &blue, &["undelete", "web@0"], refuse);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("; the service may have done it all the same: \"ekko list\" shows"), "{text}");
 }

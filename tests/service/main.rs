@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "a test is no library")]
 
 mod attacks;
+mod between;
 mod changes;
 mod daemon;
 mod data;
@@ -10,6 +11,7 @@ mod deleting;
 mod document;
 mod fair;
 mod flaws;
+mod forgetting;
 mod going_on;
 mod harness;
 mod jobs;
@@ -18,6 +20,8 @@ mod names;
 mod network;
 mod proxy;
 mod reading;
+mod renaming;
+mod reports;
 mod sending;
 mod tokens;
 mod views;

@@ -109,7 +109,7 @@ impl ForgetArgs {
             weekly: number(self.keep_weekly),
             monthly: number(self.keep_monthly),
             yearly: number(self.keep_yearly),
-            within: self.keep_within.map(|span| format!("{}h", span.as_hours())),
+            within: self.keep_within.as_ref().map(ToString::to_string),
             tags: self.keep_tag.clone(),
         }
     }

@@ -73,7 +73,7 @@ fn without(error: CliError, args: &CbtArgs) -> Result<String, CliError> {
     match error {
         CliError::Failed { message, .. } if args.cbt_fallback => Ok(message),
         CliError::Failed { kind, message } => Err(CliError::new(kind, format!("{message}; {HINT}"))),
-        CliError::BrokenPipe => Err(error),
+        CliError::BrokenPipe | CliError::Told { .. } => Err(error),
     }
 }
 

@@ -36,9 +36,8 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     args.tags()?;
     limits::raise_descriptors();
     if let Some(why) = limits::too_little_memory(args.jobs()) {
-        let failed = Err(CliError::new(ErrorKind::Io, format!("cannot back up: {why}")));
-        failures::record(&sources, args.machine.machine.as_ref(), &failed, context);
-        return failed.map(|_| Outcome::Failed);
+        let error = CliError::new(ErrorKind::Io, format!("cannot back up: {why}"));
+        return Err(tell(error, &sources, args, context));
     }
     let console = context.progress();
     let hooks = Hooks::new(&args.machine, console);
@@ -48,9 +47,12 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
     console.expect_no_more();
     // What was not let go yet is not open any longer.
     hooks.after(done.as_ref().is_ok_and(|done| done.document.failed.is_empty()));
+    let ran = done.map_err(|error| tell(error, &sources, args, context))?;
+    // A service may be slow to take a report: the person learns first what failed.
+    let printed = report.finish(&ran.document, hooks.is_stopped());
+    let done = Ok(ran);
     failures::record(&sources, args.machine.machine.as_ref(), &done, context);
     let Ran { document, was_wrong } = done?;
-    let printed = report.finish(&document, hooks.is_stopped());
     let outcome = match (document.failed.is_empty(), document.backups.is_empty()) {
         _ if hooks.is_stopped() => Outcome::Failed,
         (true, _) if console.saw_problems() || was_wrong || hooks.failed() => Outcome::Problems,
@@ -63,6 +65,14 @@ pub(super) fn run(args: &BackupArgs, context: &Context) -> Result<Outcome, CliEr
         printed?;
     }
     Ok(outcome)
+}
+
+/// Tells why the whole call failed, and then records it.
+fn tell(error: CliError, sources: &[Source], args: &BackupArgs, context: &Context) -> CliError {
+    context.fail(&error);
+    let code = error.exit_code();
+    failures::record(sources, args.machine.machine.as_ref(), &Err(error), context);
+    CliError::Told { code }
 }
 
 /// What was done.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::remote::RemoteError;
 use crate::remote::link::Ask;
 use crate::remote::tests::scripted::{Scripted, answer, head, raw};
 use crate::remote::tests::{Told, link, quick};
 use crate::remote::tries::Timing;
+use crate::remote::{Address, Credentials, RemoteError, RemoteRepository};
 
 const PROBLEM: &str = r#"{"kind":"KIND","status":STATUS,"title":"t","detail":"d","request_id":"req-1"}"#;
 
@@ -182,4 +182,23 @@ fn a_stop_ends_a_wait() {
         // It would wait for ten minutes.
         assert!(matches!(asked.join().unwrap(), Err(RemoteError::Stopped { .. })));
     });
+}
+
+#[test]
+fn a_link_without_patience_ends_soon_with_a_service_that_accepts_and_says_nothing() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::of_url(&format!("http://{}", silent.local_addr().unwrap()));
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let patience = Duration::from_millis(200);
+        let once = RemoteRepository::without_patience(
+            address,
+            &Credentials::default(),
+            Arc::<Told>::default(),
+            patience,
+        );
+        let _ = ended.send(once.unwrap().send_once::<serde_json::Value>("/x", &serde_json::json!({})));
+    });
+    let error = end.recv_timeout(Duration::from_secs(20)).unwrap().unwrap_err();
+    assert!(matches!(error, RemoteError::Unreachable { .. }) && error.may_be_done(), "{error}");
 }

@@ -93,8 +93,8 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
                 }
             })
         }
-        JobRequest::Forget { name, keep, dry_run, allow_empty } => {
-            forget(app, job, name.as_deref(), keep, *dry_run, *allow_empty)
+        JobRequest::Forget { name, keep, dry_run, allow_empty, plan } => {
+            forget(app, job, (name.as_deref(), plan.as_deref()), keep, *dry_run, *allow_empty)
         }
     }
 }
@@ -102,7 +102,7 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
 fn forget(
     app: &Arc<App>,
     job: &Arc<Job>,
-    name: Option<&str>,
+    (name, shown): (Option<&str>, Option<&str>),
     keep: &KeepRules,
     dry_run: bool,
     allow_empty: bool,
@@ -112,6 +112,12 @@ fn forget(
     let policy = keep.policy().map_err(|error| Refused::new(Refusal::Invalid, error.to_string()))?;
     let plan = ForgetPlan::of(app.writer(), view, &policy, name.as_ref(), allow_empty)?;
     let ForgetPlan { kept, goes, refused } = plan;
+    let plan = api::plan_of(&goes.rows);
+    if shown.is_some_and(|shown| shown != plan) {
+        let why =
+            "nothing was deleted: the backups have changed since they were shown; run the command again";
+        return Err(Refused::new(Refusal::Busy, why));
+    }
     let done = if dry_run { goes.rows.len() } else { goes.apply(app.writer(), job.as_ref())? };
     let cancelled = done < goes.rows.len();
     let (mut deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
@@ -126,6 +132,7 @@ fn forget(
         gc: None,
         refused,
         cancelled,
+        plan: dry_run.then_some(plan),
     }))
 }
 

@@ -86,8 +86,8 @@ pub(super) async fn statistics(
 #[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct StatusQuery {
-    /// How old the newest backup of an image may be, as in 26h or 8d.
-    #[param(pattern = "^[0-9]{1,4}[hdw]$")]
+    /// How old the newest backup of an image may be, as in 90m, 26h, 8d or PT90M.
+    #[param(example = "26h")]
     max_age: Option<String>,
 }
 

@@ -9,6 +9,7 @@ use utoipa::IntoParams;
 
 use crate::api::{
     self, DeleteDocument, DeletionPlan, ProtectionDocument, ProtectionRequest, Refusal, UndeleteDocument,
+    UndeleteRequest,
 };
 use crate::progress::Silent;
 use crate::repository::{BackupRange, InvalidRange, Protection};
@@ -78,6 +79,29 @@ pub(super) async fn undelete(
     app.blocking(&caller, move |app, caller| {
         let document = api::undelete(app.writer(), &caller.view, &[asked], &Silent)?;
         tracing::info!(who = caller.who, backup, "a backup was undeleted");
+        Ok(Json(document))
+    })
+    .await
+}
+
+/// Undeletes backups of several images: all of them, or none.
+///
+/// For an operator. Those that are not deleted stay as they are, and are listed: the same request twice does no harm.
+#[utoipa::path(post, path = "/v1/undeletions", tag = "backups", request_body = UndeleteRequest,
+    responses((status = 200, description = "They are undeleted, or were not deleted", body = UndeleteDocument)))]
+pub(super) async fn undelete_all(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    extract::Json(UndeleteRequest { backups }): extract::Json<UndeleteRequest>,
+) -> Result<Json<UndeleteDocument>, Refused> {
+    caller.must_be(Role::Operator)?;
+    if backups.is_empty() {
+        return Err(Refused::new(Refusal::Invalid, "no backup is named"));
+    }
+    let asked = backups.iter().map(|text| range(text)).collect::<Result<Vec<_>, _>>()?;
+    app.blocking(&caller, move |app, caller| {
+        let document = api::undelete(app.writer(), &caller.view, &asked, &Silent)?;
+        tracing::info!(who = caller.who, ?backups, "backups were undeleted");
         Ok(Json(document))
     })
     .await

@@ -63,6 +63,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::entries))
         .routes(routes!(sessions::commit))
         .routes(routes!(changes::undelete))
+        .routes(routes!(changes::undelete_all))
         .routes(routes!(changes::protect, changes::unprotect))
         .routes(routes!(images::rename))
         .routes(routes!(images::retire))
