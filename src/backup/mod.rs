@@ -445,6 +445,7 @@ fn read(
     let mut ran = run_plan(writer, draft, &mut manifest, (&source, &plan), options, progress)?;
     if let Some(segment) = ran.wrong {
         drop(manifest);
+        source.distrust_list();
         let before = ran.stats;
         let plan = changes::distrust(draft, segment, &mut tracking);
         if let Some(tracking) = &tracking {
@@ -464,15 +465,15 @@ fn run_plan(
     writer: &RepositoryWriter,
     draft: &BackupDraft,
     manifest: &mut ManifestWriter,
-    (image, plan): (&dyn Image, &Plan),
+    (source, plan): (&WatchedSource<'_>, &Plan),
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<Ran, BackupError> {
     let workers = (0..options.pace().jobs())
-        .map(|_| Worker::new(writer.store(), (draft, plan), options, progress))
+        .map(|_| Worker::new(writer.store(), (draft, plan, source), options, progress))
         .collect::<Result<_, _>>()?;
     let mut order = Order::new(draft, plan, manifest);
-    pipeline::run((image, draft.info().geometry, plan), workers, &mut order, options, progress)
+    pipeline::run((source, draft.info().geometry, plan), workers, &mut order, options, progress)
 }
 
 /// Reads an image that is backed up elsewhere, but for places that are known, and has `workers` process it, a thread each.

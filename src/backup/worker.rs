@@ -2,7 +2,7 @@
 
 use crate::backup::pipeline::{Outcome, SegmentWorker};
 use crate::backup::plan::{Fate, Plan};
-use crate::backup::{BackupError, BackupOptions};
+use crate::backup::{BackupError, BackupOptions, WatchedSource};
 use crate::codec::{CompressionSetting, Encoder};
 use crate::manifest::{BaseIndex, SegmentRef};
 use crate::progress::{Notice, Progress};
@@ -118,6 +118,7 @@ pub(super) struct Worker<'a> {
     store: &'a SegmentStore,
     draft: &'a BackupDraft,
     plan: &'a Plan,
+    source: &'a WatchedSource<'a>,
     writer: SegmentWriter<'a>,
 }
 
@@ -171,12 +172,12 @@ impl SegmentWorker for Worker<'_> {
 impl<'a> Worker<'a> {
     pub(super) fn new(
         store: &'a SegmentStore,
-        (draft, plan): (&'a BackupDraft, &'a Plan),
+        (draft, plan, source): (&'a BackupDraft, &'a Plan, &'a WatchedSource<'a>),
         options: &BackupOptions,
         progress: &'a dyn Progress,
     ) -> Result<Self, BackupError> {
         let writer = SegmentWriter::new(store, draft.job(), options.compression, progress)?;
-        Ok(Self { store, draft, plan, writer })
+        Ok(Self { store, draft, plan, source, writer })
     }
 
     /// Finds out what one segment is, of which the parent says `before`, as far as that needs no SHA-1.
@@ -191,8 +192,18 @@ impl<'a> Worker<'a> {
     ) -> Result<Found<'b>, BackupError> {
         let geometry = self.draft.info().geometry;
         let zero = is_zero(plain);
-        if !zero && self.plan.fate(index.0) == (Fate::Audit { zero: true }) {
-            return Err(BackupError::ListWrong { segment: index });
+        if let Fate::Audit { zero: is_said_zero } = self.plan.fate(index.0) {
+            let start = geometry.offset(index);
+            // What cannot be read says nothing about the list.
+            if self.source.could_not_audit(&(start..start + plain.len() as u64)) {
+                let kept = before.filter(|_| !is_said_zero).zip(self.draft.parent());
+                let kept = kept.map(|(it, parent)| SegmentRef { base: parent.base(it.base), ..it });
+                let class = if kept.is_some() { Class::Unchanged } else { Class::Zero };
+                return Ok(Found::This(class, kept));
+            }
+            if is_said_zero && !zero {
+                return Err(BackupError::ListWrong { segment: index });
+            }
         }
         if zero && !geometry.keeps_zeros(index) {
             return Ok(Found::This(Class::Zero, None));

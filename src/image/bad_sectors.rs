@@ -27,8 +27,8 @@ const UNREADABLE: [Errno; 6] =
 /// The number by which an NBD server says that a place cannot be read.
 const NBD_EIO: u32 = 5;
 
-/// Says whether an error means that a place cannot be read.
-pub(super) fn is_unreadable(error: &io::Error) -> bool {
+/// Says whether an error of the operating system means that one place cannot be read or written.
+pub fn is_bad_place(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| UNREADABLE.contains(&errno))
 }
 
@@ -36,8 +36,18 @@ impl ImageError {
     /// Says whether the source cannot give the bytes of one place, and may give others.
     pub fn is_unreadable_place(&self) -> bool {
         match self {
-            Self::Read { source, .. } => is_unreadable(source),
+            Self::Read { source, .. } => is_bad_place(source),
             Self::Nbd { task: NbdTask::Read { .. }, source: NbdError::Server { number, .. }, .. } => {
+                *number == NBD_EIO
+            }
+            _ => false,
+        }
+    }
+
+    /// Says whether a target cannot take the bytes of one place, and may take others.
+    pub fn is_unwritable_place(&self) -> bool {
+        match self {
+            Self::Nbd { task: NbdTask::Write { .. }, source: NbdError::Server { number, .. }, .. } => {
                 *number == NBD_EIO
             }
             _ => false,
@@ -88,6 +98,23 @@ impl UnreadableRanges {
         if ranges.len() > MOST_UNREADABLE {
             join_nearest(&mut ranges);
         }
+    }
+
+    /// Forgets what of the ranges lies in another one. Returns what that was, in order.
+    pub fn take(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        let touching: Vec<_> = ranges.range(..range.end).filter(|(_, end)| **end > range.start).collect();
+        let touching: Vec<_> = touching.into_iter().map(|(start, end)| *start..*end).collect();
+        for Range { start, end } in &touching {
+            ranges.remove(start);
+            if *start < range.start {
+                ranges.insert(*start, range.start);
+            }
+            if range.end < *end {
+                ranges.insert(range.end, *end);
+            }
+        }
+        touching.into_iter().map(|it| it.start.max(range.start)..it.end.min(range.end)).collect()
     }
 
     /// Returns the ranges, in order.

@@ -20,7 +20,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use bad_sectors::UnreadableRanges;
+pub use bad_sectors::{UnreadableRanges, is_bad_place};
 pub use cbt::{ChangeList, ListError, ListKind, RangeState};
 pub use change::SourceChange;
 pub use in_use::{DiskUse, target_use};

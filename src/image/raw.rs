@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Advice, OFlags, SeekFrom, fadvise, ioctl_blksszget, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
 
-use crate::image::bad_sectors::is_unreadable;
+use crate::image::bad_sectors::is_bad_place;
 use crate::image::change::{SourceChange, Times};
 use crate::image::{Extent, Image, ImageError};
 use crate::storage::DIRECT;
@@ -241,7 +241,7 @@ impl Image for RawImage {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    if is_unreadable(&source) {
+                    if is_bad_place(&source) {
                         self.read_by_sectors();
                     }
                     return Err(ImageError::Read { path: self.path.clone(), offset, source });

@@ -12,9 +12,9 @@ const SEGMENT: usize = 64 << 10;
 const SECTOR: usize = 512;
 
 /// A server that exports the file `disk` and cannot read some of its sectors, until it is dropped.
-struct Worn {
+pub(crate) struct Worn {
     server: Child,
-    uri: String,
+    pub(crate) uri: String,
 }
 
 impl Drop for Worn {
@@ -24,13 +24,26 @@ impl Drop for Worn {
     }
 }
 
-fn has_qemu() -> bool {
+pub(crate) fn has_qemu() -> bool {
     let version = Command::new("qemu-nbd").arg("--version").stdout(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
 }
 
 impl Worn {
-    fn new(world: &World, sectors: &[usize]) -> Self {
+    pub(crate) fn new(world: &World, sectors: &[usize]) -> Self {
+        Self::started(world, &["-r"], &[("read", sectors)])
+    }
+
+    /// One that can be written, but for some sectors; others, or the same ones, cannot be read.
+    pub(crate) fn writable(world: &World, unreadable: &[usize], unwritable: &[usize]) -> Self {
+        Self::started(
+            world,
+            &["--cache=none", "-e", "4"],
+            &[("read", unreadable), ("write", unwritable), ("write-zeroes", unwritable)],
+        )
+    }
+
+    fn started(world: &World, arguments: &[&str], faults: &[(&str, &[usize])]) -> Self {
         let socket = world.path("socket");
         let _ = fs::remove_file(&socket);
         let disk = world.path("disk");
@@ -38,15 +51,17 @@ impl Worn {
             "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={}",
             disk.display()
         );
-        for (number, sector) in sectors.iter().enumerate() {
+        let faults =
+            faults.iter().flat_map(|(task, sectors)| sectors.iter().map(move |sector| (task, sector)));
+        for (number, (task, sector)) in faults.enumerate() {
             let rule = format!("file.inject-error.{number}");
-            let rule = [".event=none", ".iotype=read", ".errno=5", &format!(".sector={sector}")]
+            let rule = [".event=none", &format!(".iotype={task}"), ".errno=5", &format!(".sector={sector}")]
                 .map(|setting| format!(",{rule}{setting}"));
             options.push_str(&rule.concat());
         }
         let mut command = Command::new("qemu-nbd");
-        command.args(["-r", "-t", "--image-opts", &options, "-k"]).arg(&socket).stderr(Stdio::null());
-        let server = command.spawn().unwrap();
+        command.args(arguments).args(["-t", "--image-opts", &options, "-k"]).arg(&socket);
+        let server = command.stderr(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         while !socket.exists() {
             assert!(begun.elapsed() < Duration::from_secs(30), "the server does not listen");
@@ -147,6 +162,63 @@ fn sectors_that_could_not_be_read_are_read_again_although_a_list_does_not_name_t
     assert!(done["backups"][0]["cbt"].get("full_read").is_none(), "{done}");
     assert_eq!(world.json(&["show", "web"]).get("unreadable"), None);
     assert!(world.run(&["restore", "web", "-"]).exits(0).stdout == disk);
+}
+
+#[test]
+fn a_list_of_changes_is_not_wrong_because_an_audited_segment_cannot_be_read() {
+    let world = World::new();
+    if !has_qemu() {
+        return;
+    }
+    world.init_small();
+    let mut disk = [noise(4, 30 * SEGMENT), vec![0; 10 * SEGMENT]].concat();
+    world.write("disk", &disk);
+    world.run(&["backup", "web=disk"]).exits(0);
+    disk[20 * SEGMENT..21 * SEGMENT].fill(7);
+    fs::write(world.path("disk"), &disk).unwrap();
+    let list = json!([{ "offset": 20 * SEGMENT, "length": SEGMENT, "exists": "true" }]);
+    world.write("list", list.to_string().as_bytes());
+    // One in a segment that has data and one in a segment of zeros, both audited; and one in the segment that changed.
+    let worn = Worn::new(&world, &[600, 35 * 128 + 7, 20 * 128]);
+    let tracked = [
+        "--json",
+        "backup",
+        "--cbt",
+        "list",
+        "--cbt-base",
+        "web@0",
+        "--cbt-audit",
+        "100",
+        "--skip-bad-sectors",
+    ];
+    let ran = world.run(&[&tracked[..], &[&worn.source()]].concat()).exits(3);
+    let ran = ran.says("1024 bytes of web cannot be read; this backup has there what the backup before has");
+    let done = ran.json();
+    assert_eq!(done["backups"][0]["cbt"].get("full_read"), None, "{done}");
+    // What the backup before has is no flaw.
+    assert_eq!(done["backups"][0]["unreadable"], json!([range(20 * 128, 1)]));
+    assert!(world.run(&["restore", "web", "-"]).exits(0).stdout == with_zeros(&disk, &[20 * 128]));
+    let shown = world.json(&["show", "web@0"]);
+    assert_eq!(shown.get("suspect"), None, "{shown}");
+    world.run(&["check", "--read-data"]).exits(0);
+    // A list that is wrong about another segment is found out all the same, and the disk is read in full.
+    disk[3 * SEGMENT] ^= 1;
+    fs::write(world.path("disk"), &disk).unwrap();
+    world.write("list", b"[]");
+    let tracked = [
+        "--json",
+        "backup",
+        "--cbt",
+        "list",
+        "--cbt-base",
+        "web@1",
+        "--cbt-audit",
+        "100",
+        "--skip-bad-sectors",
+    ];
+    let done = world.run(&[&tracked[..], &[&worn.source()]].concat()).exits(3).json();
+    assert!(done["backups"][0]["cbt"]["full_read"].as_str().unwrap().contains("segment 3"), "{done}");
+    assert_eq!(done["backups"][0]["unreadable"].as_array().unwrap().len(), 3);
 }
 
 /// A file of which QEMU cannot read one sector, until this is dropped; and a device that is attached to it, for root.
