@@ -21,6 +21,9 @@ use crate::storage::{OsStorage, RootStorage, Storage, replace};
 /// How long a call waits for another one that creates the same repository.
 const WAIT: Duration = Duration::from_secs(10);
 
+/// How old a temporary folder is at least that a killed call left: none takes so long to lock its folder.
+const LEFT_AFTER: Duration = Duration::from_hours(1);
+
 /// How the names of temporary folders begin. A UUID follows.
 const TEMPORARY: &str = ".ekko-init-";
 
@@ -50,7 +53,8 @@ pub(super) fn create(path: &Path, options: &InitOptions) -> Result<Repository, R
         _ => Path::new("."),
     };
     // The error names the folder that is missing, and not the temporary one.
-    OsStorage.list(parent)?;
+    let names = OsStorage.list(parent)?;
+    names.iter().filter(|name| is_temporary(name)).for_each(|name| remove_left(&parent.join(name)));
     let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
     let created = create_in_place(&RootStorage::at(&temporary), &Layout::new(&temporary), options)
         .and_then(|()| take_name(&temporary, path));
@@ -62,6 +66,29 @@ pub(super) fn create(path: &Path, options: &InitOptions) -> Result<Repository, R
     }
     OsStorage.sync_folder(parent)?;
     Repository::open(path)
+}
+
+/// Says whether a name is that of a temporary folder.
+fn is_temporary(name: &str) -> bool {
+    let id = name.strip_prefix(TEMPORARY);
+    id.is_some_and(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Removes a temporary folder that a killed call left, unless it is too young, or holds anything that no call makes. One whose call
+/// runs is locked.
+fn remove_left(temporary: &Path) {
+    let age = || std::fs::symlink_metadata(temporary).ok().filter(std::fs::Metadata::is_dir)?.modified().ok();
+    // A call that runs may not have locked it yet.
+    let is_old = age().is_some_and(|made| made.elapsed().is_ok_and(|age| age >= LEFT_AFTER));
+    let names = || OsStorage.list(temporary);
+    let is_unfinished = |names: Vec<String>| {
+        let names: Vec<_> = names.into_iter().filter(|name| name != "ekko.toml").collect();
+        is_unfinished(&OsStorage, temporary, &names)
+    };
+    if is_old && names().is_ok_and(is_unfinished) {
+        tracing::info!(path = %temporary.display(), "removing what an interrupted init left");
+        remove(temporary);
+    }
 }
 
 /// Renames a complete repository to its final path. The kernel replaces nothing but an empty folder by a folder.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use crate::harness::{World, noise, ran};
 
@@ -108,6 +109,40 @@ fn an_interrupted_init_is_reported_and_completed() {
     }
     world.run(&["init"]).exits(0);
     world.run(&["backup", "web"]).exits(0);
+}
+
+#[test]
+fn what_a_killed_init_left_is_removed_by_the_next_one_beside_it() {
+    let world = World::new();
+    let left = |number: u32| format!(".ekko-init-{number:032x}");
+    // The first one was killed before the rename, the second one earlier.
+    for number in 0..6 {
+        world.run(&["init"]).exits(0);
+        fs::rename(world.path("R"), world.path(&left(number))).unwrap();
+    }
+    fs::remove_file(world.path(&left(1)).join("ekko.toml")).unwrap();
+    // One runs, one has only just begun, and one holds something that no `init` makes.
+    let lock = fs::File::options().write(true).open(world.path(&left(2)).join("lock")).unwrap();
+    lock.lock().unwrap();
+    fs::write(world.path(&left(4)).join("mine"), b"mine").unwrap();
+    fs::write(world.path(&left(5)).join("packs/0000000000000001.pack"), b"a pack").unwrap();
+    fs::create_dir(world.path(".ekko-init-mine")).unwrap();
+    let kept: Vec<_> = [2, 3, 4, 5].into_iter().map(left).collect();
+    let old = SystemTime::now() - Duration::from_hours(2);
+    for number in [0, 1, 2, 4, 5] {
+        fs::File::open(world.path(&left(number))).unwrap().set_modified(old).unwrap();
+    }
+    fs::File::open(world.path(".ekko-init-mine")).unwrap().set_modified(old).unwrap();
+    let before = |number: u32| {
+        let entries = fs::read_dir(world.path(&left(number))).unwrap();
+        entries.count()
+    };
+    let counts = [4, 5].map(before);
+    world.run(&["init"]).exits(0);
+    let mut expected = kept.clone();
+    expected.extend([".ekko-init-mine".to_owned(), "R".to_owned()]);
+    assert_eq!(names(&world), expected);
+    assert_eq!([4, 5].map(before), counts, "nothing of a folder is removed that is not all of an init");
 }
 
 #[test]
