@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::cli::args::RestoreArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::restore::{Damaged, Lacking, lacking, options_of, tell_damaged, words};
+use crate::cli::restore::options_of;
+use crate::cli::restored::{Lacks, tell_flaws};
 use crate::cli::signals::clean_up_after_signals;
 use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, format};
@@ -131,8 +132,8 @@ struct Restored {
     target: String,
     segments: u64,
     written_bytes: u64,
-    incomplete: Vec<Lacking>,
-    damaged: Vec<Damaged>,
+    #[serde(flatten)]
+    lacks: Lacks,
 }
 
 /// Restores all of a moment: into a folder, to targets of its own, or both.
@@ -164,27 +165,28 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         folder: args.target.clone(),
         named: args.to.iter().map(|it| (it.name.clone(), it.target.clone())).collect(),
     };
+    for (set, backup) in moment.disks.iter().filter_map(|disk| disk.find(&sets).ok()) {
+        tell_flaws(
+            &repository.manifest(set, backup)?,
+            &BackupId::of(set, backup).to_string(),
+            false,
+            context,
+        );
+    }
     let restored = restore_machine(&repository, &moment, &sets, &targets, &options, context.progress())?;
     let disks = restored.disks.into_iter().map(|part| {
         let (set, backup) = part.backup;
         let backup = BackupId::of(set, backup).to_string();
-        let incomplete = lacking(&part.summary.damaged);
-        let damaged: Vec<_> = part.summary.damaged.into_iter().map(Damaged::from).collect();
-        tell_damaged(&damaged, &format!("of {backup} is left zero"), context);
-        Restored {
-            backup,
-            target: part.target.display().to_string(),
-            segments: part.summary.segments,
-            written_bytes: part.summary.written_bytes,
-            incomplete,
-            damaged,
-        }
+        let (segments, written_bytes) = (part.summary.segments, part.summary.written_bytes);
+        let lacks = Lacks::of(part.summary, false);
+        lacks.tell(Some(&backup), context);
+        Restored { backup, target: part.target.display().to_string(), segments, written_bytes, lacks }
     });
     let disks: Vec<_> = disks.collect();
     let document = Document {
         backup: own,
         target: args.target.as_ref().map(|target| target.display().to_string()),
-        complete: disks.iter().all(|disk| disk.damaged.is_empty()),
+        complete: disks.iter().all(|disk| disk.lacks.is_complete()),
         disks,
         attached: restored.attached.iter().map(ToString::to_string).collect(),
         skipped: restored.skipped.iter().map(ToString::to_string).collect(),
@@ -198,6 +200,9 @@ fn print(document: &Document, out: &mut Lines) -> io::Result<()> {
     for disk in &document.disks {
         let written = format::bytes(disk.written_bytes);
         writeln!(out, "restored {} to {}: {written} written", disk.backup, disk.target)?;
+        if let Some(never_read) = disk.lacks.never_read() {
+            writeln!(out, "{}: {never_read}", disk.target)?;
+        }
     }
     if !document.skipped.is_empty() {
         let files = document.skipped.join(", ");
@@ -211,7 +216,7 @@ fn print(document: &Document, out: &mut Lines) -> io::Result<()> {
     if document.complete {
         return writeln!(out, "{restored}");
     }
-    let lacking = document.disks.iter().filter(|disk| !disk.incomplete.is_empty());
-    let lacking = lacking.map(|disk| format!("{} lacks {}", disk.target, words(&disk.incomplete)));
+    let lacks = document.disks.iter().filter_map(|disk| Some((&disk.target, disk.lacks.words()?)));
+    let lacking = lacks.map(|(target, lacks)| format!("of {target}, {lacks}"));
     writeln!(out, "INCOMPLETE: {restored}, but {}", lacking.collect::<Vec<_>>().join("; "))
 }

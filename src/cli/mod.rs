@@ -28,6 +28,7 @@ mod progress;
 mod protect;
 mod rebuild;
 mod restore;
+mod restored;
 mod serve;
 mod show;
 mod signals;

@@ -1,6 +1,5 @@
 //! `ekko restore`
 
-use std::ops::Range;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use crate::cli::args::{RestoreArgs, RestoreFormat};
 use crate::cli::backup::read_list;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
+use crate::cli::restored::{Lacks, tell_flaws, words};
 use crate::cli::signals::clean_up_after_signals;
 use crate::cli::{Outcome, format, terminal};
 use crate::error::ErrorKind;
@@ -19,7 +19,7 @@ use crate::manifest::ManifestReader;
 use crate::remote::RemoteRepository;
 use crate::repository::{BackupId, Repository};
 use crate::restore::{
-    Cleanup, CleanupEntry, DamagedSegment, RestoreError, RestoreOptions, TargetFormat, TargetPlan,
+    Cleanup, CleanupEntry, InPlaceRanges, RestoreError, RestoreOptions, TargetFormat, TargetPlan,
     plan_in_place, restore_in_place, restore_to_path, restore_to_stream,
 };
 
@@ -30,73 +30,11 @@ struct Document {
     complete: bool,
     segments: u64,
     written_bytes: u64,
-    incomplete: Vec<Lacking>,
-    damaged: Vec<Damaged>,
+    #[serde(flatten)]
+    lacks: Lacks,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     new_backupset: Option<String>,
-    /// Whether what is lacking is zeros, or what was there before.
-    #[serde(skip)]
-    in_place: bool,
-}
-
-/// A range of a restored disk that could not be had: neighbouring damaged segments together.
-#[derive(Serialize)]
-pub(super) struct Lacking {
-    offset: u64,
-    length: u64,
-}
-
-/// Returns the ranges that could not be had, in order.
-pub(super) fn lacking(damaged: &[DamagedSegment]) -> Vec<Lacking> {
-    let mut all: Vec<Lacking> = Vec::new();
-    for Range { start, end } in damaged.iter().map(|damaged| damaged.range.clone()) {
-        match all.last_mut() {
-            Some(last) if last.offset + last.length == start => last.length = end - last.offset,
-            _ => all.push(Lacking { offset: start, length: end - start }),
-        }
-    }
-    all
-}
-
-/// How many ranges are named in a line.
-const NAMED: usize = 8;
-
-/// Names ranges for a person.
-pub(super) fn words(lacking: &[Lacking]) -> String {
-    let named = lacking.iter().take(NAMED);
-    let named = named.map(|it| format!("{} at {}", format::bytes(it.length), format::bytes(it.offset)));
-    let named = named.collect::<Vec<_>>().join(", ");
-    let Some(more) = lacking.len().checked_sub(NAMED).filter(|more| *more > 0) else { return named };
-    let bytes = lacking.iter().skip(NAMED).map(|it| it.length).sum();
-    format!("{named} and {more} more ranges ({})", format::bytes(bytes))
-}
-
-/// A segment that could not be had.
-#[derive(Serialize)]
-pub(super) struct Damaged {
-    segment: u32,
-    offset: u64,
-    length: u64,
-    error: String,
-}
-
-impl From<DamagedSegment> for Damaged {
-    fn from(damaged: DamagedSegment) -> Self {
-        let DamagedSegment { index, range, error } = damaged;
-        Self { segment: index.0, offset: range.start, length: range.end - range.start, error }
-    }
-}
-
-/// Tells of segments that could not be had, and what that means for each, unless a document does.
-pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) {
-    if context.json {
-        return;
-    }
-    for Damaged { segment, offset, length, error } in damaged {
-        let line = format!("problem: segment {segment} ({length} bytes at {offset}) {means}: {error}");
-        context.progress().line(&line);
-    }
 }
 
 const QCOW2_TO_STDOUT: &str = "qcow2 cannot be written to stdout: name a file";
@@ -128,7 +66,7 @@ fn differing(
     repository: &Repository,
     manifest: &ManifestReader,
     context: &Context,
-) -> Result<Vec<Range<u64>>, CliError> {
+) -> Result<InPlaceRanges, CliError> {
     let certificates = args.tls.tls_certificates.clone();
     let options = ImageOptions { format: Some(Format::Raw), certificates, ..ImageOptions::default() };
     let image = open_image(target, &options)?.image;
@@ -136,10 +74,16 @@ fn differing(
     let Some(path) = &args.delta else {
         let options = VerifyOptions { jobs: args.jobs.number() };
         let found = verify(repository, manifest, image.as_ref(), &options, context.progress())?;
+        if !found.unreadable.is_empty() {
+            let ranges = words(found.unreadable.iter());
+            let line = format!(
+                "warning: the target cannot read {ranges}: Ekko writes every segment that this touches"
+            );
+            context.progress().line(&line);
+        }
         // What nobody can say anything of is tried, and named as damaged.
-        let mut ranges = [found.differing, found.unknown].concat();
-        ranges.sort_unstable_by_key(|range| range.start);
-        return Ok(ranges);
+        let differing = [found.differing, found.unknown].concat();
+        return Ok(InPlaceRanges { differing, unreadable: found.unreadable });
     };
     let list = read_list(path, image.size())?;
     if !list.kind().is_of_changes() {
@@ -155,7 +99,7 @@ fn differing(
     if image.size() < size {
         ranges.push(image.size()..size);
     }
-    Ok(ranges)
+    Ok(InPlaceRanges { differing: ranges, unreadable: Vec::new() })
 }
 
 /// A machine's archive is no disk: it never goes over one.
@@ -240,6 +184,8 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
         // Else it would be known after hours that somebody else has the repository.
         context.open_writer(1, false)?.close()?;
     }
+    let name = BackupId::of(set, backup).to_string();
+    tell_flaws(&manifest, &name, in_place, context);
     let progress = context.progress();
     let summary = if in_place {
         let plan = plan_in_place(&manifest, target, &options)?;
@@ -256,9 +202,10 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     } else {
         restore_to_path(&repository, &manifest, target, &options, progress)?
     };
-    let incomplete = lacking(&summary.damaged);
-    let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
-    tell_damaged(&damaged, if in_place { "is left as it was" } else { "is left zero" }, context);
+    let (segments, written_bytes, seconds) =
+        (summary.segments, summary.written_bytes, summary.elapsed.as_secs_f64());
+    let lacks = Lacks::of(summary, in_place);
+    lacks.tell(None, context);
     let begin_set = |name| {
         let writer = context.open_writer(1, false)?;
         let id = writer.begin_set_after_restore(name, set, backup.incremental)?;
@@ -269,16 +216,14 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     let new_backupset =
         new_backupset.map_err(|error| error.after("the disk is restored, but no new backupset was begun"))?;
     let document = Document {
-        backup: BackupId::of(set, backup).to_string(),
+        backup: name,
         target: target.display().to_string(),
-        complete: damaged.is_empty(),
-        segments: summary.segments,
-        written_bytes: summary.written_bytes,
-        incomplete,
-        damaged,
-        seconds: summary.elapsed.as_secs_f64(),
+        complete: lacks.is_complete(),
+        segments,
+        written_bytes,
+        lacks,
+        seconds,
         new_backupset,
-        in_place,
     };
     tell(&document, context)
 }
@@ -289,15 +234,13 @@ fn tell(document: &Document, context: &Context) -> Result<Outcome, CliError> {
     context.print(document, |out| {
         let written = format::bytes(document.written_bytes);
         let restored = format!("restored {backup} to {target}: {written} written in {seconds:.1} s");
-        if *complete {
-            return writeln!(out, "{restored}");
+        if let Some(never_read) = document.lacks.never_read() {
+            writeln!(out, "{never_read}")?;
         }
-        let are = if document.in_place { "are as they were before" } else { "are zeros" };
-        writeln!(
-            out,
-            "INCOMPLETE: {restored}, but {} could not be read and {are}",
-            words(&document.incomplete)
-        )
+        match document.lacks.words() {
+            None => writeln!(out, "{restored}"),
+            Some(lacks) => writeln!(out, "INCOMPLETE: {restored}, but {lacks}"),
+        }
     })?;
     Ok(if *complete { Outcome::Done } else { Outcome::Problems })
 }
@@ -321,6 +264,7 @@ fn from_service(
     }
     let (name, manifest) = remote.named_manifest(&args.backup.to_string())?;
     refuse_archive(args, target, &manifest)?;
+    tell_flaws(&manifest, &name, false, context);
     let summary = if to_stdout {
         let entry = begin_stdout(args, options)?;
         let mut stdout = terminal::data();
@@ -329,20 +273,19 @@ fn from_service(
     } else {
         remote.restore(&manifest, target, options, context.progress())?
     };
-    let incomplete = lacking(&summary.damaged);
-    let damaged: Vec<_> = summary.damaged.into_iter().map(Damaged::from).collect();
-    tell_damaged(&damaged, "is left zero", context);
+    let (segments, written_bytes, seconds) =
+        (summary.segments, summary.written_bytes, summary.elapsed.as_secs_f64());
+    let lacks = Lacks::of(summary, false);
+    lacks.tell(None, context);
     let document = Document {
         backup: name,
         target: target.display().to_string(),
-        complete: damaged.is_empty(),
-        segments: summary.segments,
-        written_bytes: summary.written_bytes,
-        incomplete,
-        damaged,
-        seconds: summary.elapsed.as_secs_f64(),
+        complete: lacks.is_complete(),
+        segments,
+        written_bytes,
+        lacks,
+        seconds,
         new_backupset: None,
-        in_place: false,
     };
     tell(&document, context)
 }

@@ -66,6 +66,11 @@ impl Flaws {
     }
 }
 
+/// Returns why a backup is inconsistent, if it is.
+pub fn inconsistency(info: &ManifestInfo) -> Option<String> {
+    info.attribute(INCONSISTENT).map(|why| String::from_utf8_lossy(why).into_owned())
+}
+
 /// Returns the ranges that the source of a backup did not give.
 ///
 /// # Errors

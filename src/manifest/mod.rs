@@ -25,7 +25,7 @@ mod writer;
 use std::path::PathBuf;
 
 pub use diff::{DiffCursor, Difference, ManifestDiff};
-pub use flaws::{FlawMarks, Flaws, MOST_UNREADABLE, UnknownRanges, unreadable_ranges};
+pub use flaws::{FlawMarks, Flaws, MOST_UNREADABLE, UnknownRanges, inconsistency, unreadable_ranges};
 pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};

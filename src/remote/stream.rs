@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::manifest::ManifestReader;
+use crate::manifest::{ManifestReader, unreadable_ranges};
 use crate::pace::Pace;
 use crate::progress::{Part, Progress};
 use crate::restore::{
@@ -64,6 +64,8 @@ impl<'a> InOrderStream<'a> {
             segments: u64::from(self.geometry.segments()),
             written_bytes: output.position,
             damaged,
+            unwritten: Vec::new(),
+            never_read: unreadable_ranges(manifest.info()).unwrap_or_default(),
             elapsed: begun.elapsed(),
         })
     }

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,11 @@ impl fmt::Display for TargetFate {
     }
 }
 
+/// Returns the device and the inode of what has a name.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// A target that is being written.
 #[derive(Debug)]
 struct Entry {
@@ -69,6 +75,8 @@ struct Entry {
     target: PathBuf,
     /// The temporary name; nothing if the target itself is written to.
     partial: Option<PathBuf>,
+    /// What tells the file or folder with the temporary name from one that somebody else made: its device and inode.
+    identity: Option<(u64, u64)>,
     /// Whether the temporary name is a folder's.
     is_folder: bool,
     keep: bool,
@@ -86,6 +94,10 @@ impl Entry {
                 TargetFate::Untouched
             };
         };
+        // What somebody else made is not removed.
+        if identity(&partial) != self.identity {
+            return TargetFate::Removed { partial };
+        }
         let removed = match (self.keep, self.is_folder) {
             (true, _) => return TargetFate::Kept { partial },
             (false, false) => fs::remove_file(&partial),
@@ -184,7 +196,16 @@ impl Cleanup {
         state.next += 1;
         let touched = Arc::new(AtomicBool::new(false));
         let entry = CleanupEntry { cleanup: self.clone(), id, touched: Arc::clone(&touched) };
-        state.entries.push(Entry { id, target: target.to_owned(), partial, is_folder, keep, touched });
+        let identity = partial.as_deref().and_then(identity);
+        state.entries.push(Entry {
+            id,
+            target: target.to_owned(),
+            partial,
+            identity,
+            is_folder,
+            keep,
+            touched,
+        });
         entry
     }
 }

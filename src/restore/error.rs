@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::codec::CodecError;
 use crate::error::ErrorKind;
-use crate::image::{DiskUse, ImageError};
+use crate::image::{DiskUse, ImageError, is_bad_place};
 use crate::manifest::ManifestError;
 use crate::repository::RepositoryError;
 use crate::restore::cleanup::TargetFate;
@@ -133,6 +133,19 @@ pub enum RestoreError {
         /// The temporary name.
         partial: PathBuf,
     },
+    /// Something else has the temporary name of the target by now.
+    #[error(
+        "cannot restore to {}: somebody replaced the temporary file {} during the restore, and the target is as it was before; \
+         restore it again, and let no other restore write to this target meanwhile",
+        target.display(),
+        partial.display()
+    )]
+    PartialReplaced {
+        /// The target.
+        target: PathBuf,
+        /// The temporary name.
+        partial: PathBuf,
+    },
     /// The disk does not have the bytes that were asked for.
     #[error("the disk has {size} bytes: there are none from {start} to {end}")]
     OutsideDisk {
@@ -157,6 +170,20 @@ pub enum RestoreError {
         /// Its place.
         index: SegmentIndex,
         /// Why.
+        what: String,
+    },
+    /// The target has old data, and no segment of the backup can be read.
+    #[error(
+        "cannot restore to {}: none of the {segments} segments that it needs can be read ({what}); run \"ekko check\" to see \
+         what is damaged",
+        path.display()
+    )]
+    NothingReadable {
+        /// The target.
+        path: PathBuf,
+        /// How many segments it needs.
+        segments: usize,
+        /// Why the first of them cannot be read.
         what: String,
     },
     /// What the segments were given to refused one.
@@ -255,16 +282,27 @@ impl RestoreError {
             | Self::PartialTaken { .. }
             | Self::OutsideDisk { .. } => ErrorKind::Invalid,
             Self::NoFolder { .. } | Self::NoTarget { .. } => ErrorKind::NotFound,
-            Self::TargetInUse { .. } | Self::PartialInUse { .. } => ErrorKind::Busy,
+            Self::TargetInUse { .. } | Self::PartialInUse { .. } | Self::PartialReplaced { .. } => {
+                ErrorKind::Busy
+            }
             Self::Storage(error) => error.kind(),
             Self::Unfinished { source, .. } => source.kind(),
-            Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::Damaged { .. } | Self::NothingReadable { .. } => ErrorKind::Corrupt,
             Self::NoRoom { .. } | Self::Stream { .. } | Self::Sink { .. } => ErrorKind::Io,
             Self::Export { source, .. } => source.kind(),
             Self::NoPartial { source, .. } | Self::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 _ => ErrorKind::Io,
             },
+        }
+    }
+
+    /// Says whether one place of the target cannot be written, and others may be.
+    pub(super) fn is_unwritable_place(&self) -> bool {
+        match self {
+            Self::Target { source, .. } => is_bad_place(source),
+            Self::Export { source } => source.is_unwritable_place(),
+            _ => false,
         }
     }
 

@@ -10,6 +10,7 @@
 mod cleanup;
 mod error;
 mod fetch;
+mod in_place;
 mod options;
 mod plan;
 mod range;
@@ -24,12 +25,13 @@ use std::time::{Duration, Instant};
 
 pub use cleanup::{Cleanup, CleanupEntry, Stopped, TargetFate};
 pub use error::{RestoreError, SegmentError};
+pub use in_place::{InPlaceRanges, plan_in_place, restore_in_place};
 pub use options::{RestoreOptions, TargetFormat};
 pub use range::{RangePart, RangeReader, RangeWindow};
 pub use supply::{PreparedSegments, SegmentSink, SegmentSupply};
 pub use target::{PartialFolder, RestoredFile, TargetPlan};
 
-use crate::manifest::ManifestReader;
+use crate::manifest::{ManifestReader, unreadable_ranges};
 use crate::pace::Pace;
 use crate::progress::{Notice, Part, Progress};
 use crate::repository::Repository;
@@ -49,6 +51,15 @@ pub struct DamagedSegment {
     pub error: String,
 }
 
+/// A range of a target that could not be written.
+#[derive(Clone, Debug)]
+pub struct UnwrittenRange {
+    /// The range on the disk, in bytes.
+    pub range: Range<u64>,
+    /// Why, in words.
+    pub error: String,
+}
+
 /// What a restore did.
 #[derive(Debug, Default)]
 pub struct RestoreSummary {
@@ -58,6 +69,11 @@ pub struct RestoreSummary {
     pub written_bytes: u64,
     /// What could not be restored, in the order of the places.
     pub damaged: Vec<DamagedSegment>,
+    /// The ranges of a target that could be neither read nor written, in order. Only a restore in place goes on past them.
+    pub unwritten: Vec<UnwrittenRange>,
+    /// The ranges that could not be read when the backup was made, in order. The backup has zeros there. A restore in place leaves
+    /// what the target has there.
+    pub never_read: Vec<Range<u64>>,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -103,20 +119,6 @@ pub fn plan_target(
     let range = options.bytes_of(geometry)?;
     let size = range.end - range.start;
     TargetPlan::new(target, size, data_bytes(manifest).min(size), Written::All, options)
-}
-
-/// The same of a disk that exists and is to be rolled back.
-///
-/// # Errors
-///
-/// If the disk cannot be written to.
-pub fn plan_in_place(
-    manifest: &ManifestReader,
-    target: &Path,
-    options: &RestoreOptions,
-) -> Result<TargetPlan, RestoreError> {
-    let size = manifest.info().geometry.size_of_disk();
-    TargetPlan::new(target, size, data_bytes(manifest).min(size), Written::Some, options)
 }
 
 /// Examines a target for a small file, which is always a file.
@@ -205,13 +207,17 @@ pub fn restore_planned(
     let range = options.bytes_of(geometry)?;
     let touched = segments_of(geometry, &range);
     let prepared = supply.prepare(manifest, vec![touched.clone()], progress)?;
+    let never_read = never_read(manifest, &range);
     let part = Part::begin(progress, "restore", range.end - range.start);
-    let target = Target::begin(plan, geometry, range, Written::All, options)?;
-    let zeroed = target.zero_gaps(manifest, touched, progress);
-    let restored = zeroed.and_then(|()| prepared.fetch(&target, &options.pace(), progress));
+    let target = Target::begin(plan, geometry, range, None, options)?;
+    let fetched = prepared.fetch(&target, &options.pace(), progress);
+    let restored = fetched.and_then(|damaged| {
+        target.finish_zeros(manifest, &[touched], &damaged, progress)?;
+        Ok(damaged)
+    });
     drop(part);
     let segments = u64::from(geometry.segments());
-    finished(target, restored, segments, options, begun)
+    finished(target, restored, segments, never_read, options, begun)
 }
 
 /// Makes a target durable that all was written to, or ends it.
@@ -219,48 +225,17 @@ fn finished(
     mut target: Target,
     restored: Result<Vec<DamagedSegment>, RestoreError>,
     segments: u64,
+    never_read: Vec<Range<u64>>,
     options: &RestoreOptions,
     begun: Instant,
 ) -> Result<RestoredDisk, RestoreError> {
     let restored = restored.and_then(|damaged| target.complete(options.sync).map(|()| damaged));
     let damaged = restored.map_err(|error| error.with_fate(target.abandon()))?;
     let written_bytes = target.written_bytes();
-    let summary = RestoreSummary { segments, written_bytes, damaged, elapsed: begun.elapsed() };
+    let unwritten = target.unwritten();
+    let elapsed = begun.elapsed();
+    let summary = RestoreSummary { segments, written_bytes, damaged, unwritten, never_read, elapsed };
     Ok(RestoredDisk { target, sync: options.sync, summary })
-}
-
-/// Rolls a disk that exists back: writes the segments that the ranges, in bytes and in order, touch, and no others. What is
-/// not in them must be what the backup has. A damaged segment is named in the summary and its range left as it is.
-pub fn restore_in_place(
-    repository: &Repository,
-    manifest: &ManifestReader,
-    plan: TargetPlan,
-    ranges: &[Range<u64>],
-    options: &RestoreOptions,
-    progress: &dyn Progress,
-) -> Result<RestoreSummary, RestoreError> {
-    let begun = Instant::now();
-    manifest.verify()?;
-    let geometry = manifest.info().geometry;
-    let mut touched: Vec<Range<u32>> = Vec::new();
-    for range in ranges.iter().filter(|range| range.start < geometry.size_of_disk() && !range.is_empty()) {
-        let first = geometry.containing(range.start).0;
-        let behind = geometry.containing(range.end.min(geometry.size_of_disk()) - 1).0 + 1;
-        match touched.last_mut() {
-            Some(last) if last.end >= first => last.end = last.end.max(behind),
-            _ => touched.push(first..behind),
-        }
-    }
-    let length = |index: u32| u64::from(geometry.length(SegmentIndex(index)));
-    let bytes = touched.iter().cloned().flatten().map(length).sum();
-    let segments = touched.iter().map(|run| u64::from(run.end - run.start)).sum();
-    let prepared = repository.prepare(manifest, touched.clone(), progress)?;
-    let target = Target::begin(plan, geometry, 0..geometry.size_of_disk(), Written::Some, options)?;
-    let part = Part::begin(progress, "restore", bytes);
-    let zeroed = touched.iter().try_for_each(|run| target.zero_gaps(manifest, run.clone(), progress));
-    let restored = zeroed.and_then(|()| prepared.fetch(&target, &options.pace(), progress));
-    drop(part);
-    finished(target, restored, segments, options, begun)?.publish()
 }
 
 /// Fetches every present segment of a backup for an export and gives it to `sink`, in the order of the packs. Returns what
@@ -305,6 +280,7 @@ pub fn read_to_stream(
     let catalog = repository.catalog()?;
     let range = options.bytes_of(geometry)?;
     let segments = segments_of(geometry, &range);
+    let within = range.clone();
     progress.begin("restore", range.end - range.start);
     let mut output = stream::Output::new(stream, geometry, range);
     let pace = options.pace();
@@ -316,9 +292,18 @@ pub fn read_to_stream(
     let result = result.and_then(|()| output.finish(progress));
     progress.end();
     let mut summary = result?;
+    summary.never_read = never_read(manifest, &within);
     summary.segments = u64::from(geometry.segments());
     summary.elapsed = begun.elapsed();
     Ok(summary)
+}
+
+/// Returns the parts of a range of a disk that could not be read when the backup was made.
+fn never_read(manifest: &ManifestReader, range: &Range<u64>) -> Vec<Range<u64>> {
+    // In an unknown form, `show` tells of them.
+    let all = unreadable_ranges(manifest.info()).unwrap_or_default();
+    let within = all.into_iter().map(|it| it.start.max(range.start)..it.end.min(range.end));
+    within.filter(|it| it.start < it.end).collect()
 }
 
 /// Returns the segments that a range of bytes of a disk touches.

@@ -11,6 +11,7 @@ mod exchange;
 mod gc;
 mod harness;
 mod hypervisor;
+mod in_place;
 mod inconsistent;
 mod index;
 mod init;

@@ -33,10 +33,10 @@ fn backed_up() -> World {
 }
 
 /// A process that has a file open for writing, until it is dropped.
-struct Writer(Child);
+pub(crate) struct Writer(Child);
 
 impl Writer {
-    fn of(path: &Path) -> Self {
+    pub(crate) fn of(path: &Path) -> Self {
         let script = "exec 3<>\"$0\"; echo ready; read end";
         let mut child = Command::new("sh");
         let mut child = child

@@ -6,7 +6,7 @@ use crate::cli::args::{ExportArgs, Format};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::manifest::{Named, open_named, refuse_disk_in_use};
-use crate::cli::{Outcome, restore};
+use crate::cli::{Outcome, restored};
 use crate::error::ErrorKind;
 use crate::exchange::{ExportOptions, ExportSummary, ForeignFormat, export_backup, export_file};
 
@@ -17,7 +17,7 @@ struct Document {
     segments: u32,
     written_segment_files: u64,
     present_segment_files: u64,
-    damaged: Vec<restore::Damaged>,
+    damaged: Vec<restored::Damaged>,
 }
 
 pub(super) fn run(args: &ExportArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -52,9 +52,9 @@ pub(super) fn run(args: &ExportArgs, context: &Context) -> Result<Outcome, CliEr
         segments: manifest.present(),
         written_segment_files: summary.written_segments,
         present_segment_files: summary.present_segments,
-        damaged: summary.damaged.into_iter().map(restore::Damaged::from).collect(),
+        damaged: summary.damaged.into_iter().map(restored::Damaged::from).collect(),
     };
-    restore::tell_damaged(&document.damaged, "has no file", context);
+    restored::tell_damaged(&document.damaged, "has no file", context);
     context.print(&document, |out| {
         let Document { file, segments, .. } = &document;
         writeln!(out, "exported {segments} segments to {file}")?;

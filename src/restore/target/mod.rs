@@ -2,25 +2,29 @@
 
 mod medium;
 mod partial;
+mod pieces;
 mod plan;
 
 use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 pub use partial::{PartialFolder, RestoredFile};
 pub use plan::TargetPlan;
 pub(super) use plan::Written;
 
+use crate::image::target_use;
 use crate::manifest::ManifestReader;
 use crate::progress::Progress;
 use crate::restore::cleanup::{CleanupEntry, TargetFate};
 use crate::restore::target::medium::Medium;
 use crate::restore::target::partial::PartialFile;
+use crate::restore::target::pieces::cut;
 use crate::restore::target::plan::PlannedTarget;
-use crate::restore::{DamagedSegment, RestoreError, RestoreOptions, SegmentSink};
+use crate::restore::{DamagedSegment, RestoreError, RestoreOptions, SegmentSink, UnwrittenRange};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey, data_runs};
 
 /// How many zeros are written at once where the target cannot zero a range by itself.
@@ -46,9 +50,21 @@ pub(super) struct Target {
     geometry: Geometry,
     /// The bytes of the disk that the target begins with.
     part: Range<u64>,
-    /// Whether it holds a disk of which only parts are written.
-    in_place: bool,
+    /// What is known of a disk of which only parts are written.
+    in_place: Option<InPlace>,
     written: AtomicU64,
+    /// Whether a segment has come.
+    has_segments: AtomicBool,
+    unwritten: Mutex<Vec<UnwrittenRange>>,
+}
+
+/// What is known of a disk that exists and of which only parts are written: ranges of bytes, in order.
+#[derive(Debug)]
+pub(super) struct InPlace {
+    /// What the disk has there is not overwritten: the backup does not know these bytes.
+    pub(super) kept: Vec<Range<u64>>,
+    /// What the disk cannot read, and perhaps not take either.
+    pub(super) unreadable: Vec<Range<u64>>,
 }
 
 impl SegmentSink for Target {
@@ -57,12 +73,13 @@ impl SegmentSink for Target {
         let bytes = self.within_part(&(start..start + plain.len() as u64));
         let within = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
         let plain = plain.get(within(bytes.start)..within(bytes.end)).unwrap_or(&[]);
+        self.has_segments.store(true, Ordering::Release);
         self.write(bytes.start - self.part.start, plain)
     }
 
-    fn damaged(&self, damaged: &DamagedSegment) -> Result<(), RestoreError> {
-        // What a disk has there may be right, and be the last there is of it.
-        if self.in_place { Ok(()) } else { self.zero(damaged.range.clone()) }
+    /// Its range is made zero at the end, if it is: see [`Target::finish_zeros`].
+    fn damaged(&self, _: &DamagedSegment) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 
@@ -72,10 +89,17 @@ impl Target {
         plan: TargetPlan,
         geometry: Geometry,
         part: Range<u64>,
-        written: Written,
+        in_place: Option<InPlace>,
         options: &RestoreOptions,
     ) -> Result<Self, RestoreError> {
         let TargetPlan { path, kind, size, .. } = plan;
+        // It may be hours since the target was examined, and somebody may have started the machine.
+        if let (false, PlannedTarget::InPlace { path: used }, _) | (false, PlannedTarget::Device(_), used) =
+            (options.target_in_use, &kind, &path)
+            && let Some(how) = target_use(used)
+        {
+            return Err(RestoreError::TargetInUse { path, how }.with_fate(TargetFate::Untouched));
+        }
         let direct = || Place::Direct(options.cleanup.direct(&path));
         let (medium, place) = match kind {
             PlannedTarget::File { path, replace } => {
@@ -98,8 +122,8 @@ impl Target {
             PlannedTarget::Device(file) => (Medium::File(file), direct()),
             PlannedTarget::Export(export) => (Medium::Nbd(export), direct()),
         };
-        let in_place = written == Written::Some;
-        Ok(Self { path, medium, place, geometry, part, in_place, written: AtomicU64::new(0) })
+        let (written, has_segments, unwritten) = Default::default();
+        Ok(Self { path, medium, place, geometry, part, in_place, written, has_segments, unwritten })
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> RestoreError {
@@ -133,12 +157,46 @@ impl Target {
             return Ok(());
         }
         if self.place.keeps_old_data() {
-            return self.write_all(plain, offset);
+            return self.each_piece(offset..offset + plain.len() as u64, |piece| {
+                let within = |at: u64| usize::try_from(at - offset).unwrap_or(usize::MAX);
+                let bytes = plain.get(within(piece.start)..within(piece.end)).unwrap_or(&[]);
+                self.write_all(bytes, piece.start)
+            });
         }
         data_runs(plain).try_for_each(|run| {
             let start = offset + run.start as u64;
             self.write_all(plain.get(run).unwrap_or(&[]), start)
         })
+    }
+
+    /// Changes a range of the target, but for what is kept of it. If that fails at a place that could not be read either, the rest is
+    /// changed all the same.
+    fn each_piece(
+        &self,
+        range: Range<u64>,
+        change: impl Fn(Range<u64>) -> Result<(), RestoreError>,
+    ) -> Result<(), RestoreError> {
+        let Some(InPlace { kept, unreadable }) = &self.in_place else { return change(range) };
+        for (piece, _) in cut(&range, kept).into_iter().filter(|(_, is_kept)| !is_kept) {
+            let smaller = cut(&piece, unreadable);
+            match change(piece) {
+                Err(error) if error.is_unwritable_place() && smaller.iter().any(|(_, is_bad)| *is_bad) => {}
+                changed => {
+                    changed?;
+                    continue;
+                }
+            }
+            for (piece, is_bad) in smaller {
+                match change(piece.clone()) {
+                    Err(error) if is_bad && error.is_unwritable_place() => {
+                        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+                        unwritten.push(UnwrittenRange { range: piece, error: error.to_string() });
+                    }
+                    changed => changed?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes a range of the disk zero.
@@ -148,6 +206,10 @@ impl Target {
         if !self.place.keeps_old_data() || range.is_empty() {
             return Ok(());
         }
+        self.each_piece(range, |piece| self.zero_piece(piece))
+    }
+
+    fn zero_piece(&self, range: Range<u64>) -> Result<(), RestoreError> {
         self.place.touch();
         if self.medium.zero(range.clone()).map_err(self.failed("zero"))? {
             return Ok(());
@@ -162,8 +224,36 @@ impl Target {
         Ok(())
     }
 
+    /// Makes everything zero that is not written, in runs of segments: the zeros of the backup and, unless the restore is in place, its
+    /// damaged segments. The segments come first: until one of them has come, a cut link or a lost repository may be all that there
+    /// is, and the old data of the target the last copy.
+    ///
+    /// # Errors
+    ///
+    /// If no segment could be read and the target has old data, all of which is to be replaced. Or if writing fails.
+    pub(super) fn finish_zeros(
+        &self,
+        manifest: &ManifestReader,
+        runs: &[Range<u32>],
+        damaged: &[DamagedSegment],
+        progress: &dyn Progress,
+    ) -> Result<(), RestoreError> {
+        if let Some(first) = damaged.first()
+            && self.in_place.is_none()
+            && self.place.replaces_old_data()
+            && !self.has_segments.load(Ordering::Acquire)
+        {
+            let (path, what) = (self.path.clone(), first.error.clone());
+            return Err(RestoreError::NothingReadable { path, segments: damaged.len(), what });
+        }
+        runs.iter().try_for_each(|run| self.zero_gaps(manifest, run.clone(), progress))?;
+        // What a disk has there may be right, and be the last there is of it.
+        let zeroed = damaged.iter().filter(|_| self.in_place.is_none());
+        zeroed.map(|it| it.range.clone()).try_for_each(|range| self.zero(range))
+    }
+
     /// Makes everything zero that the manifest says is, in so many segments.
-    pub(super) fn zero_gaps(
+    fn zero_gaps(
         &self,
         manifest: &ManifestReader,
         segments: Range<u32>,
@@ -189,6 +279,13 @@ impl Target {
         self.zero(end..behind)?;
         progress.advance(length(self.within_part(&(end..behind))));
         Ok(())
+    }
+
+    /// Returns what could be neither read nor written, in order.
+    pub(super) fn unwritten(&self) -> Vec<UnwrittenRange> {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        unwritten.sort_unstable_by_key(|it| it.range.start);
+        unwritten
     }
 
     /// Returns how many bytes were written so far.
@@ -239,6 +336,14 @@ impl Target {
 impl Place {
     fn keeps_old_data(&self) -> bool {
         matches!(self, Self::Direct(_) | Self::Done)
+    }
+
+    /// Says whether the target has old data that will be gone when the restore is complete.
+    fn replaces_old_data(&self) -> bool {
+        match self {
+            Self::Partial(partial) => partial.replaces(),
+            Self::Direct(_) | Self::Done => true,
+        }
     }
 
     fn touch(&self) {

@@ -72,6 +72,11 @@ impl PartialFile {
         &self.partial
     }
 
+    /// Says whether there is a file that it will replace.
+    pub(super) fn replaces(&self) -> bool {
+        self.replace
+    }
+
     /// Returns the file, for writing.
     pub(super) fn file(&self) -> Result<File, RestoreError> {
         self.file.try_clone().map_err(self.failed("open"))
@@ -102,6 +107,7 @@ impl PartialFile {
         let Self { target, partial, replace, target_in_use, file, entry } = self;
         let fate = TargetFate::Unnamed { partial: partial.clone() };
         let rename = || {
+            is_own(&file, &partial, &target)?;
             if !replace {
                 return OsStorage.rename_new(&partial, &target).map_err(|error| match error.source.kind() {
                     io::ErrorKind::AlreadyExists => RestoreError::TargetExists { path: target.clone() },
@@ -119,7 +125,7 @@ impl PartialFile {
             }
             OsStorage.rename(&partial, &target).map_err(RestoreError::from)
         };
-        entry.complete(rename).map_err(|error| error.with_fate(fate))?;
+        entry.complete(rename).map_err(|error| with_name(error, fate))?;
         if sync {
             OsStorage.sync_folder(parent(&target))?;
         }
@@ -166,7 +172,7 @@ pub struct PartialFolder {
     target: PathBuf,
     partial: PathBuf,
     entry: CleanupEntry,
-    _lock: File,
+    lock: File,
 }
 
 impl PartialFolder {
@@ -178,7 +184,7 @@ impl PartialFolder {
             File::open(path)
         };
         let (lock, entry) = create(target, &partial, true, options, open)?;
-        Ok(Self { target: target.to_owned(), partial, entry, _lock: lock })
+        Ok(Self { target: target.to_owned(), partial, entry, lock })
     }
 
     /// Returns where the folder is until it is complete.
@@ -188,21 +194,23 @@ impl PartialFolder {
 
     /// Gives the complete folder its name.
     pub fn publish(self, sync: bool) -> Result<(), RestoreError> {
-        let Self { target, partial, entry, .. } = self;
+        let Self { target, partial, entry, lock } = self;
         let fate = TargetFate::Unnamed { partial: partial.clone() };
-        let rename = || match OsStorage.rename_new(&partial, &target) {
-            // A filesystem that cannot rename without replacing. An empty folder is all that would be replaced.
-            Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied && !target.exists() => {
-                OsStorage.rename(&partial, &target)
-            }
-            renamed => renamed,
+        let rename = || {
+            is_own(&lock, &partial, &target)?;
+            let renamed = match OsStorage.rename_new(&partial, &target) {
+                // A filesystem that cannot rename without replacing. An empty folder is all that would be replaced.
+                Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied && !target.exists() => {
+                    OsStorage.rename(&partial, &target)
+                }
+                renamed => renamed,
+            };
+            renamed.map_err(|error| match error.source.kind() {
+                io::ErrorKind::AlreadyExists => RestoreError::TargetExists { path: target.clone() },
+                _ => RestoreError::from(error),
+            })
         };
-        entry.complete(rename).map_err(|error| match error.source.kind() {
-            io::ErrorKind::AlreadyExists => {
-                RestoreError::TargetExists { path: target.clone() }.with_fate(fate)
-            }
-            _ => RestoreError::from(error).with_fate(fate),
-        })?;
+        entry.complete(rename).map_err(|error| with_name(error, fate))?;
         if sync {
             OsStorage.sync_folder(parent(&target))?;
         }
@@ -212,6 +220,30 @@ impl PartialFolder {
     /// Removes the folder, unless it is to be kept.
     pub fn abandon(self) -> TargetFate {
         self.entry.end()
+    }
+}
+
+/// Makes sure that a temporary name is still that of what this restore has written.
+fn is_own(file: &File, partial: &Path, target: &Path) -> Result<(), RestoreError> {
+    if is_at(file, partial) {
+        return Ok(());
+    }
+    Err(RestoreError::PartialReplaced { target: target.to_owned(), partial: partial.to_owned() })
+}
+
+/// Says whether a path is that of an open file or folder.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let open = file.metadata().map(identity);
+    let named = fs::symlink_metadata(path).map(identity);
+    matches!((open, named), (Ok(open), Ok(named)) if open == named)
+}
+
+/// Says under which name a complete disk is kept that could not get its own; of one that is gone, nothing.
+fn with_name(error: RestoreError, fate: TargetFate) -> RestoreError {
+    match error {
+        RestoreError::PartialReplaced { .. } => error,
+        error => error.with_fate(fate),
     }
 }
 
@@ -271,6 +303,11 @@ fn remove_left(partial: &Path, is_folder: bool) -> Result<(), RestoreError> {
     }
     if matches!(left.try_lock(), Err(TryLockError::WouldBlock)) || target_use(partial).is_some() {
         return Err(RestoreError::PartialInUse { partial: partial.to_owned() });
+    }
+    // Another restore may have removed this one before it was locked here, and made its own. Nobody can do so from here on: it would
+    // need the lock.
+    if !is_at(&left, partial) {
+        return Ok(());
     }
     let removed = if is_folder { remove_folder(partial) } else { fs::remove_file(partial) };
     match removed {
