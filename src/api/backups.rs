@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::changes::end_of;
 use crate::api::{ByteRange, View};
 use crate::check::damaged_backups;
-use crate::manifest::{BackupsetId, Incremental, unreadable_ranges};
+use crate::manifest::{BackupsetId, ImageName, Incremental, unreadable_ranges};
 use crate::progress::{Notice, Progress, Silent};
 use crate::repository::{
     BackupRecord, BackupSelector, Backupset, DeletedBackup, Protection, Repository, RepositoryError,
@@ -54,6 +54,7 @@ pub struct BackupList {
 
 /// What a list says of a backup.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mark of its own")]
 pub struct BackupRow {
     /// How it is named.
     pub backup: String,
@@ -90,6 +91,12 @@ pub struct BackupRow {
     /// Whether it is a machine's moment, and not a disk.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub machine: bool,
+    /// Whether it is a machine's moment, and the backup of a disk is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incomplete: bool,
+    /// Whether the disk was larger in an earlier backup that still exists.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub smaller: bool,
     /// Whether a check found a segment of it damaged that no backup has stored again since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
@@ -151,6 +158,27 @@ fn damaged(repository: &Repository, progress: &dyn Progress) -> BTreeSet<(Backup
     })
 }
 
+/// Returns the backups of these names of which the disk was larger in an earlier backup that exists.
+fn smaller(seen: &[Arc<Backupset>], names: &BTreeSet<&ImageName>) -> BTreeSet<(BackupsetId, Incremental)> {
+    let mut of_names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
+    for set in seen.iter().filter(|set| names.contains(&set.name)) {
+        let disks = set.backups.iter().filter(|backup| !backup.is_machine);
+        of_names.entry(&set.name).or_default().extend(disks.map(|backup| (&**set, backup)));
+    }
+    let mut smaller = BTreeSet::new();
+    for mut backups in of_names.into_values() {
+        backups.sort_unstable_by_key(|(_, backup)| backup.number);
+        let mut largest = 0;
+        for (set, backup) in backups {
+            if backup.size_of_disk < largest {
+                smaller.insert((set.id, backup.incremental));
+            }
+            largest = largest.max(backup.size_of_disk);
+        }
+    }
+    smaller
+}
+
 /// Returns the backups of a set that are listed: those that there are, or those that are deleted.
 fn wanted(
     set: &Backupset,
@@ -194,6 +222,8 @@ pub fn list(
     let next_marker = page.last().filter(|_| more).map(|(set, backup, _)| marker(set, backup));
     let (left, now) = (repository.undelete_periods(&seen)?, crate::time::now());
     let damaged = damaged(repository, progress);
+    let incomplete = repository.incomplete_moments(&seen)?;
+    let smaller = smaller(&seen, &page.iter().map(|(set, _, _)| &set.name).collect());
     let row = |(set, backup, deleted): &(&Backupset, &BackupRecord, Option<&DeletedBackup>)| BackupRow {
         backup: view.backup_id(set, backup),
         name: view.shown(&set.name).unwrap_or_default().to_owned(),
@@ -209,6 +239,8 @@ pub fn list(
         tags: backup.tags.clone(),
         protected: backup.protection.holds(now),
         machine: backup.is_machine,
+        incomplete: deleted.is_none() && incomplete.contains_key(&(set.id, backup.incremental)),
+        smaller: smaller.contains(&(set.id, backup.incremental)),
         damaged: damaged.contains(&(set.id, backup.incremental)),
         suspect: backup.suspect.clone(),
         inconsistent: backup.flaws.inconsistent.clone(),
@@ -267,6 +299,9 @@ pub struct BackupDetails {
     /// Whether a check found a segment of it damaged that no backup has stored again since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
+    /// The backups of disks that it lacks, if it is a machine's moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// A person's note.
     pub note: Option<String>,
     /// Why it may not be what the disk was.
@@ -301,6 +336,8 @@ pub fn show(
 ) -> Result<BackupDetails, RepositoryError> {
     let (seen, _) = view.sets(repository)?;
     let (set, backup) = view.find(repository, &seen, asked)?;
+    let mut incomplete = repository.incomplete_moments(&seen)?;
+    let missing = incomplete.remove(&(set.id, backup.incremental)).unwrap_or_default();
     let manifest = repository.manifest(set, backup)?;
     manifest.verify()?;
     let info = manifest.info();
@@ -334,6 +371,7 @@ pub fn show(
         new_bytes: backup.amounts.new_bytes,
         stored_bytes: backup.amounts.stored_bytes,
         damaged: damaged(repository, &Silent).contains(&(set.id, backup.incremental)),
+        missing: missing.iter().map(|disk| view.in_words(disk)).collect(),
         note: backup.note.clone(),
         suspect: backup.suspect.clone(),
         inconsistent: backup.flaws.inconsistent.clone(),

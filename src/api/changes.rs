@@ -1,21 +1,16 @@
 //! Documents about what changes a repository: backups that go, protection, garbage that is collected.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::View;
-use crate::manifest::ImageName;
 use crate::progress::Progress;
-use crate::repository::retention::{Candidate, FUTURE, NEWEST, PROTECTED, RetentionPolicy};
 use crate::repository::{
-    BackupRange, BackupRecord, BackupSelector, Backupset, Changed, Deletion, GcOptions, GcSummary,
-    Protection, Repository, RepositoryError, SharedWriter,
+    BackupRecord, BackupSelector, Backupset, Deletion, GcOptions, GcSummary, Protection, RepositoryError,
+    SharedWriter,
 };
-use crate::segment::Fingerprint;
 
 /// A backup that goes, comes back or stays.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -139,241 +134,6 @@ pub struct DeleteDocument {
     pub gc: Option<GcDocument>,
 }
 
-/// Backups that are to go.
-#[derive(Clone, Debug, Default)]
-pub struct DeletionPlan {
-    /// Whether all of them go at one moment. Else those of each backupset do.
-    pub together: bool,
-    /// How they are named.
-    pub rows: Vec<BackupRef>,
-    /// How many bytes no backup needs any longer then, as [`DeleteDocument::freed_bytes`] has it.
-    pub freed_bytes: Option<u64>,
-    deletions: Vec<Deletion>,
-}
-
-/// Returns a text that is the same for the same backups under the same names, and another one for any others.
-pub fn plan_of(rows: &[BackupRef]) -> String {
-    let line = |row: &BackupRef| format!("{}@{} {}", row.backupset, row.incremental, row.backup);
-    // No name contains a newline.
-    let text = rows.iter().map(line).collect::<Vec<_>>().join("\n");
-    Fingerprint::of(text.as_bytes()).to_string()
-}
-
-impl DeletionPlan {
-    /// Finds backups that a person named.
-    ///
-    /// # Errors
-    ///
-    /// If one of them is not there, is not named exactly, or is protected.
-    pub fn of(writer: &SharedWriter, view: &View, asked: &[BackupRange]) -> Result<Self, RepositoryError> {
-        let seen = view.sets(writer.repository())?.0;
-        let mut found = Vec::new();
-        for range in asked {
-            range.check()?;
-            found.extend(range.backups(&view.addressee(&seen, &range.name)?)?);
-        }
-        Self::of_backups(writer, view, &found)
-    }
-
-    /// Makes a plan of backups that were found.
-    ///
-    /// # Errors
-    ///
-    /// If one of them is protected.
-    pub fn of_backups(
-        writer: &SharedWriter,
-        view: &View,
-        found: &[(&Backupset, &BackupRecord)],
-    ) -> Result<Self, RepositoryError> {
-        let mut plan = Self::default();
-        for (set, backup) in found {
-            let row = BackupRef::of(view, set, backup);
-            if backup.protection.holds(crate::time::now()) {
-                return Err(RepositoryError::Protected { backup: row.backup });
-            }
-            plan.add(row, set, backup);
-        }
-        plan.count(writer, view)?;
-        Ok(plan)
-    }
-
-    fn add(&mut self, row: BackupRef, set: &Backupset, backup: &BackupRecord) {
-        let deletion = Deletion { backupset: set.id, incremental: backup.incremental };
-        if !self.deletions.contains(&deletion) {
-            self.rows.push(row);
-            self.deletions.push(deletion);
-        }
-    }
-
-    /// Works out what becomes free, for whom that may concern.
-    fn count(&mut self, writer: &SharedWriter, view: &View) -> Result<(), RepositoryError> {
-        if view.project().is_none() {
-            self.freed_bytes = writer.with(|writer| writer.would_free(&self.deletions))?;
-        }
-        Ok(())
-    }
-
-    /// Deletes them until that is through or it is told to stop: those of a backupset at one moment, or all of them. Says of how many
-    /// that is durable.
-    ///
-    /// # Errors
-    ///
-    /// If some cannot be deleted; those before them are.
-    pub fn apply(&self, writer: &SharedWriter, progress: &dyn Progress) -> Result<usize, RepositoryError> {
-        let replace = |changed: &Changed| changed.replace_index;
-        let same = |one: &Deletion, other: &Deletion| self.together || one.backupset == other.backupset;
-        let mut done = 0;
-        for group in self.deletions.chunk_by(same) {
-            if progress.is_cancelled() {
-                return Ok(done);
-            }
-            writer.run_job(progress, replace, |writer| writer.delete_all(group))?;
-            done += group.len();
-        }
-        Ok(done)
-    }
-}
-
-/// What a policy kept and what it deleted, or would.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ForgetDocument {
-    /// Whether it is only said what would be deleted.
-    pub dry_run: bool,
-    /// What is kept.
-    pub kept: Vec<KeptBackup>,
-    /// What was deleted.
-    pub deleted: Vec<BackupRef>,
-    /// How many bytes no backup needs any longer then. Nothing if a damaged manifest keeps it from being known, and
-    /// never for a project: it would say what others have stored.
-    pub freed_bytes: Option<u64>,
-    /// For how many seconds what was deleted can be undeleted, unless it is collected before.
-    #[serde(default)]
-    pub keep_deleted_seconds: u64,
-    /// What the collection did that came after it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gc: Option<GcDocument>,
-    /// Names that were left alone, because the rules would keep none of their backups.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub refused: Vec<String>,
-    /// Whether it was ended before it was through: what is listed as deleted is.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub cancelled: bool,
-    /// Of a dry run: stands for these deletions. A job with this `plan` deletes these backups or none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<String>,
-}
-
-/// A backup that is kept, and why.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct KeptBackup {
-    /// The backup.
-    #[serde(flatten)]
-    pub row: BackupRef,
-    /// The rules that keep it.
-    pub reasons: Vec<String>,
-}
-
-/// The reason of a backup of a refused name.
-pub const REFUSED: &str = "refused";
-
-/// What a policy keeps, and what goes.
-#[derive(Clone, Debug, Default)]
-pub struct ForgetPlan {
-    /// What is kept.
-    pub kept: Vec<KeptBackup>,
-    /// What goes.
-    pub goes: DeletionPlan,
-    /// Names of which the rules would keep no backup: all of theirs are kept.
-    pub refused: Vec<String>,
-}
-
-impl ForgetPlan {
-    /// Divides the backups of each name that is seen, or of the one that is named, into what is kept and what goes.
-    ///
-    /// The newest backup of a name is always kept. A name of which no rule keeps any backup is refused, and keeps all of them:
-    /// the policy has a typo, or does not fit it. With `allow_empty`, it loses all of them.
-    ///
-    /// # Errors
-    ///
-    /// If there is none of that name, or a list of backups cannot be read: what it holds would be missing from the plan.
-    pub fn of(
-        writer: &SharedWriter,
-        view: &View,
-        policy: &RetentionPolicy,
-        name: Option<&ImageName>,
-        allow_empty: bool,
-    ) -> Result<Self, RepositoryError> {
-        let (seen, problems) = view.sets(writer.repository())?;
-        if let Some(problem) = problems.into_iter().next() {
-            return Err(problem);
-        }
-        let mut plan = Self::divide(view, &seen, policy, name, allow_empty);
-        if let Some(name) = name.filter(|_| plan.kept.is_empty() && plan.goes.rows.is_empty()) {
-            let path = writer.repository().layout().root().to_owned();
-            let what = view.shown(name).unwrap_or_default().to_owned();
-            if !what.is_empty() {
-                // It has no backup, or it is no name.
-                view.addressee(&seen, &what)?;
-            }
-            return Err(RepositoryError::NoSuchBackup { path, what });
-        }
-        plan.goes.count(writer, view)?;
-        Ok(plan)
-    }
-
-    fn divide(
-        view: &View,
-        seen: &[Arc<Backupset>],
-        policy: &RetentionPolicy,
-        name: Option<&ImageName>,
-        allow_empty: bool,
-    ) -> Self {
-        let now = crate::time::now();
-        let mut names: BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>> = BTreeMap::new();
-        for set in seen.iter().filter(|set| name.is_none_or(|name| set.name == *name)) {
-            let backups = set.backups.iter().map(|backup| (&**set, backup));
-            names.entry(&set.name).or_default().extend(backups);
-        }
-        let mut plan = Self::default();
-        for (name, backups) in names {
-            let candidates: Vec<_> = backups
-                .iter()
-                .map(|(_, backup)| Candidate {
-                    timestamp: backup.timestamp,
-                    order: backup.number.0,
-                    tags: &backup.tags,
-                    protected: backup.protection.holds(now),
-                })
-                .collect();
-            let mut reasons = policy.apply(&candidates, now);
-            // Neither protection nor a date in the future is a rule of the policy.
-            let rules_keep = reasons.iter().flatten().any(|why| ![PROTECTED, FUTURE].contains(why));
-            let would_delete = reasons.iter().any(Vec::is_empty);
-            let is_refused = !rules_keep && would_delete && !allow_empty;
-            if is_refused {
-                plan.refused.push(view.shown(name).unwrap_or_default().to_owned());
-            }
-            let newest = Repository::newest(seen, name).map(|(set, backup)| (set.id, backup.incremental));
-            for ((set, backup), why) in backups.iter().zip(&mut reasons) {
-                let is_newest = newest == Some((set.id, backup.incremental));
-                if why.is_empty() && (is_refused || is_newest && rules_keep) {
-                    why.push(if is_refused { REFUSED } else { NEWEST });
-                }
-            }
-            for ((set, backup), reasons) in backups.into_iter().zip(reasons) {
-                let row = BackupRef::of(view, set, backup);
-                if reasons.is_empty() {
-                    plan.goes.add(row, set, backup);
-                } else {
-                    let reasons = reasons.into_iter().map(str::to_owned).collect();
-                    plan.kept.push(KeptBackup { row, reasons });
-                }
-            }
-        }
-        plan
-    }
-}
-
 /// How a backup is protected.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -430,6 +190,3 @@ pub fn protect(
         },
     })
 }
-
-#[cfg(test)]
-mod tests;

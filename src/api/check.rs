@@ -137,14 +137,16 @@ impl CheckedBackups {
         let sets = repository.backupsets()?.0;
         let hurt: BTreeSet<_> =
             summary.damaged.iter().flat_map(|segment| &segment.backups).map(ToString::to_string).collect();
-        let seen = view.seen(sets.clone());
+        let seen = view.seen(sets);
+        let incomplete = repository.incomplete_moments(&seen)?;
         let mut document = Self { backups: 0, damaged: Vec::new(), cancelled: summary.cancelled };
         for (set, backup) in seen.iter().flat_map(|set| set.backups.iter().map(move |backup| (set, backup))) {
             document.backups += 1;
             let opened = repository.manifest(set, backup).and_then(|manifest| Ok(manifest.verify()?));
             // The check named it as the owner does.
             let id = BackupId::of(set, backup).to_string();
-            if opened.is_err() || hurt.contains(&id) {
+            if opened.is_err() || hurt.contains(&id) || incomplete.contains_key(&(set.id, backup.incremental))
+            {
                 document.damaged.push(view.backup_id(set, backup));
             }
         }
@@ -223,6 +225,9 @@ pub fn status_of(
             problem: status.problem.map(|problem| match problem {
                 // It names the path of a file, which concerns the owner alone.
                 StatusProblem::Manifest { .. } if view.project().is_some() => MANIFEST_DAMAGED.to_owned(),
+                StatusProblem::Shrank { .. } | StatusProblem::Incomplete { .. } => {
+                    view.in_words(&problem.to_string())
+                }
                 problem => problem.to_string(),
             }),
             failure: status.failure.map(|failure| FailureRow {

@@ -7,7 +7,9 @@
 mod backups;
 mod changes;
 mod check;
+mod deletion;
 mod diff;
+mod forget;
 pub mod frames;
 mod jobs;
 mod names;
@@ -23,14 +25,15 @@ pub use backups::{
     list, show, statistics,
 };
 pub use changes::{
-    BackupRef, DeleteDocument, DeletionPlan, ForgetDocument, ForgetPlan, GcDocument, KeptBackup,
-    ProtectionDocument, ProtectionRequest, REFUSED, collect, plan_of, protect,
+    BackupRef, DeleteDocument, GcDocument, ProtectionDocument, ProtectionRequest, collect, protect,
 };
 pub use check::{
     CheckDocument, CheckedBackups, CheckedIndex, DamagedRow, FailureReport, FailureRow, StatusDocument,
     StatusRow, status_of,
 };
+pub use deletion::{DeletionPlan, plan_of};
 pub use diff::{DiffRow, DiffText, Exists, write_diff};
+pub use forget::{ForgetDocument, ForgetPlan, KeptBackup, REFUSED, is_rule};
 pub use jobs::{
     CollectedDocument, InvalidRules, JobDocument, JobEvent, JobEventKind, JobFailure, JobKind, JobList,
     JobProgress, JobRequest, JobResult, JobState, KeepNumber, KeepRules, Unlimited,

@@ -166,6 +166,11 @@ impl View {
         Addressee::find(seen, name, full, |name: &ImageName| self.shown(name))
     }
 
+    /// Leaves the project out of the names of its images in a text.
+    pub(super) fn in_words(&self, text: &str) -> String {
+        if self.project.is_none() { text.to_owned() } else { text.replace(&self.prefix(), "") }
+    }
+
     /// Returns how a backup is called in this view.
     pub fn backup_id(&self, set: &Backupset, backup: &BackupRecord) -> String {
         let name = self.shown(&set.name).unwrap_or_default().to_owned();

@@ -10,7 +10,9 @@ use crate::error::ErrorKind;
 use crate::manifest::{ImageName, ManifestReader, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
-use crate::repository::{BackupFailure, BackupId, BackupRecord, Backupset, MOST_FAILURES, Repository};
+use crate::repository::{
+    BackupFailure, BackupId, BackupNumber, BackupRecord, Backupset, MOST_FAILURES, Repository,
+};
 use crate::segment::SegmentKey;
 use crate::store::Catalog;
 
@@ -78,6 +80,12 @@ pub enum StatusProblem {
         /// How many.
         segments: usize,
     },
+    /// It is a machine's moment, and backups of its disks are gone.
+    #[error("its newest backup lacks the backup of a disk: {}", disks.join(", "))]
+    Incomplete {
+        /// Which, in words.
+        disks: Vec<String>,
+    },
     /// Something that was found out later makes it suspect.
     #[error("its newest backup is suspect: {why}")]
     Suspect {
@@ -89,6 +97,19 @@ pub enum StatusProblem {
     Inconsistent {
         /// How.
         how: String,
+    },
+    /// The disk was larger in an earlier backup that still exists.
+    #[error(
+        "its newest backup has {bytes} bytes, and the disk of {earlier} had {was}: check its source; if the disk was made \
+         smaller, delete its larger backups (\"ekko delete {earlier}\")"
+    )]
+    Shrank {
+        /// The size of the disk in the newest backup.
+        bytes: u64,
+        /// The newest backup of which the disk was larger.
+        earlier: BackupId,
+        /// The size of the disk in that one.
+        was: u64,
     },
     /// Sectors of the source could not be read.
     #[error("its newest backup has zeros in place of {bytes} bytes that could not be read")]
@@ -136,17 +157,22 @@ pub fn status(
         }
     }
     let catalog = repository.catalog()?;
+    let mut incomplete = repository.incomplete_moments(&sets)?;
+    let mut shrank = shrank(&sets, &names);
     let damaged = Findings::load(repository).unhealed(&catalog)?.keys();
     let status = |(name, newest): (ImageName, Option<(&Backupset, &BackupRecord)>)| {
         let failure = failures.remove(&name);
         let Some((set, backup)) = newest else {
             return Ok(NameStatus { name, newest: None, problem: Some(StatusProblem::NoBackup), failure });
         };
-        let problem = match too_old(options, backup.timestamp) {
-            Some(old) => Some(old),
-            None => {
-                broken(repository, (&catalog, &damaged), set, backup, progress)?.or_else(|| flawed(backup))
-            }
+        let problem = if let Some(old) = too_old(options, backup.timestamp) {
+            Some(old)
+        } else {
+            let missing = incomplete.remove(&(set.id, backup.incremental));
+            broken(repository, (&catalog, &damaged), set, backup, progress)?
+                .or(missing.map(|disks| StatusProblem::Incomplete { disks }))
+                .or_else(|| flawed(backup))
+                .or_else(|| shrank.remove(&name))
         };
         // A crash may leave or bring back a record that a backup removes: the note that this one began, or an earlier failure.
         let failure = failure.filter(|failure| failure.time > backup.timestamp);
@@ -155,6 +181,25 @@ pub fn status(
         Ok(NameStatus { name, newest: Some((BackupId::of(set, backup), backup.timestamp)), problem, failure })
     };
     names.into_iter().map(status).collect()
+}
+
+/// Returns the disks that were larger in an earlier backup than in their newest one, and says so.
+fn shrank(
+    sets: &[Backupset],
+    names: &BTreeMap<ImageName, Option<(&Backupset, &BackupRecord)>>,
+) -> BTreeMap<ImageName, StatusProblem> {
+    let mut found: BTreeMap<&ImageName, (BackupNumber, StatusProblem)> = BTreeMap::new();
+    for set in sets {
+        let Some(Some((_, newest))) = names.get(&set.name) else { continue };
+        let backups = set.backups.iter().map(|backup| (set, backup));
+        let Some((_, larger)) = newest.larger_before(backups) else { continue };
+        let (bytes, was) = (newest.size_of_disk, larger.size_of_disk);
+        let problem = StatusProblem::Shrank { bytes, earlier: BackupId::of(set, larger), was };
+        if found.get(&set.name).is_none_or(|(number, _)| *number < larger.number) {
+            found.insert(&set.name, (larger.number, problem));
+        }
+    }
+    found.into_iter().map(|(name, (_, problem))| (name.clone(), problem)).collect()
 }
 
 /// Says of which projects no further failures are recorded.

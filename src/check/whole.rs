@@ -212,12 +212,12 @@ impl<'a> Checking<'a> {
         let mut errors = self.read(options, progress)?;
         self.recall(options, &mut errors);
         let before = self.summary.problems.len();
-        let mut errors = self.look_up(errors, progress);
+        let mut errors = self.look_up(errors, progress)?;
         if !errors.is_empty() || self.summary.problems.len() > before {
             // Garbage collection may have taken meanwhile what nobody names any longer, or moved it.
             self.renew(&mut errors)?;
             self.summary.problems.truncate(before);
-            self.look_up(errors, progress);
+            self.look_up(errors, progress)?;
         }
         if progress.is_cancelled() {
             // What was found is not all, and what was not looked at would count as missing or as garbage.
@@ -281,13 +281,13 @@ impl<'a> Checking<'a> {
     }
 
     /// Looks every segment of every backup up. Returns what is wrong with which, those that are missing as well.
-    fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Errors {
+    fn look_up(&mut self, mut errors: Errors, progress: &dyn Progress) -> Result<Errors, CheckError> {
         let mut hurt: BTreeMap<SegmentKey, BTreeSet<BackupId>> = BTreeMap::new();
         self.summary.backups = 0;
         for set in &self.sets {
             for backup in &set.backups {
                 if progress.is_cancelled() {
-                    return errors;
+                    return Ok(errors);
                 }
                 self.summary.backups += 1;
                 let opened = self.repository.manifest(set, backup).and_then(|manifest| {
@@ -307,6 +307,13 @@ impl<'a> Checking<'a> {
                 }
             }
         }
+        let incomplete = self.repository.incomplete_moments(&self.sets)?;
+        for (set, backup) in self.sets.iter().flat_map(|set| set.backups.iter().map(move |it| (set, it))) {
+            if let Some(missing) = incomplete.get(&(set.id, backup.incremental)) {
+                let (id, missing) = (BackupId::of(set, backup), missing.join(", "));
+                self.summary.problems.push(format!("{id} lacks the backup of a disk: {missing}"));
+            }
+        }
         self.summary.garbage_segments = self.copies.iter().filter(|copy| !copy.named).count() as u64;
         let report = |(key, error): (&SegmentKey, &String)| DamagedSegmentReport {
             key: *key,
@@ -319,7 +326,7 @@ impl<'a> Checking<'a> {
             backups: hurt.remove(key).unwrap_or_default().into_iter().collect(),
         };
         self.summary.damaged = errors.iter().map(report).collect();
-        errors
+        Ok(errors)
     }
 }
 

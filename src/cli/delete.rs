@@ -7,38 +7,20 @@ use crate::api::{self, BackupRef, DeleteDocument, DeletionPlan, GcDocument, View
 use crate::cli::args::{DeleteArgs, UndeleteArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::machine::disks_of;
 use crate::cli::terminal::{self, Lines};
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
-use crate::repository::{BackupRange, BackupRecord, Backupset, GcOptions, Repository, SharedWriter};
+use crate::repository::{GcOptions, SharedWriter};
 
 pub(super) fn delete(args: &DeleteArgs, context: &Context) -> Result<Outcome, CliError> {
     for range in &args.backups {
         range.check()?;
     }
     if let Some(remote) = context.service()? {
-        let backups = if args.machine {
-            let repository = context.open()?;
-            let (sets, _) = repository.backupsets()?;
-            let backups = of_machines(&args.backups, &repository, &sets, context)?;
-            backups.into_iter().map(|(set, backup)| BackupRange::of(set, backup)).collect()
-        } else {
-            args.backups.clone()
-        };
-        return over_service::delete(args, &backups, &remote, context);
+        return over_service::delete(args, &remote, context);
     }
     let plan = |writer: &SharedWriter| {
-        let view = View::everything();
-        if !args.machine {
-            return Ok(DeletionPlan::of(writer, &view, &args.backups)?);
-        }
-        let (sets, _) = writer.repository().backupsets()?;
-        let backups = of_machines(&args.backups, writer.repository(), &sets, context)?;
-        // All of them go at one moment.
-        let mut plan = DeletionPlan::of_backups(writer, &view, &backups)?;
-        plan.together = true;
-        Ok(plan)
+        Ok(DeletionPlan::of(writer, &View::everything(), &args.backups, args.machine)?)
     };
     let (mut writer, mut plan_now) = planned(context, plan)?;
     show(&plan_now, context);
@@ -130,7 +112,8 @@ pub(super) fn undeletable(
     let period = format::span(Duration::from_secs(keep_seconds));
     writeln!(
         out,
-        "\"ekko undelete {backup}{more}\" restores {them} for {period}; \"ekko gc --now\" frees the space at once"
+        "\"ekko undelete {backup}{more}\" restores {them} for {period}, unless a collection with --now or --gc runs; \"ekko gc --now\" \
+         frees the space at once"
     )
 }
 
@@ -190,23 +173,9 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
         document.undeleted.iter().try_for_each(|row| writeln!(out, "{} was undeleted", row.backup))?;
         document.not_deleted.iter().try_for_each(|row| writeln!(out, "{} is not deleted: {why}", row.backup))
     })?;
-    Ok(context.outcome())
-}
-
-/// Finds the backups that moments of machines consist of. Each moment comes after its disks: it lists them, so while it is there, the
-/// same command finishes a deletion that was cut short.
-fn of_machines<'a>(
-    moments: &[BackupRange],
-    repository: &Repository,
-    sets: &'a [Backupset],
-    context: &Context,
-) -> Result<Vec<(&'a Backupset, &'a BackupRecord)>, CliError> {
-    let mut backups = Vec::new();
-    for range in moments {
-        for moment in range.backups(&View::everything().addressee(sets, &range.name)?)? {
-            backups.extend(disks_of(repository, sets, moment, context)?);
-            backups.push(moment);
-        }
+    for BackupRef { backup, .. } in &document.incomplete {
+        let what = format!("{backup} lacks a disk whose backup is gone; \"ekko show {backup}\" names it");
+        context.progress().failure(&what);
     }
-    Ok(backups)
+    Ok(if document.incomplete.is_empty() { context.outcome() } else { Outcome::Problems })
 }

@@ -1,13 +1,12 @@
 //! `ekko forget`
 
-use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, REFUSED, View};
+use crate::api::{ForgetDocument, ForgetPlan, KeptBackup, View, is_rule};
 use crate::cli::args::ForgetArgs;
 use crate::cli::context::Context;
 use crate::cli::delete::{agreed, change, done, is_unchanged, must_ask, planned, show, shown, undeletable};
 use crate::cli::error::CliError;
 use crate::cli::{Outcome, format, gc, over_service};
 use crate::error::ErrorKind;
-use crate::repository::retention::{FUTURE, PROTECTED};
 use crate::repository::{RepositoryError, SharedWriter};
 
 pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliError> {
@@ -31,7 +30,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
             }
         })
     };
-    let (mut writer, ForgetPlan { kept, mut goes, refused }) = planned(context, plan)?;
+    let (mut writer, ForgetPlan { mut kept, mut goes, mut refused }) = planned(context, plan)?;
     if !context.json {
         show_kept(&kept, context);
     }
@@ -44,10 +43,11 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         }
         let (opened, again) = planned(context, plan)?;
         is_unchanged(&goes, &again.goes)?;
-        (writer, goes) = (opened, again.goes);
+        writer = opened;
+        ForgetPlan { kept, goes, refused } = again;
     }
     let keep_deleted_seconds = writer.repository().settings().keep_deleted.as_secs();
-    let gc = change(&writer, &goes, args.dry_run, args.gc, context)?;
+    let gc = change(&writer, &goes, args.dry_run, args.gc && refused.is_empty(), context)?;
     writer.close()?;
     let (deleted, freed_bytes) = (goes.rows, goes.freed_bytes);
     let document = ForgetDocument {
@@ -61,7 +61,7 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
         cancelled: false,
         plan: None,
     };
-    let refused = self::refused(&document, context);
+    let refused = self::refused(&document, args.gc, context);
     context.print(&document, |out| {
         let (kept, deleted) = (document.kept.len(), &document.deleted);
         writeln!(out, "{}, {kept} kept", done(deleted.len(), args.dry_run))?;
@@ -72,15 +72,20 @@ pub(super) fn run(args: &ForgetArgs, context: &Context) -> Result<Outcome, CliEr
 }
 
 /// Reports the names that the rules would leave without a backup. Returns how the command ends if there are any.
-pub(super) fn refused(document: &ForgetDocument, context: &Context) -> Option<Outcome> {
+pub(super) fn refused(document: &ForgetDocument, with_gc: bool, context: &Context) -> Option<Outcome> {
     for name in &document.refused {
         let what = format!(
             "nothing of {name} is deleted: the rules keep none of its backups; to delete all of them, add --allow-empty"
         );
         context.progress().failure(&what);
     }
+    if with_gc && !document.dry_run && !document.is_complete() {
+        let what =
+            "no space was freed, because not everything was done: deleted backups can still be undeleted";
+        context.progress().failure(what);
+    }
     let mut reasons = document.kept.iter().flat_map(|kept| &kept.reasons);
-    let rules_keep = reasons.any(|why| ![REFUSED, PROTECTED, FUTURE].contains(&why.as_str()));
+    let rules_keep = reasons.any(|why| is_rule(why));
     let is_useless = document.deleted.is_empty() && !rules_keep;
     let outcome = if is_useless { Outcome::Failed } else { Outcome::Problems };
     (!document.refused.is_empty()).then_some(outcome)
@@ -90,7 +95,8 @@ pub(super) fn refused(document: &ForgetDocument, context: &Context) -> Option<Ou
 pub(super) fn show_kept(kept: &[KeptBackup], context: &Context) {
     let lines = kept.iter().map(|kept| {
         let [backup, time] = shown(&kept.row);
-        vec![backup, time, kept.reasons.join(", ")]
+        let flaw = kept.flaw.as_ref().map_or_else(String::new, |flaw| format!(" ({flaw}: takes no place)"));
+        vec![backup, time, format!("{}{flaw}", kept.reasons.join(", "))]
     });
     let lines = format::table_lines(&["KEEPS", "TIME", "BECAUSE"], &[], lines);
     for line in lines {

@@ -66,10 +66,12 @@ pub(super) fn run(args: &ListArgs, context: &Context) -> Result<Outcome, CliErro
 /// Returns what is special about a backup, in one word each.
 fn marks(row: &BackupRow) -> Vec<&'static str> {
     let marks = [
+        (row.incomplete, "incomplete"),
         (row.damaged, "damaged"),
         (row.suspect.is_some(), "suspect"),
         (row.inconsistent.is_some(), "inconsistent"),
         (row.unreadable_bytes > 0, "bad-sectors"),
+        (row.smaller, "smaller"),
         (row.protected, "protected"),
         (row.machine, "machine"),
     ];

@@ -17,7 +17,7 @@ use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::machine::{MachineTargets, Moment, is_moment, restore_machine};
 use crate::manifest::ManifestReader;
-use crate::repository::{BackupId, BackupRecord, Backupset, Repository};
+use crate::repository::{BackupId, Backupset, Repository};
 
 /// What a moment consists of.
 #[derive(Serialize)]
@@ -99,18 +99,6 @@ impl Parts {
             self.attached.iter().map(|it| ("attached", format!("{}: {}", it.name, format::bytes(it.size))));
         disks.chain(attached).collect()
     }
-}
-
-/// Returns the backups of a moment's disks that are there.
-pub(super) fn disks_of<'a>(
-    repository: &Repository,
-    sets: &'a [Backupset],
-    (set, backup): (&Backupset, &BackupRecord),
-    context: &Context,
-) -> Result<Vec<(&'a Backupset, &'a BackupRecord)>, CliError> {
-    let manifest = repository.manifest(set, backup)?;
-    let moment = Moment::read(repository, &manifest, context.progress())?;
-    Ok(moment.disks.iter().filter_map(|disk| disk.find(sets).ok()).collect())
 }
 
 #[derive(Serialize)]

@@ -22,7 +22,7 @@ use crate::cli::{Outcome, check, delete, forget, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
 use crate::remote::{RemoteError, RemoteRepository, part};
-use crate::repository::{BackupRange, BackupSelector, Protection, Which};
+use crate::repository::{BackupSelector, Protection, Which};
 
 /// How often it is asked how far a job is.
 const ASKS: Duration = Duration::from_millis(300);
@@ -166,16 +166,26 @@ fn is_same(one: &BackupRef, other: &BackupRef) -> bool {
     (&one.backupset, one.incremental) == (&other.backupset, other.incremental)
 }
 
-fn delete_one(remote: &RemoteRepository, backup: &str, dry_run: bool) -> Result<DeleteDocument, RemoteError> {
-    remote.send("DELETE", &format!("/v1/backups/{}?dry_run={dry_run}", part(backup)), None::<&()>)
+fn delete_one(
+    remote: &RemoteRepository,
+    backup: &str,
+    dry_run: bool,
+    machine: bool,
+) -> Result<DeleteDocument, RemoteError> {
+    let machine = if machine { "&machine=true" } else { "" };
+    remote.send("DELETE", &format!("/v1/backups/{}?dry_run={dry_run}{machine}", part(backup)), None::<&()>)
 }
 
-/// Deletes backups that were looked up before, and no others: what their names mean may have changed since. Returns how many
-/// bytes that frees, if it is known.
-fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option<u64>, CliError> {
+/// Deletes backups that were looked up before, and no others: what their names mean may have changed since. With `machine`, each is a
+/// moment and goes with its disks. Returns how many bytes that frees, if it is known.
+fn delete_all(
+    remote: &RemoteRepository,
+    backups: &[BackupRef],
+    machine: bool,
+) -> Result<Option<u64>, CliError> {
     let mut freed_bytes = Some(0);
     for (done, BackupRef { backupset, incremental, .. }) in backups.iter().enumerate() {
-        let freed = match delete_one(remote, &format!("{backupset}@{incremental}"), false) {
+        let freed = match delete_one(remote, &format!("{backupset}@{incremental}"), false, machine) {
             Ok(one) => one.freed_bytes,
             // It was there a moment ago: most likely it went with a request whose answer was lost.
             Err(RemoteError::Refused { problem, .. }) if problem.kind == Refusal::NotFound => None,
@@ -192,7 +202,6 @@ fn delete_all(remote: &RemoteRepository, backups: &[BackupRef]) -> Result<Option
 
 pub(super) fn delete(
     args: &DeleteArgs,
-    backups: &[BackupRange],
     remote: &RemoteRepository,
     context: &Context,
 ) -> Result<Outcome, CliError> {
@@ -204,8 +213,13 @@ pub(super) fn delete(
         keep_deleted_seconds: 0,
         gc: None,
     };
+    let backups = &args.backups;
+    let mut moments: Vec<BackupRef> = Vec::new();
     for backup in backups {
-        let one = delete_one(remote, &backup.to_string(), true)?;
+        if args.machine {
+            moments.extend(delete_one(remote, &backup.to_string(), true, false)?.deleted);
+        }
+        let one = delete_one(remote, &backup.to_string(), true, args.machine)?;
         (all.freed_bytes, all.keep_deleted_seconds) = (one.freed_bytes, one.keep_deleted_seconds);
         let new = |row: &BackupRef| !all.deleted.iter().any(|other| is_same(other, row));
         let new: Vec<_> = one.deleted.into_iter().filter(new).collect();
@@ -220,7 +234,8 @@ pub(super) fn delete(
             all.freed_bytes = None;
         }
     } else if !delete::must_ask(args.yes, context) || delete::agreed(all.deleted.len(), args.gc, context)? {
-        all.freed_bytes = delete_all(remote, &all.deleted)?;
+        let backups = if args.machine { &moments } else { &all.deleted };
+        all.freed_bytes = delete_all(remote, backups, args.machine)?;
     } else {
         return Ok(Outcome::Failed);
     }
@@ -323,8 +338,10 @@ pub(super) fn forget(
         forget::show_kept(&document.kept, context);
         document.deleted.iter().for_each(|row| context.progress().line(&delete::shown(row).join("  ")));
     }
-    let refused = forget::refused(&document, context);
-    let collected = (args.gc && !args.dry_run).then(|| collected(remote, context)).transpose()?;
+    let refused = forget::refused(&document, args.gc, context);
+    let collected = (args.gc && !args.dry_run && document.is_complete())
+        .then(|| collected(remote, context))
+        .transpose()?;
     let deleted = Deleted { document, collected };
     context.print(&deleted, |out| {
         let ForgetDocument { kept, deleted: gone, .. } = &deleted.document;

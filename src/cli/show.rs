@@ -55,6 +55,8 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("tags", document.tags.join(", ")),
             ("protected", protected(document)),
             ("damaged", damaged),
+            // The parts name them as well.
+            ("missing", if parts.is_none() { document.missing.join(", ") } else { String::new() }),
             ("note", document.note.clone().unwrap_or_default()),
             ("suspect", document.suspect.clone().unwrap_or_default()),
             ("inconsistent", document.inconsistent.clone().unwrap_or_default()),

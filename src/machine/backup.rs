@@ -239,7 +239,7 @@ fn store_moment(
     let archive = description.archive()?;
     draft.set_size_of_disk(archive.len() as u64)?;
     draft.set_attribute(KIND, MACHINE.into());
-    draft.set_machine();
+    draft.set_machine(description.disks.iter().map(|disk| (disk.backupset, disk.incremental)).collect());
     let image = Archive(archive);
     Ok(read_disk(writer, draft, &image, options, progress)?.draft)
 }

@@ -71,7 +71,9 @@ impl MachineDisk {
                 let id = BackupId::of(set, record);
                 Err(format!("{id} was deleted; \"ekko undelete {id}\" restores it"))
             }
-            (None, None) => Err(format!("{} is not there: it was deleted", by_set())),
+            (None, None) => {
+                Err(format!("{} is not there: it was deleted, or its list of backups is gone", by_set()))
+            }
         }
     }
 }

@@ -86,6 +86,8 @@ pub struct BackupRecord {
     pub amounts: BackupAmounts,
     /// Whether it is a machine's moment, and not a disk.
     pub is_machine: bool,
+    /// The backups of disks that a machine's moment consists of.
+    pub disks: Vec<(BackupsetId, Incremental)>,
     /// Words a person gave it.
     pub tags: Vec<String>,
     /// Whether it may not be deleted, ever or for some time.
@@ -96,6 +98,19 @@ pub struct BackupRecord {
     pub suspect: Option<String>,
     /// Flaws of the source that were found while it was read.
     pub flaws: FlawMarks,
+}
+
+impl BackupRecord {
+    /// Returns the newest of the earlier backups of its name of which the disk was larger. A machine's moment has none.
+    pub fn larger_before<'a>(
+        &self,
+        others: impl Iterator<Item = (&'a Backupset, &'a BackupRecord)>,
+    ) -> Option<(&'a Backupset, &'a BackupRecord)> {
+        let is_larger = |(_, other): &(&Backupset, &BackupRecord)| {
+            other.number < self.number && other.size_of_disk > self.size_of_disk
+        };
+        if self.is_machine { None } else { others.filter(is_larger).max_by_key(|(_, other)| other.number) }
+    }
 }
 
 /// A backup that was deleted and can be undeleted: its manifest is there.

@@ -235,6 +235,7 @@ impl RepositoryWriter {
                 stored_bytes: stored.stored_bytes,
             },
             is_machine: draft.is_machine,
+            disks: draft.disks.clone(),
             tags: draft.tags.clone(),
             protection: Protection::None,
             note: None,

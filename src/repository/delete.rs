@@ -10,14 +10,14 @@
 //! on in the same order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use crate::manifest::stays::Neighbours;
 use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::counting::{Counting, counted_side};
 use crate::repository::together::{Removal, Together, Undeletion};
 use crate::repository::{
-    BackupId, BackupRecord, Backupset, Protection, Repository, RepositoryError, RepositoryWriter,
+    BackupId, BackupRecord, Backupset, Moments, Protection, Repository, RepositoryError, RepositoryWriter,
 };
 use crate::segment::SegmentKey;
 use crate::store::{Counted, StoreError};
@@ -53,7 +53,7 @@ impl RepositoryWriter {
     /// Deletes backups: all of them, or none. When this returns, that is durable.
     ///
     /// # Errors
-    /// One of them is not there, or is protected: then nothing is deleted.
+    /// One of them is not there, is protected, or belongs to a machine's moment that stays: then nothing is deleted.
     pub fn delete_all(&self, backups: &[Deletion]) -> Result<Changed, RepositoryError> {
         // Held over I/O: changes of the list of backups are few, and their order is the point.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,8 +78,9 @@ impl RepositoryWriter {
             }
             before.push((set, incrementals));
         }
-        // Of all lists: if the file is lost, the count goes on from the highest, and it must not jump to that later.
         let (all, _) = repository.backupsets_named("")?;
+        check_parts(&all, backups)?;
+        // Of all lists: if the file is lost, the count goes on from the highest, and it must not jump to that later.
         let latest = all.iter().flat_map(|set| &set.deleted).map(|deleted| deleted.deleted_clock).max();
         let clock = repository.clock(latest.unwrap_or(0))?;
         clock.write(repository).inspect_err(|error| self.poisoned_by(error))?;
@@ -331,6 +332,25 @@ impl RepositoryWriter {
             Ok(())
         })
     }
+}
+
+/// Makes sure that no backup goes that a machine's moment consists of which stays.
+fn check_parts(all: &[Arc<Backupset>], backups: &[Deletion]) -> Result<(), RepositoryError> {
+    let goes: HashSet<_> = backups.iter().map(|backup| (backup.backupset, backup.incremental)).collect();
+    let moments = Moments::among(all);
+    for set in all {
+        for record in set.backups.iter().filter(|record| goes.contains(&(set.id, record.incremental))) {
+            let mut stays = moments.with((set.id, record.incremental)).iter();
+            if let Some((of, moment)) =
+                stays.find(|(of, moment)| !goes.contains(&(of.id, moment.incremental)))
+            {
+                let (backup, moment) =
+                    (BackupId::of(set, record).to_string(), BackupId::of(of, moment).to_string());
+                return Err(RepositoryError::PartOfMachine { backup, moment });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds up by how much the refcounts of the wanted segments fall when the backups of a chain go that are to go.

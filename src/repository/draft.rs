@@ -50,6 +50,8 @@ pub struct BackupDraft {
     pub(super) newborn: bool,
     /// Whether it is of a machine's moment.
     pub(super) is_machine: bool,
+    /// The backups of disks that the moment consists of.
+    pub(super) disks: Vec<(BackupsetId, Incremental)>,
     /// The number that the backup gets at least.
     pub(super) least_number: u32,
     // Before `running`: who begins the same backup after this one finds nothing of it.
@@ -194,6 +196,7 @@ impl BackupDraft {
             flaws: FlawMarks::default(),
             newborn: is_newborn,
             is_machine: false,
+            disks: Vec::new(),
             least_number,
             unfinished: Some(unfinished),
             running,
@@ -215,9 +218,10 @@ impl BackupDraft {
         self.tags = tags.to_strings();
     }
 
-    /// Has the backup be that of a machine's moment.
-    pub fn set_machine(&mut self) {
+    /// Has the backup be that of a machine's moment, which consists of these backups of disks.
+    pub fn set_machine(&mut self, disks: Vec<(BackupsetId, Incremental)>) {
         self.is_machine = true;
+        self.disks = disks;
     }
 
     /// Has the backup be of another moment than that at which it was begun.

@@ -163,6 +163,23 @@ pub enum RepositoryError {
         /// The backup.
         backup: String,
     },
+    /// A machine's moment that is to stay consists of the backup.
+    #[error(
+        "cannot delete {backup}: {moment} is a moment of a machine and consists of it; \"ekko delete --machine {moment}\" \
+         deletes the moment with all of its disks"
+    )]
+    PartOfMachine {
+        /// The backup of a disk.
+        backup: String,
+        /// The moment.
+        moment: String,
+    },
+    /// The backup is of a disk.
+    #[error("{backup} is no moment of a machine, but the backup of a disk: leave --machine out")]
+    NotAMachine {
+        /// The backup.
+        backup: String,
+    },
     /// The name belongs to the backups of another disk, or did once.
     #[error(
         "cannot rename {from} to {to}: {to} is or was the name of other backups, and each number of a name means one backup; \
@@ -369,6 +386,8 @@ impl RepositoryError {
             Self::Exists { .. }
             | Self::CannotImport { .. }
             | Self::Protected { .. }
+            | Self::PartOfMachine { .. }
+            | Self::NotAMachine { .. }
             | Self::ProtectedLonger { .. }
             | Self::NotExact { .. }
             | Self::NameTaken { .. }

@@ -131,7 +131,8 @@ fn bytes(set: &Backupset) -> usize {
             .flatten()
             .map(String::len)
             .sum::<usize>();
-        size_of::<BackupRecord>() + tags + texts
+        let disks = size_of_val(record.disks.as_slice());
+        size_of::<BackupRecord>() + tags + texts + disks
     };
     let records = set.all_records().map(of_record).sum::<usize>();
     // Its name is in its place, too, and there are two of those.
@@ -252,6 +253,7 @@ mod tests {
             segments: 0,
             amounts: crate::repository::BackupAmounts::default(),
             is_machine: false,
+            disks: Vec::new(),
             tags: Vec::new(),
             protection: Protection::None,
             note: Some("x".repeat(note)),

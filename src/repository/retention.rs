@@ -5,6 +5,9 @@
 //! and years, all in UTC; a rule that could keep more keeps the oldest backup as well; `within` keeps what is no older than so long before the newest; a tag keeps what has it.
 //! What several rules keep counts for each of them. (restic: "Removing snapshots according to a policy".)
 //!
+//! A backup with a flaw (damaged, suspect, inconsistent, with unreadable ranges) takes no place of a rule: the rules count intact
+//! backups. It is kept as long as a rule would keep it if it were intact.
+//!
 //! A wrong clock must not cost a backup. A backup dated in the future takes no place of any rule and is kept. The newest
 //! backup by its number is kept whatever its date is.
 
@@ -85,11 +88,24 @@ impl RetentionPolicy {
             }
         }
         order.retain(|index| reasons.get(*index).is_some_and(Vec::is_empty));
+        let is_intact = |index: &usize| backups.get(*index).is_some_and(|backup| !backup.flawed);
+        let intact: Vec<_> = order.iter().copied().filter(is_intact).collect();
+        // With flawed backups among them, intact ones can only lose places.
+        if intact.len() < order.len() {
+            self.mark(backups, intact, &mut reasons);
+        }
+        self.mark(backups, order, &mut reasons);
+        reasons
+    }
+
+    /// Adds why backups are kept, of those that `order` names, from the newest to the oldest.
+    fn mark(&self, backups: &[Candidate<'_>], order: Vec<usize>, reasons: &mut [Vec<&'static str>]) {
         let newest = order.first().and_then(|index| backups.get(*index)).map(|backup| backup.timestamp);
         let mut rules = self.rules();
         let oldest = order.last().copied();
         for index in order {
-            let (Some(backup), Some(why)) = (backups.get(index), reasons.get_mut(index)) else { continue };
+            let (Some(backup), Some(known)) = (backups.get(index), reasons.get_mut(index)) else { continue };
+            let mut why = Vec::new();
             let time = TimeZone::UTC.to_datetime(backup.timestamp);
             for Rule { name, keep, bucket, last } in &mut rules {
                 // `last` has no bucket: each backup is its own.
@@ -110,8 +126,9 @@ impl RetentionPolicy {
             if backup.protected {
                 why.push(PROTECTED);
             }
+            why.retain(|reason| !known.contains(reason));
+            known.append(&mut why);
         }
-        reasons
     }
 
     fn rules(&self) -> [Rule; 6] {
@@ -141,6 +158,12 @@ pub const FUTURE: &str = "future";
 /// The reason of the newest backup of a name.
 pub const NEWEST: &str = "newest";
 
+/// The reason of the newest intact backup of a name.
+pub const INTACT: &str = "newest intact";
+
+/// The reason of the newest backup that is larger than the newest one of its name.
+pub const LARGER: &str = "larger than the newest";
+
 /// How far the clocks of hosts may be apart.
 const CLOCKS: SignedDuration = SignedDuration::from_mins(15);
 
@@ -167,6 +190,8 @@ pub struct Candidate<'a> {
     pub tags: &'a [String],
     /// Whether it is kept whatever the policy says.
     pub protected: bool,
+    /// Whether it may not be what the disk was: then it takes no place of a rule.
+    pub flawed: bool,
 }
 
 #[cfg(test)]
@@ -183,6 +208,7 @@ mod tests {
                 order,
                 tags: &[],
                 protected: false,
+                flawed: false,
             })
             .collect();
         let reasons = policy.apply(&candidates, "2026-02-11T00:01:00Z".parse().unwrap());
@@ -252,8 +278,13 @@ mod tests {
         let policy =
             RetentionPolicy { last: Keep::Number(1), tags: vec!["gold".to_owned()], ..Default::default() };
         let gold = ["gold".to_owned()];
-        let candidate =
-            |order, tags, protected| Candidate { timestamp: Timestamp::UNIX_EPOCH, order, tags, protected };
+        let candidate = |order, tags, protected| Candidate {
+            timestamp: Timestamp::UNIX_EPOCH,
+            order,
+            tags,
+            protected,
+            flawed: false,
+        };
         let candidates = [
             candidate(0, &gold[..], false),
             candidate(1, &[], true),

@@ -231,7 +231,16 @@ fn current<'a>(named: &[&'a Backupset]) -> Option<&'a Backupset> {
 /// Returns the newest backup of a name: the last one of its current backupset, or, while that is still empty, the one with the
 /// highest number. An import into an older backupset does not change it.
 fn newest<'a>(named: &[&'a Backupset]) -> Option<(&'a Backupset, &'a BackupRecord)> {
-    let last = |set: &&'a Backupset| Some((*set, set.backups.last()?));
+    newest_such(named, |_, _| true)
+}
+
+/// Returns the newest backup of a name among those that are wanted.
+fn newest_such<'a>(
+    named: &[&'a Backupset],
+    is_wanted: impl Fn(&Backupset, &BackupRecord) -> bool,
+) -> Option<(&'a Backupset, &'a BackupRecord)> {
+    let last =
+        |set: &&'a Backupset| Some((*set, set.backups.iter().rev().find(|backup| is_wanted(set, backup))?));
     current(named)
         .and_then(|set| last(&set))
         .or_else(|| named.iter().filter_map(last).max_by_key(|(_, backup)| backup.number))
@@ -254,6 +263,15 @@ impl Repository {
         name: &ImageName,
     ) -> Option<(&'a Backupset, &'a BackupRecord)> {
         newest(&named(sets, name))
+    }
+
+    /// Returns the newest of the wanted backups of a name, whatever its date is.
+    pub fn newest_such<'a, B: Borrow<Backupset>>(
+        sets: &'a [B],
+        name: &ImageName,
+        is_wanted: impl Fn(&Backupset, &BackupRecord) -> bool,
+    ) -> Option<(&'a Backupset, &'a BackupRecord)> {
+        newest_such(&named(sets, name), is_wanted)
     }
 
     /// Finds the backup that a person asked for.
@@ -311,6 +329,7 @@ mod tests {
             segments: 1,
             amounts: crate::repository::BackupAmounts::default(),
             is_machine: false,
+            disks: Vec::new(),
             tags: Vec::new(),
             protection: crate::repository::Protection::None,
             note: None,

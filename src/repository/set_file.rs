@@ -63,6 +63,9 @@ pub(super) struct FileBackup {
     stored_bytes: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     machine: bool,
+    /// Of a machine's moment: the backups of its disks, as `UUID@N`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
     #[serde(default)]
@@ -113,6 +116,7 @@ impl FileBackup {
             new_bytes: backup.amounts.new_bytes,
             stored_bytes: backup.amounts.stored_bytes,
             machine: backup.is_machine,
+            disks: backup.disks.iter().map(|(set, number)| format!("{set}@{number}")).collect(),
             tags: backup.tags.clone(),
             protected: backup.protection == Protection::Always,
             protected_until: match backup.protection {
@@ -168,6 +172,7 @@ impl FileBackup {
                 stored_bytes: self.stored_bytes,
             },
             is_machine: self.machine,
+            disks: self.disks.iter().map(|text| disk(text)).collect::<Result<_, _>>()?,
             tags: self.tags,
             protection,
             note: self.note,
@@ -175,6 +180,15 @@ impl FileBackup {
             flaws: FlawMarks { inconsistent: self.inconsistent, unreadable_bytes: self.unreadable_bytes },
         })
     }
+}
+
+/// Reads which backup a moment consists of.
+fn disk(text: &str) -> Result<(BackupsetId, Incremental), String> {
+    let read = || {
+        let (set, number) = text.split_once('@')?;
+        Some((set.parse().ok()?, Incremental(number.parse().ok()?)))
+    };
+    read().ok_or_else(|| format!("{text:?} names no backup of a disk"))
 }
 
 pub(super) fn time(text: &str) -> Result<jiff::Timestamp, String> {
@@ -292,6 +306,9 @@ mod tests {
             segments: 1 << 18,
             amounts: BackupAmounts { used_bytes: 3, new_bytes: 2, stored_bytes: 1 },
             is_machine: number == 4,
+            disks: (0..number / 4)
+                .map(|disk| (BackupsetId::from_bytes([9; 16]), Incremental(disk)))
+                .collect(),
             tags: vec!["monthly".to_owned()],
             protection: match number {
                 1 => Protection::Always,

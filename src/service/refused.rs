@@ -119,7 +119,9 @@ impl From<RepositoryError> for Refused {
             | RepositoryError::Deleted { .. }
             | RepositoryError::NoneNamed { .. }
             | RepositoryError::NoneDeleted { .. } => Self::new(Refusal::NotFound, error.to_string()),
-            RepositoryError::NotExact { .. } => Self::new(Refusal::Invalid, error.to_string()),
+            RepositoryError::NotExact { .. } | RepositoryError::NotAMachine { .. } => {
+                Self::new(Refusal::Invalid, error.to_string())
+            }
             RepositoryError::NameIsUuid { .. } => {
                 let why = "the UUID of a backupset begins with this name: choose another name";
                 Self::new(Refusal::Conflict, why)
@@ -130,6 +132,8 @@ impl From<RepositoryError> for Refused {
             RepositoryError::Protected { .. } => {
                 Self::new(Refusal::Conflict, "the backup is protected: nothing was deleted")
             }
+            // The names are those that the caller sees.
+            RepositoryError::PartOfMachine { .. } => Self::new(Refusal::Conflict, error.to_string()),
             RepositoryError::ProtectedLonger { longer, .. } => {
                 let why = format!("the backup is protected {longer}: to end that earlier, set \"shorten\"");
                 Self::new(Refusal::Conflict, why)

@@ -36,14 +36,14 @@ fn a_project_deletes_its_own_and_is_not_told_what_that_frees() {
     let folder = tempfile::tempdir().unwrap();
     let writer = store(folder.path());
     let ask = |name: &str| [name.parse().unwrap()];
-    let plan = DeletionPlan::of(&writer, &blue(), &ask("web@0")).unwrap();
+    let plan = DeletionPlan::of(&writer, &blue(), &ask("web@0"), false).unwrap();
     assert_eq!((plan.rows[0].backup.as_str(), plan.freed_bytes), ("web@0", None));
-    let owners = DeletionPlan::of(&writer, &View::everything(), &ask("blue:web@0")).unwrap();
+    let owners = DeletionPlan::of(&writer, &View::everything(), &ask("blue:web@0"), false).unwrap();
     assert_eq!(owners.freed_bytes, Some(0), "others have the same");
     let (sets, _) = writer.repository().backupsets().unwrap();
     let red = sets.iter().find(|set| set.name.as_str() == "red:web").unwrap();
     for other in ["red:web@0".to_owned(), format!("{}@0", red.id)] {
-        let refused = DeletionPlan::of(&writer, &blue(), &ask(&other)).unwrap_err();
+        let refused = DeletionPlan::of(&writer, &blue(), &ask(&other), false).unwrap_err();
         assert!(matches!(refused, RepositoryError::UnknownName { .. }), "{other}: {refused}");
         assert!(!refused.to_string().contains("did you mean \"red"), "{refused}");
         let refused =

@@ -24,7 +24,7 @@ pub(in crate::cli) struct DeleteArgs {
     /// Do not ask before deleting
     #[arg(short, long)]
     pub(in crate::cli) yes: bool,
-    /// Free the space of deleted backups at once, as "ekko gc --now" does
+    /// Free the space of all deleted backups at once, as "ekko gc --now" does: none of them can be undeleted then, whoever deleted it
     #[arg(long)]
     pub(in crate::cli) gc: bool,
 }
@@ -74,7 +74,7 @@ pub(in crate::cli) struct ForgetArgs {
     /// Do not ask before deleting
     #[arg(short, long)]
     pub(in crate::cli) yes: bool,
-    /// Free the space of deleted backups at once, as "ekko gc --now" does
+    /// Free the space of all deleted backups at once, as "ekko gc --now" does: none of them can be undeleted then, whoever deleted it
     #[arg(long)]
     pub(in crate::cli) gc: bool,
 }

@@ -126,7 +126,8 @@ pub(in crate::cli) enum Command {
     #[command(
         after_help = "Ekko shows the backups and the bytes that only they need, and asks before it deletes them if stdin and \
                             stderr are a terminal. A deleted backup can be undeleted for 24 hours, or as long as keep_deleted \
-                            in ekko.toml says; its space is freed by the first \"ekko gc\" after that.\n\n\
+                            in ekko.toml says; its space is freed by the first \"ekko gc\" after that. A collection with --now or \
+                            --gc, whoever runs it, ends the periods of all deleted backups (over the service: of the project's).\n\n\
                             Example:\n  ekko -r /backup/store delete web@3 db@0-6 --dry-run\n  \
                             ekko -r /backup/store delete --yes mail@all"
     )]
@@ -140,8 +141,14 @@ pub(in crate::cli) enum Command {
     /// Delete the backups that a policy does not keep
     #[command(
         after_help = "The rules are restic's: --keep-daily 7 keeps the newest backup of each of the last seven days that \
-                            have one, and so on; times are in UTC. Protected backups are always kept. NUMBER may be \
-                            \"unlimited\".\n\n\
+                            have one, and so on; times are in UTC. NUMBER may be \"unlimited\".\n\n\
+                            These are always kept: protected backups; the newest backup of a name, and the newest intact one; \
+                            the newest backup that is larger than the newest one of its name; what a machine's moment that is kept \
+                            consists of. A backup that \"ekko list\" marks as damaged, suspect, inconsistent, incomplete or \
+                            bad-sectors, or that is empty though an earlier one was not, takes no place of a rule: the rules count \
+                            intact backups, and keep it as long as they would if it were one.\n\n\
+                            If a name is refused because the rules would keep none of its backups, --gc frees nothing. In cron, \
+                            run \"forget\" without --gc and \"gc\" after it: then a deletion can be undone for 24 hours.\n\n\
                             Example:\n  ekko -r /backup/store forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run"
     )]
     Forget(ForgetArgs),

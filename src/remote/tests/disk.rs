@@ -74,6 +74,7 @@ impl Disk {
             new_bytes: 0,
             stored_bytes: 0,
             damaged: false,
+            missing: Vec::new(),
             note: None,
             suspect: None,
             inconsistent: None,

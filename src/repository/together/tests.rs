@@ -17,6 +17,7 @@ fn record(number: u32) -> BackupRecord {
         segments: 1,
         amounts: crate::repository::BackupAmounts::default(),
         is_machine: false,
+        disks: Vec::new(),
         tags: vec!["monthly".to_owned()],
         protection: Protection::None,
         note: None,

@@ -24,6 +24,8 @@ use crate::service::{App, Caller, Refused, Role};
 pub(super) struct DeleteOptions {
     /// Only say what would be deleted.
     dry_run: bool,
+    /// They are moments of machines: delete the backups of their disks with them, at one moment.
+    machine: bool,
 }
 
 /// Deletes a backup.
@@ -37,18 +39,18 @@ pub(super) struct DeleteOptions {
     ),
     responses(
         (status = 200, description = "It is deleted, or would be", body = DeleteDocument),
-        (status = 409, description = "It is protected", body = api::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is protected, or belongs to a machine's moment that stays", body = api::Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(backup): Path<String>,
-    Query(DeleteOptions { dry_run }): Query<DeleteOptions>,
+    Query(DeleteOptions { dry_run, machine }): Query<DeleteOptions>,
 ) -> Result<Json<DeleteDocument>, Refused> {
     caller.must_be(Role::Operator)?;
     let asked = range(&backup)?;
     app.blocking(&caller, move |app, caller| {
-        let plan = DeletionPlan::of(app.writer(), &caller.view, &[asked])?;
+        let plan = DeletionPlan::of(app.writer(), &caller.view, &[asked], machine)?;
         if !dry_run {
             plan.apply(app.writer(), &Silent)?;
             tracing::info!(who = caller.who, backup, "a backup was deleted");
@@ -118,7 +120,7 @@ fn range(text: &str) -> Result<BackupRange, Refused> {
 #[utoipa::path(put, path = "/v1/backups/{backup}/protection", tag = "backups",
     request_body = ProtectionRequest,
     params(("backup" = String, Path, description = "NAME@NUMBER, NAME@latest, or the backupset's UUID in place of the name")),
-    responses((status = 200, description = "It is protected", body = ProtectionDocument)))]
+    responses((status = 200, description = "It is protected, or belongs to a machine's moment that stays", body = ProtectionDocument)))]
 pub(super) async fn protect(
     State(app): State<Arc<App>>,
     caller: Caller,
