@@ -175,6 +175,8 @@ fn a_restore_names_the_ranges_that_its_backup_could_not_read_and_keeps_them_in_p
     world.write("disk", &disk);
     let worn = Worn::new(&world, &[600]);
     world.run(&["backup", "--skip-bad-sectors", &format!("web={}", worn.uri)]).exits(3);
+    let source = format!("vm/vda={}", worn.uri);
+    world.run(&["backup", "--skip-bad-sectors", "--machine", "vm", &source]).exits(3);
     drop(worn);
     let ranges = range(600, 1);
     // A new file has zeros there.
@@ -186,6 +188,12 @@ fn a_restore_names_the_ranges_that_its_backup_could_not_read_and_keeps_them_in_p
     world.run(&["restore", "web", "-"]).exits(0).says("zeros: 512 B at 300.0 KiB");
     let ran = world.run(&["--json", "restore", "web", "part", "--length", "256KiB"]).exits(0).json();
     assert_eq!(ran.get("never_read"), None, "they are not in this part");
+    // So has the disk of a machine.
+    let ran = world.run(&["restore", "--machine", "vm", "vm"]).exits(0);
+    let ran = ran.says("warning: vm/vda@0 has zeros in place of 512 B that could not be read");
+    assert!(ran.text().contains("zeros: 512 B at 300.0 KiB"), "{}", ran.text());
+    let ran = world.json(&["restore", "--force", "--machine", "vm", "vm"]);
+    assert_eq!((&ran["disks"][0]["never_read"], &ran["complete"]), (&ranges, &true.into()));
     // The disk that gives these bytes again keeps them.
     let mut changed = disk.clone();
     changed[590 * SECTOR..595 * SECTOR].fill(7);

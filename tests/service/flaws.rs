@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::harness::{Served, disk, ekko};
+use crate::tokens::token;
 
 /// A process that has a file open for writing until its input ends.
 fn holder(path: &Path) -> Child {
@@ -60,7 +61,7 @@ fn flaws_that_no_disk_can_have_are_refused_and_others_are_recorded() {
     let served = Served::new();
     let ask = |path: &str, body: &Value| served.owner("POST", path, &[], Some(body));
     let begin = |size: u64| {
-        let body = json!({ "name": "web", "size_of_disk": size, "format": "raw" });
+        let body = json!({ "name": "blue:web", "size_of_disk": size, "format": "raw" });
         let answer = ask("/v1/sessions", &body);
         assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
         format!("/v1/sessions/{}/commit?parts=0", answer.json()["session"].as_str().unwrap())
@@ -85,4 +86,18 @@ fn flaws_that_no_disk_can_have_are_refused_and_others_are_recorded() {
     assert_eq!(ask(&commit, &flaws).status, 200);
     let row = list(&served)["backups"][0].clone();
     assert_eq!((&row["inconsistent"], &row["unreadable_bytes"]), (&"it grew".into(), &1536.into()));
+    // A restore over the network tells of both.
+    let token = token(&served.repository(), "blue", "restore");
+    let restore = |flag: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        command.env("EKKO_REPOSITORY", &served.address).env("EKKO_TOKEN", &token);
+        command.args([flag, "restore", "--force", "web"]).arg(served.folder().join("out")).output().unwrap()
+    };
+    let output = restore("-q");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("warning: web@0 is inconsistent: it grew"), "{told}");
+    assert!(told.contains("web@0 has zeros in place of 1.5 KiB that could not be read"), "{told}");
+    let document: Value = serde_json::from_slice(&restore("--json").stdout).unwrap();
+    assert_eq!(document["never_read"], json!([range(512, 512), range(4096, 1024)]));
 }
