@@ -17,9 +17,10 @@ use crate::manifest::{BackupsetId, Incremental, ManifestReader};
 use crate::repository::counting::{Counting, counted_side};
 use crate::repository::together::{Removal, Together, Undeletion};
 use crate::repository::{
-    BackupId, BackupRecord, Backupset, Moments, Protection, Repository, RepositoryError, RepositoryWriter,
+    BackupId, BackupRecord, Backupset, DeletedBackup, Moments, Protection, Repository, RepositoryError,
+    RepositoryWriter,
 };
-use crate::segment::SegmentKey;
+use crate::segment::{Fingerprint, SegmentKey};
 use crate::store::{Counted, StoreError};
 
 /// A backup to be deleted.
@@ -33,6 +34,9 @@ pub struct Deletion {
 
 /// How many segments' counts are summed at once when it is worked out what deletions free.
 const SUMMED: u64 = 1 << 21;
+
+/// A deleted backup that was found intact: its backupset, its number and its manifest.
+type Intact = (BackupsetId, Incremental, Fingerprint);
 
 /// What became of a change to the list of backups, which is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,27 +129,30 @@ impl RepositoryWriter {
     /// # Errors
     /// One of them is not a deleted backup, or its manifest or a segment is gone: then none comes back.
     pub fn undelete_all(&self, backups: &[Deletion]) -> Result<Changed, RepositoryError> {
+        self.check()?;
+        let mut of_sets: BTreeMap<BackupsetId, BTreeSet<Incremental>> = BTreeMap::new();
+        for backup in backups {
+            of_sets.entry(backup.backupset).or_default().insert(backup.incremental);
+        }
+        // That may take minutes, and nobody is to wait for it: the lock comes after it.
+        let (intact, looked_up) = self.require_intact(&of_sets)?;
+        tracing::debug!(backups = intact.len(), looked_up, "deleted backups are intact");
         // Held over I/O, as by everybody who changes the lists.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         let repository = &self.repository;
         let (storage, layout) = (repository.storage.as_ref(), &repository.layout);
         // What it says of this backup would be done again.
-        if Together::read(storage, layout)?.is_some() {
-            let what = "an earlier change that it describes could not be finished".to_owned();
-            return Err(RepositoryError::SettingsDamaged { path: layout.together(), what });
-        }
-        let mut of_sets: BTreeMap<BackupsetId, BTreeSet<Incremental>> = BTreeMap::new();
-        for backup in backups {
-            of_sets.entry(backup.backupset).or_default().insert(backup.incremental);
-        }
+        Together::require_none(storage, layout)?;
         let (mut sets, mut undeletions) = (Vec::with_capacity(of_sets.len()), Vec::new());
         for (id, incrementals) in &of_sets {
             let set = Backupset::read(storage, layout, *id)?;
             for incremental in incrementals {
-                let deleted = set.deleted.iter().find(|deleted| deleted.record.incremental == *incremental);
+                // A collection takes a backup out of this list before it frees any segment, and a number is never given twice. So a
+                // backup that is still in the list is the one that was checked, and has all its segments.
+                let deleted = find_deleted(&set, *incremental);
+                let deleted = deleted.filter(|it| intact.contains(&(*id, *incremental, it.record.manifest)));
                 let deleted = deleted.ok_or_else(|| self.no_such(*id, *incremental))?;
-                self.require_segments(&set, &deleted.record)?;
                 undeletions.push(Undeletion::of(*id, deleted));
             }
             sets.push(set);
@@ -274,20 +281,49 @@ impl RepositoryWriter {
         Ok(Some(freed))
     }
 
-    /// Makes sure that a deleted backup is whole.
-    fn require_segments(&self, set: &Backupset, record: &BackupRecord) -> Result<(), RepositoryError> {
-        let manifest = self.repository.manifest(set, record)?;
-        manifest.verify()?;
-        // No collection frees them meanwhile: it takes backups out of the list of deleted ones before.
-        for (_, segment) in manifest.segments() {
-            let key = segment.key;
-            // What the index does not know was freed, or was damaged when the index was made.
-            let lost = |error: StoreError| {
-                if error.distrusts_index() { StoreError::Lost { key } } else { error }
-            };
-            self.store.require_stored(key).map_err(lost)?;
+    /// Makes sure that deleted backups are intact. Returns which manifest each of them has, and how many segments were looked up.
+    fn require_intact(
+        &self,
+        of_sets: &BTreeMap<BackupsetId, BTreeSet<Incremental>>,
+    ) -> Result<(HashSet<Intact>, u64), RepositoryError> {
+        let (storage, layout) = (self.repository.storage.as_ref(), &self.repository.layout);
+        let (mut intact, mut looked_up) = (HashSet::new(), 0);
+        for (id, incrementals) in of_sets {
+            let set = Backupset::read(storage, layout, *id)?;
+            let mut before = None;
+            for incremental in incrementals {
+                let deleted = find_deleted(&set, *incremental);
+                let record = &deleted.ok_or_else(|| self.no_such(*id, *incremental))?.record;
+                let manifest = self.repository.manifest(&set, record)?;
+                manifest.verify()?;
+                looked_up += self.require_segments(&manifest, before.as_ref())?;
+                before = Some(manifest);
+                intact.insert((*id, *incremental, record.manifest));
+            }
         }
-        Ok(())
+        Ok((intact, looked_up))
+    }
+
+    /// Makes sure that the segments of a deleted backup are stored. `before` is a backup of the same backupset of which that is
+    /// known: what both have at one place is not looked up again. Returns how many segments were looked up.
+    fn require_segments(
+        &self,
+        manifest: &ManifestReader,
+        before: Option<&ManifestReader>,
+    ) -> Result<u64, RepositoryError> {
+        let neighbours = Neighbours { before, this: manifest, after: None };
+        let mut looked_up = 0;
+        for window in neighbours.windows() {
+            for (key, _) in neighbours.gains(window) {
+                // What the index does not know was freed, or was damaged when the index was made.
+                let lost = |error: StoreError| {
+                    if error.distrusts_index() { StoreError::Lost { key } } else { error }
+                };
+                self.store.require_stored(key).map_err(lost)?;
+                looked_up += 1;
+            }
+        }
+        Ok(looked_up)
     }
 
     /// Changes what is said about a backup; what it is stays. Durable when this returns.
@@ -353,6 +389,10 @@ fn check_parts(all: &[Arc<Backupset>], backups: &[Deletion]) -> Result<(), Repos
     Ok(())
 }
 
+fn find_deleted(set: &Backupset, incremental: Incremental) -> Option<&DeletedBackup> {
+    set.deleted.iter().find(|deleted| deleted.record.incremental == incremental)
+}
+
 /// Adds up by how much the refcounts of the wanted segments fall when the backups of a chain go that are to go.
 fn sum_losses(
     chain: &[(ManifestReader, bool)],
@@ -413,3 +453,6 @@ pub(super) fn finish_deletion(
 ) -> Result<bool, RepositoryError> {
     beside(repository, set, record, counted, |counting| counting.remove(Some(this), apply))
 }
+
+#[cfg(test)]
+mod tests;

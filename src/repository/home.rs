@@ -66,19 +66,56 @@ pub(super) fn check_id(repository: &Repository) -> Result<(), RepositoryError> {
 }
 
 impl Repository {
-    /// Makes sure that the repository can be read: its settings, its lists of backups and its packs. Reads no backup.
+    /// Makes sure that the settings can be read, and that the folders of manifests and packs can be opened. Reads no list of backups and
+    /// lists no folder, so it costs the same however many backups there are.
     ///
     /// # Errors
     /// Why it cannot.
     pub fn check_readable(&self) -> Result<(), RepositoryError> {
         check_id(self)?;
         let (storage, layout) = (self.storage.as_ref(), &self.layout);
-        storage.list(&layout.sets())?;
-        storage.examine(&layout.packs())?;
-        // There may be very many packs: it is enough that one could be looked up.
-        match storage.examine(&layout.packs().join("any")) {
-            Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => Ok(()),
+        for folder in [layout.sets(), layout.packs()] {
+            storage.check_folder(&folder)?;
+            // What lies in it could be looked up.
+            match storage.examine(&folder.join("any")) {
+                Err(error) if !error.is_not_found() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::repository::InitOptions;
+    use crate::storage::{FaultPlan, FaultStorage, Storage};
+
+    #[test]
+    fn whether_a_repository_can_be_read_is_found_out_without_listing_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        Repository::init(&path, &InitOptions::default()).unwrap();
+        let storage = FaultStorage::new(folder.path(), FaultPlan::Count).unwrap();
+        let shared: Arc<dyn Storage> = Arc::new(storage.clone());
+        let repository = Repository::open_with(shared, &path).unwrap();
+        let before = storage.lists();
+        repository.check_readable().unwrap();
+        assert_eq!(storage.lists(), before);
+        for name in ["manifests", "packs"] {
+            let (there, away) = (path.join(name), folder.path().join("away"));
+            fs::rename(&there, &away).unwrap();
+            assert!(repository.check_readable().is_err(), "{name}");
+            // Something else in its place.
+            fs::write(&there, "").unwrap();
+            assert!(repository.check_readable().is_err(), "{name}");
+            fs::remove_file(&there).unwrap();
+            fs::rename(&away, &there).unwrap();
+            repository.check_readable().unwrap();
         }
     }
 }

@@ -250,6 +250,9 @@ mod tests {
         fn unlink(&self, path: &Path) -> Done<()> {
             self.files.unlink(path)
         }
+        fn check_folder(&self, path: &Path) -> Done<()> {
+            self.files.check_folder(path)
+        }
         fn create_folder(&self, path: &Path) -> Done<()> {
             self.files.create_folder(path)
         }

@@ -110,6 +110,11 @@ impl FaultStorage {
         self.shared.state().reads
     }
 
+    /// Returns how often a folder was listed so far; that is no operation.
+    pub fn lists(&self) -> u64 {
+        self.shared.state().lists
+    }
+
     /// Returns a line for every operation so far, in order.
     pub fn log(&self) -> Vec<String> {
         self.shared.state().log.clone()
@@ -180,6 +185,7 @@ struct State {
     off: bool,
     log: Vec<String>,
     reads: u64,
+    lists: u64,
     journal: Journal,
     asides: u64,
     without_holes: bool,
@@ -314,7 +320,12 @@ impl Storage for FaultStorage {
         Ok(!self.shared.state().without_holes && self.shared.files.gives_back(folder)?)
     }
 
+    fn check_folder(&self, path: &Path) -> Result<(), StorageError> {
+        self.shared.files.check_folder(path)
+    }
+
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {
+        self.shared.state().lists += 1;
         let mut names = self.shared.files.list(path)?;
         names.retain(|name| !name.starts_with(ASIDE));
         Ok(names)

@@ -138,6 +138,9 @@ pub trait Storage: Send + Sync + Debug {
     /// Says whether punching a hole into a file in a folder gives its space back to others.
     fn gives_back(&self, folder: &Path) -> Result<bool, StorageError>;
 
+    /// Makes sure that a folder is there and may be listed. Lists nothing.
+    fn check_folder(&self, path: &Path) -> Result<(), StorageError>;
+
     /// Returns the names in a folder, sorted. Names that are not Unicode are left out: none is ours.
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError>;
 }

@@ -105,6 +105,10 @@ impl Storage for OsStorage {
         gives_back(&File::open(folder).map_err(failed("examine", folder))?, folder)
     }
 
+    fn check_folder(&self, path: &Path) -> Result<(), StorageError> {
+        fs::read_dir(path).map(drop).map_err(failed("open", path))
+    }
+
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(path).map_err(failed("list", path))? {

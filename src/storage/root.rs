@@ -244,6 +244,10 @@ impl Storage for RootStorage {
         gives_back(&opened, folder)
     }
 
+    fn check_folder(&self, path: &Path) -> Result<(), StorageError> {
+        self.folder(path).map(drop).map_err(failed("open", path))
+    }
+
     fn list(&self, path: &Path) -> Result<Vec<String>, StorageError> {
         let names = self.folder(path).and_then(|folder| Ok(beneath::names(folder.into())?));
         let names = names.map_err(failed("list", path))?.into_iter();

@@ -70,8 +70,10 @@ pub(super) async fn health() -> Json<Health> {
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Refused> {
     let not_ok = |why: &str| Refused::new(Refusal::Unavailable, format!("not ok: {why}")).retry_after(5);
-    app.at_home(Instant::now()).await.map_err(|refused| not_ok(refused.detail()))?;
-    app.readable(Instant::now()).await.map_err(|refused| not_ok(refused.detail()))?;
+    // Side by side: each may wait for the disk.
+    let came = Instant::now();
+    let (home, readable) = tokio::join!(app.at_home(came), app.readable(came));
+    home.and(readable).map_err(|refused| not_ok(refused.detail()))?;
     unready_at_home(&app).map_or_else(|| Ok(Json(Health { status: "ok" })), |why| Err(not_ok(&why)))
 }
 
