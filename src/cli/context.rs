@@ -40,7 +40,7 @@ pub(super) struct Context {
 }
 
 /// How long an answer is waited for of a service of which everything is asked once.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
 /// How a link to a service is made.
 type Linking = fn(Address, &Credentials, Arc<dyn Progress>) -> Result<RemoteRepository, RemoteError>;
@@ -160,7 +160,7 @@ impl Context {
     /// Returns the same service, of which everything is asked once.
     pub(super) fn service_once(&self) -> Result<Option<RemoteRepository>, CliError> {
         let once: Linking = |address, credentials, progress| {
-            RemoteRepository::without_patience(address, credentials, progress, PATIENCE)
+            RemoteRepository::without_patience(address, credentials, progress, ANSWER)
         };
         self.service_through(once)
     }

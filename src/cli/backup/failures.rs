@@ -9,7 +9,7 @@ use crate::api::FailureReport;
 use crate::cli::backup::Ran;
 use crate::cli::backup::report::Failed;
 use crate::cli::backup::sources::Source;
-use crate::cli::context::Context;
+use crate::cli::context::{ANSWER, Context};
 use crate::cli::error::CliError;
 use crate::cli::over_service;
 use crate::error::ErrorKind;
@@ -17,7 +17,7 @@ use crate::manifest::ImageName;
 use crate::remote::RemoteError;
 use crate::repository::BackupFailure;
 
-/// How long all reports of a call may take.
+/// How long all reports of a call may take. The last one begins early enough to be answered in this time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Records what failed of a call. What cannot be recorded is logged: the call has failed, and says so itself.
@@ -56,7 +56,7 @@ fn record_all(failed: Vec<(ImageName, String)>, context: &Context) -> Result<(),
         let report = |name: &ImageName, reason: &str| {
             over_service::report_failure(name.as_str(), &FailureReport { reason: reason.to_owned() }, &remote)
         };
-        let unreported = report_each(&failed, || begun.elapsed() < PATIENCE, report);
+        let unreported = report_each(&failed, || begun.elapsed() + ANSWER <= PATIENCE, report);
         return unreported.map_or(Ok(()), |(number, why)| {
             let message = format!("cannot report {number} of {} failures: {why}", failed.len());
             Err(CliError::new(ErrorKind::Io, message))
