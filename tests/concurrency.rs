@@ -19,8 +19,13 @@ use ekko::repository::{
 };
 use ekko::segment::{Fingerprint, SegmentHash, SegmentIndex};
 
-const GC: GcOptions<'static> =
-    GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+const GC: GcOptions<'static> = GcOptions {
+    dry_run: false,
+    now: Some(""),
+    keep_unfinished: Some(Duration::ZERO),
+    accept_lost: false,
+    jobs: 1,
+};
 
 fn gc(writer: &SharedWriter) -> GcSummary {
     let replace = |summary: &GcSummary| summary.replace_index;

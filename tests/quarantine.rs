@@ -107,7 +107,13 @@ fn a_lost_segment_that_nobody_names_is_forgotten_by_the_next_collection() {
     let bytes = Noise::new(2).bytes(SEGMENT);
     back_up_one(&writer, "web", &bytes, |_| quarantine(&writer, &bytes)).unwrap_err();
     assert_eq!(writer.store().lost_segments().unwrap(), 1);
-    let options = GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+    let options = GcOptions {
+        dry_run: false,
+        now: Some(""),
+        keep_unfinished: Some(Duration::ZERO),
+        accept_lost: false,
+        jobs: 1,
+    };
     writer.gc(&options, &Silent).unwrap();
     assert_eq!(writer.store().lost_segments().unwrap(), 0);
     assert!(writer.store().find(SegmentHash::of(&bytes)).unwrap().is_empty());

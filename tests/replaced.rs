@@ -140,7 +140,13 @@ fn after_a_write_that_failed_the_next_job_works_without_a_new_process() {
                 |_| false,
                 |writer| {
                     writer.gc(
-                        &GcOptions { dry_run: false, now: Some(""), keep_unfinished: None, jobs: 2 },
+                        &GcOptions {
+                            dry_run: false,
+                            now: Some(""),
+                            keep_unfinished: None,
+                            accept_lost: false,
+                            jobs: 2,
+                        },
                         &told,
                     )
                 },

@@ -24,6 +24,9 @@ pub enum JobRequest {
         /// Free the space of the caller's deleted backups at once, though they could still be undeleted.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         now: bool,
+        /// Give up the backups whose list is lost. While there are such, nothing is freed otherwise. For an admin.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        accept_lost: bool,
     },
     /// Check the whole store.
     Check {

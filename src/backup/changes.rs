@@ -325,7 +325,7 @@ fn lost_segments(
     plan: &Plan,
 ) -> Result<Vec<Range<u32>>, BackupError> {
     let mut lost: Vec<Range<u32>> = Vec::new();
-    if writer.store().lost_segments()? == 0 {
+    if !writer.store().lacks_any()? {
         return Ok(lost);
     }
     for (run, _) in plan.runs(0..u32::MAX).filter(|(_, fate)| *fate == super::plan::Fate::Keep) {
@@ -338,7 +338,8 @@ fn lost_segments(
                 next = cursor.next_present().map_or(run.end, |present| present.0.max(next));
                 continue;
             };
-            if writer.store().require(segment.key)?.is_lost() {
+            let store = writer.store();
+            if store.lacks(segment.key, &store.require(segment.key)?) {
                 match lost.last_mut() {
                     Some(before) if before.end == index => before.end += 1,
                     _ => lost.push(index..index + 1),

@@ -212,7 +212,10 @@ impl<'a> Worker<'a> {
         let length = geometry.length(index);
         if let (Some(parent), Some(segment)) = (self.draft.parent(), before) {
             let stored = self.store.require(segment.key)?;
-            if !stored.is_lost() && stored.fingerprint() == fingerprint && stored.plain_length == length {
+            if !self.store.lacks(segment.key, &stored)
+                && stored.fingerprint() == fingerprint
+                && stored.plain_length == length
+            {
                 let segment = SegmentRef { base: parent.base(segment.base), ..segment };
                 return Ok(Found::This(Class::Unchanged, Some(segment)));
             }

@@ -12,7 +12,8 @@ mod status;
 mod verify;
 mod whole;
 
-pub use findings::{Findings, damaged_backups};
+pub use crate::repository::Findings;
+pub use findings::damaged_backups;
 pub use status::{NameStatus, StatusOptions, StatusProblem, status};
 pub use verify::{FingerprintSupply, VerifyOptions, VerifySummary, verify, verify_from};
 pub use whole::{CheckOptions, CheckSummary, DamagedSegmentReport, ReadData, check, check_with_index};

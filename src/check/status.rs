@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::check::findings::Findings;
 use crate::check::{CheckError, WINDOW, tell, wanted};
 use crate::error::ErrorKind;
 use crate::manifest::{ImageName, ManifestReader, SegmentRef};
 use crate::progress::{Notice, Progress};
 use crate::repository::retention::is_to_come;
 use crate::repository::{
-    BackupFailure, BackupId, BackupNumber, BackupRecord, Backupset, MOST_FAILURES, Repository,
+    BackupFailure, BackupId, BackupNumber, BackupRecord, Backupset, Findings, MOST_FAILURES, Repository,
 };
 use crate::segment::SegmentKey;
 use crate::store::Catalog;

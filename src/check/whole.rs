@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::check::copies::{self, Copy};
 use crate::check::data::{Errors, read_data};
-use crate::check::findings::Findings;
+use crate::check::findings::findings;
 use crate::check::memory::{Memory, Slice, slice};
 use crate::check::recount::{compare_index, other_whole};
 use crate::check::{CheckError, CheckIndex};
@@ -13,7 +13,8 @@ use crate::error::ErrorKind;
 use crate::manifest::ManifestReader;
 use crate::progress::Progress;
 use crate::repository::{
-    BackupId, Backupset, DamagedCopy, JobError, Repository, RepositoryError, RepositoryWriter, SharedWriter,
+    BackupId, Backupset, DamagedCopy, Findings, JobError, Repository, RepositoryError, RepositoryWriter,
+    SharedWriter,
 };
 use crate::segment::SegmentKey;
 use crate::store::pack::RecordPlace;
@@ -132,6 +133,10 @@ fn compare<'a>(
     writer.quiet(|| {
         writer.store().flush()?;
         let mut checking = Checking::begin(repository)?;
+        if checking.lost {
+            // It counts the lost backups, too.
+            return Ok(checking);
+        }
         let Checking { sets, copies, .. } = &mut checking;
         let problems = match compare_index(repository, writer.store(), sets, copies) {
             // A manifest that cannot be read now, most of all: what it counts is not known.
@@ -177,6 +182,8 @@ fn distrusts(error: &CheckError) -> bool {
 struct Checking<'a> {
     repository: &'a Repository,
     sets: Vec<Backupset>,
+    /// Whether the lists of some backups are lost.
+    lost: bool,
     catalog: Catalog,
     copies: Vec<Copy>,
     summary: CheckSummary,
@@ -190,6 +197,7 @@ impl<'a> Checking<'a> {
         // The manifests before the packs: what a backup that runs meanwhile stores and commits is not missed then.
         let (sets, problems) = repository.backupsets()?;
         summary.problems.extend(problems.iter().map(ToString::to_string));
+        let lost = problems.iter().any(|problem| matches!(problem, RepositoryError::ListLost { .. }));
         let misnamed = repository.misnamed()?;
         summary.problems.extend(misnamed.iter().map(|path| {
             format!(
@@ -200,7 +208,7 @@ impl<'a> Checking<'a> {
         let catalog = repository.catalog()?;
         let copies = copies::list(&catalog, &mut summary.problems)?;
         summary.segments = copies.len() as u64;
-        Ok(Self { repository, sets, catalog, copies, summary, was_read: HashSet::new() })
+        Ok(Self { repository, sets, lost, catalog, copies, summary, was_read: HashSet::new() })
     }
 
     /// Reads data, and looks every segment of every backup up.
@@ -223,7 +231,7 @@ impl<'a> Checking<'a> {
             // What was found is not all, and what was not looked at would count as missing or as garbage.
             let index = self.summary.index;
             self.summary = CheckSummary { cancelled: true, index, ..CheckSummary::default() };
-        } else if !Findings::of(&self.summary.damaged, &self.sets).save(self.repository) {
+        } else if !findings(&self.summary.damaged, &self.sets).save(self.repository) {
             tracing::info!("what was found damaged cannot be remembered here");
         }
         Ok((self.summary, self.copies))

@@ -14,7 +14,7 @@ use crate::cli::{Outcome, format, over_service};
 use crate::error::ErrorKind;
 use crate::image::{Reading, open_image};
 use crate::progress::{Notice, Progress};
-use crate::repository::{BackupId, SharedWriter};
+use crate::repository::{BackupId, RepositoryError, SharedWriter};
 
 pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliError> {
     if let Some(remote) = context.service()? {
@@ -35,7 +35,11 @@ pub(super) fn check(args: &CheckArgs, context: &Context) -> Result<Outcome, CliE
             summary
         }
         // Where nothing can be written, or somebody else writes, what is true can be checked all the same.
-        Err(error) if args.repair || !alone(error.kind()) => return Err(error.into()),
+        Err(error)
+            if args.repair || !(alone(error.kind()) || matches!(error, RepositoryError::Settings { .. })) =>
+        {
+            return Err(error.into());
+        }
         Err(error) => {
             context.progress().line(&format!("the index is not compared: {error}"));
             crate::check::check(&context.open()?, &options, context.progress())?

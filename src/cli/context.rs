@@ -189,12 +189,16 @@ impl Context {
     }
 
     pub(super) fn open(&self) -> Result<Repository, CliError> {
-        Ok(Repository::open(self.repository_path()?)?)
+        let repository = Repository::open(self.repository_path()?)?;
+        if let Err(error) = repository.check_settings() {
+            self.console.line(&format!("warning: {error}"));
+        }
+        Ok(repository)
     }
 
     pub(super) fn open_writer(&self, jobs: usize, rebuild: bool) -> Result<RepositoryWriter, CliError> {
         check_threads()?;
-        let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild };
+        let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild, ..OpenOptions::default() };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress())?)
     }
 
@@ -204,12 +208,20 @@ impl Context {
         jobs: usize,
     ) -> Result<Result<RepositoryWriter, RepositoryError>, CliError> {
         check_threads()?;
-        let options = OpenOptions { wait: self.wait, buffers: jobs + 2, rebuild: false };
+        let options = OpenOptions { wait: self.wait, buffers: jobs + 2, ..OpenOptions::default() };
         Ok(RepositoryWriter::open(self.repository_path()?, &options, self.progress()))
     }
 
     pub(super) fn open_shared(&self, jobs: usize) -> Result<SharedWriter, CliError> {
         Ok(SharedWriter::new(self.open_writer(jobs, false)?))
+    }
+
+    /// Opens the repository for a job that frees space, or changes little: it may use the reserve.
+    pub(super) fn open_with_reserve(&self, jobs: usize) -> Result<SharedWriter, CliError> {
+        check_threads()?;
+        let options =
+            OpenOptions { wait: self.wait, buffers: jobs + 2, uses_reserve: true, ..OpenOptions::default() };
+        Ok(SharedWriter::new(RepositoryWriter::open(self.repository_path()?, &options, self.progress())?))
     }
 
     /// Returns the console for what outlives a borrow.

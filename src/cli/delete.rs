@@ -55,7 +55,7 @@ pub(super) fn planned<T>(
     context: &Context,
     plan: impl Fn(&SharedWriter) -> Result<T, CliError>,
 ) -> Result<(SharedWriter, T), CliError> {
-    let writer = context.open_shared(1)?;
+    let writer = context.open_with_reserve(1)?;
     match plan(&writer) {
         Ok(plan) => Ok((writer, plan)),
         Err(error) => {
@@ -159,7 +159,7 @@ pub(super) fn undelete(args: &UndeleteArgs, context: &Context) -> Result<Outcome
     let (document, was_lost) = if let Some(remote) = context.service()? {
         over_service::undelete(args, &remote)?
     } else {
-        let writer = context.open_shared(1)?;
+        let writer = context.open_with_reserve(1)?;
         let document = api::undelete(&writer, &View::everything(), &args.backups, context.progress())?;
         writer.close()?;
         (document, false)

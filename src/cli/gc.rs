@@ -15,16 +15,21 @@ pub(super) fn run(args: &GcArgs, context: &Context) -> Result<Outcome, CliError>
     if let Some(remote) = context.service()? {
         return over_service::gc(args, &remote, context);
     }
-    let writer = context.open_shared(1)?;
+    let writer = context.open_with_reserve(1)?;
     let options = GcOptions {
         dry_run: args.dry_run,
         now: args.now.then_some(""),
+        accept_lost: args.accept_lost,
         keep_unfinished: args.keep_unfinished.and_then(|span| Duration::try_from(span).ok()),
         jobs: args.jobs.number(),
     };
     let document = collect(&writer, &options, context.progress())?;
     writer.close()?;
     context.print(&document, |out| describe(&document, out))?;
+    if args.accept_lost && document.problems.is_empty() {
+        // The opening has named what is given up now.
+        return Ok(Outcome::Done);
+    }
     Ok(outcome(Some(&document), context))
 }
 

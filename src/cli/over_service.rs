@@ -111,12 +111,21 @@ impl Collected {
 }
 
 fn collected(remote: &RemoteRepository, context: &Context) -> Result<Collected, CliError> {
-    Collected::of(job(remote, &JobRequest::Gc { dry_run: false, keep_unfinished: None, now: true }, context)?)
+    Collected::of(job(
+        remote,
+        &JobRequest::Gc { dry_run: false, keep_unfinished: None, now: true, accept_lost: false },
+        context,
+    )?)
 }
 
 pub(super) fn gc(args: &GcArgs, remote: &RemoteRepository, context: &Context) -> Result<Outcome, CliError> {
     let keep_unfinished = args.keep_unfinished.as_ref().map(ToString::to_string);
-    let request = JobRequest::Gc { dry_run: args.dry_run, keep_unfinished, now: args.now };
+    let request = JobRequest::Gc {
+        dry_run: args.dry_run,
+        keep_unfinished,
+        now: args.now,
+        accept_lost: args.accept_lost,
+    };
     let collected = Collected::of(job(remote, &request, context)?)?;
     context.print(&collected, |out| collected.describe(out))?;
     Ok(collected.outcome(context))

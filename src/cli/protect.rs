@@ -30,7 +30,7 @@ fn set(
     let document = if let Some(remote) = context.service()? {
         over_service::protect(selector, protection, shorten, &remote)?
     } else {
-        let writer = context.open_shared(1)?;
+        let writer = context.open_with_reserve(1)?;
         let document = api::protect(&writer, &View::everything(), selector, protection, shorten)?;
         writer.close()?;
         document
@@ -50,7 +50,7 @@ pub(super) fn rename(args: &RenameArgs, context: &Context) -> Result<Outcome, Cl
     let document = if let Some(remote) = context.service()? {
         over_service::rename(args, &remote)?
     } else {
-        let writer = context.open_shared(1)?;
+        let writer = context.open_with_reserve(1)?;
         let document = api::rename(&writer, &View::everything(), &args.from, &args.to)?;
         writer.close()?;
         document
@@ -63,7 +63,7 @@ pub(super) fn retire(args: &RetireArgs, context: &Context) -> Result<Outcome, Cl
     let document = if let Some(remote) = context.service()? {
         over_service::retire(args, &remote)?
     } else {
-        let writer = context.open_shared(1)?;
+        let writer = context.open_with_reserve(1)?;
         let document = api::retire(&writer, &View::everything(), &args.name)?;
         writer.close()?;
         document

@@ -12,7 +12,7 @@ use crate::service::{Keeper, ServiceSettings, TlsSettings, serve};
 
 pub(super) fn run(args: &ServeArgs, context: &Context) -> Result<Outcome, CliError> {
     let settings = settings(args)?;
-    let writer = context.open_shared(settings.limits.blocking_threads)?;
+    let writer = context.open_with_reserve(settings.limits.blocking_threads)?;
     serve(writer, settings, &Supervisor { context, interval: sd_notify::watchdog_enabled() })?;
     Ok(Outcome::Done)
 }

@@ -157,7 +157,7 @@ fn find_stored(
         // several is lost, or has another length.
         let twins = if segment.key.twin == Twin(0) { found.len() } else { found.len().max(2) };
         match found.as_slice() {
-            [(key, entry)] if twins == 1 && !entry.is_lost() && entry.plain_length == length => {
+            [(key, entry)] if twins == 1 && !store.lacks(*key, entry) && entry.plain_length == length => {
                 Ok(Put::found(*key))
             }
             _ if twins > 1 => Err(ExchangeError::Ambiguous { index, hash, twins }),

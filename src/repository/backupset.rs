@@ -4,10 +4,12 @@
 //! first backup on, or from the restore that it begins with: one without either is what a crash left of a commit, and
 //! nobody sees it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::manifest::{BackupsetId, FlawMarks, ImageName, Incremental};
 use crate::repository::layout::{canonical, is_temporary_of_set};
+use crate::repository::roster::Roster;
 use crate::repository::set_file::read_sealed;
 use crate::repository::settings::{NEW_BACKUPS_LIMIT, check_length};
 use crate::repository::together::Together;
@@ -275,15 +277,28 @@ impl Repository {
     ) -> Result<(Vec<Backupset>, Vec<RepositoryError>), RepositoryError> {
         self.count_read();
         let (mut sets, mut problems) = (Vec::new(), Vec::new());
+        // Before the folders: what comes to exist meanwhile is in none of them, and not in the roster.
+        let roster = Roster::load(self).unwrap_or_else(|error| {
+            problems.push(error);
+            Roster::default()
+        });
+        let mut found = BTreeSet::new();
         for name in self.storage.list(&self.layout.sets())? {
             let Some(id) = canonical::<BackupsetId>(&name) else { continue };
             match Backupset::read(self.storage.as_ref(), &self.layout, id) {
-                Ok(set) => sets.extend(Some(set).filter(|set| keep(set))),
+                Ok(set) => {
+                    found.insert(id);
+                    sets.extend(Some(set).filter(|set| keep(set)));
+                }
                 // Its folder is made before its settings, and a crash may come between.
                 Err(RepositoryError::Storage(error)) if error.is_not_found() && self.is_unborn(id) => {}
-                Err(error) => problems.push(error),
+                Err(error) => {
+                    found.insert(id);
+                    problems.push(error);
+                }
             }
         }
+        problems.extend(roster.lost(self, &found));
         // After the sets: what comes to exist meanwhile stands here or there.
         match Together::read(self.storage.as_ref(), &self.layout) {
             Ok(None) => {}

@@ -47,7 +47,7 @@ impl RepositoryWriter {
         // A damaged `set.toml` may be that of this very name: a new set beside it could not be told from it.
         repository.keep_lists()?;
         let (sets, problems) = repository.backupsets_named(name.as_str())?;
-        if let Some(problem) = problems.into_iter().next() {
+        if let Some(problem) = problems.into_iter().find(|problem| problem.hinders(name)) {
             return Err(problem);
         }
         let timestamp = crate::time::now();
@@ -103,7 +103,7 @@ impl RepositoryWriter {
     ) -> Result<Backupset, RepositoryError> {
         let (sets, problems) = self.repository.backupsets_named("")?;
         // It may have had the name, and know a higher number.
-        if let Some(problem) = problems.into_iter().next() {
+        if let Some(problem) = problems.into_iter().find(|problem| problem.hinders(name)) {
             return Err(problem);
         }
         check_new_name(&sets, name)?;
@@ -135,6 +135,7 @@ impl RepositoryWriter {
 
     /// Registers a backup before anything is looked up for it.
     pub(super) fn begin_running(&self) -> Running {
+        self.distrust_findings();
         Running::new(self.store.begin_job(), &self.growing)
     }
 

@@ -177,6 +177,7 @@ impl RepositoryWriter {
             Together::remove(storage, layout)?;
         }
         self.repository.lists.put(ready.iter().map(|one| one.set.clone()));
+        self.repository.enroll(ready.iter().filter(|one| one.draft.newborn).map(|one| &one.set));
         for one in ready {
             self.repository.drop_failure(&one.set.name);
         }

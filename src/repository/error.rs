@@ -54,6 +54,18 @@ pub enum RepositoryError {
         /// The path.
         path: PathBuf,
     },
+    /// The path lies in another repository.
+    #[error(
+        "cannot create a repository at {}: this path lies in the repository {}; choose a path outside of it",
+        path.display(),
+        repository.display()
+    )]
+    Inside {
+        /// The path.
+        path: PathBuf,
+        /// The other repository.
+        repository: PathBuf,
+    },
     /// There is a repository at the path already.
     #[error("there is a repository at {} already", path.display())]
     Exists {
@@ -221,17 +233,31 @@ pub enum RepositoryError {
     },
     /// The disk that holds the repository is full.
     #[error(
-        "the disk that holds the repository {} is full; earlier backups are whole, and what was stored of this one \
-         is used again when there is room ({reason})",
+        "cannot change the repository {}: its disk is full ({room}): {reason}; run \"ekko gc --now\", or free space on that disk, \
+         and run the command again: all backups are intact, and a new one uses what is stored of it",
         path.display()
     )]
     Full {
         /// The repository.
         path: PathBuf,
+        /// How much room the disk has.
+        room: String,
         /// Which operation found it full.
         reason: String,
         /// Whether this job found it full: if not, another one did, which stopped this one.
         found: bool,
+    },
+    /// The folder of a backupset that has had backups is missing.
+    #[error(
+        "cannot find the backups of {name}: {} is missing; put this folder back; if it is lost for good, run \
+         \"ekko gc --accept-lost\"",
+        path.display()
+    )]
+    ListLost {
+        /// The name of the image.
+        name: ImageName,
+        /// The folder.
+        path: PathBuf,
     },
     /// A backup that was made elsewhere does not fit into the repository.
     #[error("cannot import {backupset}@{incremental} as {name}: {what}")]
@@ -384,6 +410,7 @@ impl RepositoryError {
             | Self::NoneDeleted { .. }
             | Self::UnknownName { .. } => ErrorKind::NotFound,
             Self::Exists { .. }
+            | Self::Inside { .. }
             | Self::CannotImport { .. }
             | Self::Protected { .. }
             | Self::PartOfMachine { .. }
@@ -402,7 +429,9 @@ impl RepositoryError {
             Self::NewerFormat { .. } | Self::CannotLock { .. } | Self::NoIncremental { .. } => {
                 ErrorKind::Unsupported
             }
-            Self::SettingsDamaged { .. } | Self::WrongManifest { .. } => ErrorKind::Corrupt,
+            Self::SettingsDamaged { .. } | Self::WrongManifest { .. } | Self::ListLost { .. } => {
+                ErrorKind::Corrupt
+            }
             Self::InUse { .. } | Self::BackupRunning { .. } | Self::IndexBeingReplaced { .. } => {
                 ErrorKind::Busy
             }
@@ -415,6 +444,11 @@ impl RepositoryError {
     /// Says whether the index is to be replaced by a new one.
     pub fn distrusts_index(&self) -> bool {
         matches!(self, Self::Store(error) if error.distrusts_index())
+    }
+
+    /// Says whether it keeps an image from being backed up. That another image's backups are lost does not.
+    pub(super) fn hinders(&self, image: &ImageName) -> bool {
+        !matches!(self, Self::ListLost { name, .. } if name != image)
     }
 
     /// Says whether the disk is full.

@@ -39,6 +39,8 @@ pub struct GcOptions<'a> {
     /// How long what an unfinished backup stored is kept for its next run, instead of as long as the
     /// repository's settings say.
     pub keep_unfinished: Option<Duration>,
+    /// Whether backups whose list is lost are given up. Otherwise nothing is freed while there are such.
+    pub accept_lost: bool,
     /// How many threads compare manifests, at least one.
     pub jobs: usize,
 }
@@ -80,7 +82,7 @@ pub struct GcSummary {
 
 impl Default for GcOptions<'_> {
     fn default() -> Self {
-        Self { dry_run: false, now: None, keep_unfinished: None, jobs: 1 }
+        Self { dry_run: false, now: None, keep_unfinished: None, accept_lost: false, jobs: 1 }
     }
 }
 
@@ -115,7 +117,7 @@ impl RepositoryWriter {
         let mut summary = GcSummary::default();
         let keep = options.keep_unfinished.unwrap_or(repository.settings.keep_unfinished).as_secs();
         self.store.seal()?;
-        let moment = self.moment(options, &mut summary)?;
+        let moment = self.moment(options, &mut summary, progress)?;
         if !summary.problems.is_empty() {
             return Ok(summary);
         }
@@ -204,13 +206,24 @@ impl RepositoryWriter {
 
     /// Takes the moment before which garbage must have become garbage, then looks which backups are there, and
     /// which are leased.
-    fn moment(&self, options: &GcOptions<'_>, summary: &mut GcSummary) -> Result<Moment, RepositoryError> {
+    fn moment(
+        &self,
+        options: &GcOptions<'_>,
+        summary: &mut GcSummary,
+        progress: &dyn Progress,
+    ) -> Result<Moment, RepositoryError> {
         // Held over I/O: no backup may come or go between.
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         // What recovery or another job has counted down in this generation is older than this moment.
         self.store.begin_generation()?;
         let horizon = self.store.horizon();
         let leased = self.repository.leased()?;
+        if options.accept_lost && !options.dry_run {
+            for (name, folder) in self.written(self.repository.give_up_lost())? {
+                let what = format!("the backups of {name} in {} are given up", folder.display());
+                progress.notice(Notice::Recovered { what });
+            }
+        }
         let (sets, problems) = self.repository.backupsets()?;
         let why = |problem: &RepositoryError| {
             format!("nothing is freed while a list of backups cannot be read: {problem}")

@@ -46,7 +46,7 @@ impl RepositoryWriter {
         let _one = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         repository.keep_lists()?;
         let (sets, problems) = repository.backupsets_named("")?;
-        if let Some(problem) = problems.into_iter().next() {
+        if let Some(problem) = problems.into_iter().find(|problem| problem.hinders(name)) {
             return Err(problem);
         }
         let info = ManifestInfo { name: name.clone(), ..info.clone() };

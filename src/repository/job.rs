@@ -188,8 +188,12 @@ impl SharedWriter {
 
     /// Gives the reserve up: what comes next, if only the next opening, needs room.
     fn full(&self, cause: &RepositoryError) -> RepositoryError {
-        let path = self.repository.layout.root().to_owned();
+        let path = self.repository.layout.root();
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        // While the disk stays full, waiting does not help any job.
+        let found = open.stays_full || !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
+        // The room before the reserve is removed.
+        let error = RepositoryError::full(path, cause.to_string(), found);
         if self.home().is_ok() {
             match &open.held {
                 Held::Open(writer) => writer.release_reserve(),
@@ -197,9 +201,7 @@ impl SharedWriter {
                 Held::Nothing => {}
             }
         }
-        // While the disk stays full, waiting does not help any job.
-        let found = open.stays_full || !matches!(cause, RepositoryError::Store(StoreError::Poisoned { .. }));
-        RepositoryError::Full { path, reason: cause.to_string(), found }
+        error
     }
 
     /// Runs a job once. Says also how often the store had been replaced when it began.

@@ -29,7 +29,7 @@ pub(super) fn is_temporary_pack(name: &str) -> bool {
 /// Says whether Ekko gives this name to a temporary file in the repository's own folder. The list of tokens is not meant: it has a
 /// lock of its own.
 pub(super) fn is_temporary_of_root(name: &str) -> bool {
-    matches!(finished(name), Some(SETTINGS | CHECKED | CLOCK | FINDINGS))
+    matches!(finished(name), Some(SETTINGS | CHECKED | CLOCK | FINDINGS | ROSTER))
 }
 
 /// Says whether Ekko gives this name to a temporary file in `manifests`.
@@ -57,6 +57,7 @@ const TOGETHER: &str = "together.toml";
 const CHECKED: &str = "checked";
 const CLOCK: &str = "clock";
 const FINDINGS: &str = "findings";
+const ROSTER: &str = "backupsets";
 const SETTINGS: &str = "ekko.toml";
 
 /// The name of what shows that the repository can be written to.
@@ -88,6 +89,11 @@ impl Layout {
     /// Returns the file of settings.
     pub fn settings(&self) -> PathBuf {
         self.root.join(SETTINGS)
+    }
+
+    /// Returns the file that names the backupsets which have had a backup.
+    pub fn roster(&self) -> PathBuf {
+        self.root.join(ROSTER)
     }
 
     /// Returns the file with generation and clean mark.

@@ -183,10 +183,16 @@ impl Repository {
             all = all.saturating_add(bytes(set));
             fits
         })?;
-        if let Some(problem) = problems.into_iter().next() {
-            return Err(problem);
+        let is_lost = |problem: &RepositoryError| matches!(problem, RepositoryError::ListLost { .. });
+        match problems.into_iter().partition::<Vec<_>, _>(is_lost) {
+            (lost, others) if others.is_empty() => {
+                // Whoever asks is to hear of lost ones, so the files are read each time.
+                if lost.is_empty() {
+                    self.lists.keep(sets);
+                }
+            }
+            (_, others) => return others.into_iter().next().map_or(Ok(()), Err),
         }
-        self.lists.keep(sets);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod delete;
 mod draft;
 mod error;
 mod failures;
+mod findings;
 mod gc;
 mod home;
 mod import;
@@ -35,6 +36,8 @@ mod recovery;
 mod rename;
 mod reopen;
 pub mod retention;
+mod room;
+mod roster;
 mod select;
 mod set_file;
 mod settings;
@@ -53,6 +56,7 @@ pub use delete::{Changed, Deletion};
 pub use draft::{BackupDraft, FinishedDraft, Parent};
 pub use error::RepositoryError;
 pub use failures::{BackupFailure, MOST_FAILURES};
+pub use findings::{Finding, Findings};
 pub use gc::{GcOptions, GcSummary};
 pub use init::InitOptions;
 pub use job::{JobError, SharedWriter};
@@ -85,6 +89,8 @@ pub struct Repository {
     storage: Arc<dyn Storage>,
     layout: Layout,
     settings: Settings,
+    /// What is wrong with the settings that a person may change.
+    flaw: Option<Arc<str>>,
     lists: Arc<lists::Lists>,
 }
 
@@ -98,7 +104,9 @@ impl Repository {
     pub fn open_with(storage: Arc<dyn Storage>, path: &Path) -> Result<Self, RepositoryError> {
         let layout = Layout::new(path);
         match settings::read(storage.as_ref(), &layout) {
-            Ok(settings) => Ok(Self { storage, layout, settings, lists: Arc::default() }),
+            Ok((settings, flaw)) => {
+                Ok(Self { storage, layout, settings, flaw: flaw.map(Into::into), lists: Arc::default() })
+            }
             Err(RepositoryError::Storage(error)) if error.is_not_found() => {
                 let path = path.to_owned();
                 Err(match storage.list(&path) {
@@ -146,6 +154,18 @@ impl Repository {
     /// Returns its settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Makes sure that the settings which a person may change are right. Old backups can be read all the same.
+    ///
+    /// # Errors
+    /// They are not, and none of them is used.
+    pub fn check_settings(&self) -> Result<(), RepositoryError> {
+        let error = |what: &Arc<str>| RepositoryError::Settings {
+            path: self.layout.settings(),
+            what: what.to_string(),
+        };
+        self.flaw.as_ref().map(error).map_or(Ok(()), Err)
     }
 
     /// Returns the compression that is used unless a backup says otherwise.

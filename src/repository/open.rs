@@ -16,7 +16,7 @@ use crate::repository::lists::ListsKept;
 use crate::repository::lock::Lock;
 use crate::repository::owner::check_owner;
 use crate::repository::recovery::{self, OpenedIndex, ReadLists};
-use crate::repository::settings::refill_reserve;
+use crate::repository::room::refill_reserve;
 use crate::repository::state::{State, StateFile};
 use crate::repository::{Repository, RepositoryError};
 use crate::storage::{RootStorage, Storage, StorageError};
@@ -31,11 +31,14 @@ pub struct OpenOptions {
     pub buffers: usize,
     /// Make a new index, whatever the old one is worth.
     pub rebuild: bool,
+    /// Whether the job frees space, or changes so little that it must succeed on a full disk. It then removes the reserve if the
+    /// disk is full. A backup does not: it would use the room that a later deletion needs.
+    pub uses_reserve: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::ZERO, buffers: 4, rebuild: false }
+        Self { wait: Duration::ZERO, buffers: 4, rebuild: false, uses_reserve: false }
     }
 }
 
@@ -79,12 +82,30 @@ impl RepositoryWriter {
         progress: &dyn Progress,
     ) -> Result<Self, RepositoryError> {
         let repository = Repository::open_with(Arc::clone(storage), path)?;
+        repository.check_settings()?;
         check_owner(storage.as_ref(), &repository.layout)?;
         let lock = Lock::take(storage.as_ref(), &repository.layout, options.wait)?;
         let asked = options.rebuild.then_some("it was asked for");
-        LockedRepository { repository, options: *options, lock }
-            .open(asked, progress)
-            .map_err(|failed| failed.1)
+        let locked = LockedRepository { repository, options: *options, lock };
+        if options.uses_reserve {
+            locked.repository.release_reserve_if_needed();
+        }
+        let (locked, error) = match locked.open(asked, progress) {
+            Ok(writer) => return Ok(writer),
+            Err(failed) => *failed,
+        };
+        if !error.is_full() {
+            return Err(error);
+        }
+        if !options.uses_reserve {
+            return Err(RepositoryError::full(path, error.to_string(), true));
+        }
+        // A quota can be used up on a disk that has room.
+        locked.release_reserve();
+        locked.open(asked, progress).map_err(|failed| match failed.1 {
+            error if error.is_full() => RepositoryError::full(path, error.to_string(), true),
+            error => error,
+        })
     }
 
     /// Returns the part that reads.
@@ -113,7 +134,7 @@ impl RepositoryWriter {
 
     /// Gives the reserve up after the disk was found full, so that what comes next has room to clean up.
     pub fn release_reserve(&self) {
-        release_reserve(&self.repository);
+        self.repository.release_reserve();
     }
 
     /// Finds out whether the repository can be written to; gives the reserve up if the disk is full. For when no job runs.
@@ -140,12 +161,14 @@ impl RepositoryWriter {
     /// Ends in order; when this returns, the next opening need not check the index.
     pub fn close(self) -> Result<(), RepositoryError> {
         self.check()?;
-        let Self { state, store, .. } = self;
+        let Self { repository, state, store, .. } = self;
         let closed = store.close()?;
         let mut file = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let state = file.state();
         let generation = state.generation.max(closed.generation);
-        Ok(file.write(State { generation, clean: Some(closed.digest), ..state })?)
+        file.write(State { generation, clean: Some(closed.digest), ..state })?;
+        repository.restore_reserve();
+        Ok(())
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {
@@ -212,14 +235,7 @@ impl LockedRepository {
 
     /// Does as [`RepositoryWriter::release_reserve`] does.
     pub(super) fn release_reserve(&self) {
-        release_reserve(&self.repository);
-    }
-}
-
-fn release_reserve(repository: &Repository) {
-    match repository.storage.unlink(&repository.layout.reserve()) {
-        Err(error) if !error.is_not_found() => tracing::warn!(%error, "the reserve stays"),
-        _ => {}
+        self.repository.release_reserve();
     }
 }
 
@@ -256,6 +272,7 @@ fn start(
     progress: &dyn Progress,
 ) -> Result<(StateFile, SegmentStore, ReadLists), RepositoryError> {
     let lists = recovery::undo_unfinished(repository, progress)?;
+    repository.enroll(&lists.sets);
     let (mut file, found) = StateFile::open(repository.storage.as_ref(), &repository.layout.state())?;
     let found = found.unwrap_or_else(|| {
         let what = "the file \"state\" is gone or damaged and was made anew".to_owned();

@@ -17,6 +17,7 @@ use crate::repository::delete::finish_deletion;
 use crate::repository::layout::{
     NameTest, canonical, is_temporary_of_root, is_temporary_of_set, is_temporary_of_sets, is_temporary_pack,
 };
+use crate::repository::roster::Roster;
 use crate::repository::state::State;
 use crate::repository::together;
 use crate::repository::{BackupId, BackupRecord, Backupset, Layout, Repository, RepositoryError};
@@ -379,8 +380,11 @@ fn reconcile(
         }
         count_set(repository, set, index, &mut counted, progress)?;
     }
-    // What is left was counted for a backup that no set names. A set that cannot be read may still name it.
-    let gone = |id: BackupsetId| sets.iter().any(|set| set.id == id) || is_missing(repository, id);
+    // What is left was counted for a backup that no set names. A set that cannot be read, or is lost, may still name it.
+    let roster = Roster::load(repository)?;
+    let gone = |id: BackupsetId| {
+        sets.iter().any(|set| set.id == id) || (is_missing(repository, id) && !roster.has(id))
+    };
     match counted.keys().find(|(id, _)| gone(*id)) {
         None => Ok(()),
         Some((id, incremental)) => {

@@ -64,7 +64,9 @@ impl RepositoryWriter {
         if changed.iter().any(|set| set.former_names.len() > MOST_FORMER_NAMES) {
             return Err(RepositoryError::TooManyFormerNames { from: from.clone(), to: to.clone() });
         }
+        let enrolled = changed.clone();
         let renamed = self.write_together(&Together::of_renamings(renamings), changed)?;
+        self.repository.enroll(&enrolled);
         // An attempt of a name that nobody backs up under any longer.
         self.repository.drop_failure(from);
         Ok(renamed)

@@ -42,7 +42,7 @@ pub(super) struct Open {
 pub(super) enum Held {
     Open(Box<RepositoryWriter>),
     /// With why.
-    Closed(LockedRepository, Why),
+    Closed(Box<LockedRepository>, Why),
     /// While a thread changes the state, and after a panic of that thread.
     Nothing,
 }
@@ -57,7 +57,7 @@ pub(super) struct Why {
 
 impl From<Why> for RepositoryError {
     fn from(Why { path, reason, full }: Why) -> Self {
-        if full { Self::Full { path, reason, found: true } } else { Self::Poisoned { reason } }
+        if full { Self::full(&path, reason, true) } else { Self::Poisoned { reason } }
     }
 }
 
@@ -202,7 +202,7 @@ impl Open {
     fn stop(&mut self) -> Result<LockedRepository, RepositoryError> {
         match std::mem::replace(&mut self.held, Held::Nothing) {
             Held::Open(writer) => Ok(writer.stop()),
-            Held::Closed(locked, _) => Ok(locked),
+            Held::Closed(locked, _) => Ok(*locked),
             Held::Nothing => Err(lost()),
         }
     }
@@ -242,7 +242,7 @@ impl Open {
                 }
                 let path = locked.path().to_owned();
                 let why = Why { path, reason: error.to_string(), full: error.is_full() };
-                self.held = Held::Closed(locked, why);
+                self.held = Held::Closed(Box::new(locked), why);
                 Err(error)
             }
         }

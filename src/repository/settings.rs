@@ -10,16 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::codec::CompressionSetting;
 use crate::repository::{Layout, RepositoryError};
 use crate::segment::SegmentSize;
-use crate::storage::{Storage, StorageError, read_small};
+use crate::storage::{Storage, read_small};
 
 /// The newest format this release reads, and the one it writes.
 pub(super) const FORMAT: u32 = 1;
-
-/// The size of the file that is given up when the disk is full, in bytes.
-const RESERVE: u64 = 64 << 20;
-
-/// How often the reserve is looked for anew if another thread creates or removes it.
-const RESERVE_TRIES: u32 = 100;
 
 /// No file of settings is larger than this, in bytes.
 pub(super) const SETTINGS_LIMIT: u64 = 64 << 20;
@@ -72,8 +66,9 @@ struct File {
     format: u32,
     repository: String,
     segment_size: u64,
+    /// A person may change it. A mistake in it must not keep anybody from reading old backups.
     #[serde(default)]
-    defaults: Defaults,
+    defaults: toml::Table,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -88,15 +83,16 @@ struct Defaults {
 
 /// Returns the text of `ekko.toml`.
 pub(super) fn text(settings: &Settings) -> Result<String, toml::ser::Error> {
+    let defaults = Defaults {
+        compression: Some(settings.compression.to_string()),
+        keep_unfinished: None,
+        keep_deleted: None,
+    };
     let file = File {
         format: FORMAT,
         repository: settings.repository.to_string(),
         segment_size: u64::from(settings.segment_size.bytes()),
-        defaults: Defaults {
-            compression: Some(settings.compression.to_string()),
-            keep_unfinished: None,
-            keep_deleted: None,
-        },
+        defaults: toml::Table::try_from(defaults)?,
     };
     let text = toml::to_string(&file)?;
     Ok(format!("# An Ekko repository. Only [defaults] may be changed by hand.\n{text}"))
@@ -136,139 +132,56 @@ pub(super) fn read_text(storage: &dyn Storage, path: &Path) -> Result<String, Re
     })
 }
 
-pub(super) fn read(storage: &dyn Storage, layout: &Layout) -> Result<Settings, RepositoryError> {
+/// Reads the settings. Returns also what is wrong with the defaults, of which none is then used.
+///
+/// # Errors
+/// The file cannot be read, or something other than the defaults is wrong.
+pub(super) fn read(
+    storage: &dyn Storage,
+    layout: &Layout,
+) -> Result<(Settings, Option<String>), RepositoryError> {
     let path = layout.settings();
     let text = read_text(storage, &path)?;
     check_format(&path, &text)?;
-    let settings = |what: String| RepositoryError::Settings { path: path.clone(), what };
-    let file: File = toml::from_str(&text).map_err(|error| settings(error.message().to_owned()))?;
-    let compression = file.defaults.compression.as_deref().map(str::parse).transpose();
-    let period = |name: &str, text: Option<&str>, default: Duration| match text {
-        None => Ok(default),
-        Some(text) => span(text)
-            .and_then(|span| Duration::try_from(span).ok())
-            .ok_or_else(|| settings(format!("{name} is no span of time: {text:?}"))),
+    let wrong = |what: String| RepositoryError::Settings { path: path.clone(), what };
+    let file: File = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+    let settings = Settings {
+        repository: file.repository.parse().map_err(|_| wrong("its repository id is no UUID".to_owned()))?,
+        segment_size: SegmentSize::new(file.segment_size).map_err(|error| wrong(error.to_string()))?,
+        compression: CompressionSetting::default(),
+        keep_unfinished: KEEP_UNFINISHED,
+        keep_deleted: KEEP_DELETED,
     };
-    let keep_unfinished =
-        period("keep_unfinished", file.defaults.keep_unfinished.as_deref(), KEEP_UNFINISHED)?;
-    let keep_deleted = period("keep_deleted", file.defaults.keep_deleted.as_deref(), KEEP_DELETED)?;
-    Ok(Settings {
-        repository: file
-            .repository
-            .parse()
-            .map_err(|_| settings("its repository id is no UUID".to_owned()))?,
-        segment_size: SegmentSize::new(file.segment_size).map_err(|error| settings(error.to_string()))?,
-        compression: compression
-            .map_err(|error: crate::codec::InvalidCompression| settings(error.to_string()))?
-            .unwrap_or_default(),
-        keep_unfinished,
-        keep_deleted,
+    Ok(match with_defaults(settings, file.defaults) {
+        Ok(settings) => (settings, None),
+        Err(what) => (settings, Some(what)),
     })
 }
 
-/// Makes sure that the reserve is there. Several threads may do so at once: whoever finds that another has just created the
-/// file makes sure of its size, which changes nothing if the other has, too.
-///
-/// # Errors
-/// The disk has no room for it: a backup is then not begun.
-pub(super) fn refill_reserve(storage: &dyn Storage, layout: &Layout) -> Result<(), StorageError> {
-    let path = layout.reserve();
-    let mut tries = 0;
-    let file = loop {
-        match storage.open(&path) {
-            Ok(file) if file.size()? >= RESERVE => return Ok(()),
-            Ok(file) => break file,
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        match storage.create(&path) {
-            Ok(file) => break file,
-            // Another thread was faster; it may give the reserve up at once, if the disk is full.
-            Err(error)
-                if error.source.kind() == std::io::ErrorKind::AlreadyExists && tries < RESERVE_TRIES =>
-            {
-                tries += 1;
-            }
-            Err(error) => return Err(error),
-        }
+/// Returns settings with what a person has chosen.
+fn with_defaults(settings: Settings, defaults: toml::Table) -> Result<Settings, String> {
+    let Defaults { compression, keep_unfinished, keep_deleted } =
+        defaults.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    let period = |name: &str, text: Option<String>, default: Duration| match text {
+        None => Ok(default),
+        Some(text) => span(&text)
+            .and_then(|span| Duration::try_from(span).ok())
+            .ok_or_else(|| format!("{name} is no span of time: {text:?}")),
     };
-    file.allocate(RESERVE).or_else(|error| {
-        if error.source.kind() == std::io::ErrorKind::Unsupported {
-            // A filesystem that cannot allocate ahead gets a reserve in name only rather than no repository.
-            return file.truncate(RESERVE);
-        }
-        // Half a reserve is none; the next opening tries again.
-        let _ = storage.unlink(&path);
-        Err(error)
+    let compression = compression.as_deref().map(str::parse).transpose();
+    Ok(Settings {
+        compression: compression
+            .map_err(|error: crate::codec::InvalidCompression| error.to_string())?
+            .unwrap_or_default(),
+        keep_unfinished: period("keep_unfinished", keep_unfinished, settings.keep_unfinished)?,
+        keep_deleted: period("keep_deleted", keep_deleted, settings.keep_deleted)?,
+        ..settings
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Access, RootStorage, StorageFile};
-    use std::fs::{File as OsFile, Metadata};
-    use std::path::PathBuf;
-    use std::sync::Barrier;
-
-    /// A storage that lets two threads find at the same moment that a file is missing.
-    #[derive(Debug)]
-    struct Meeting {
-        files: RootStorage,
-        found_missing: Barrier,
-        met: std::sync::atomic::AtomicU32,
-    }
-
-    type Done<T> = Result<T, StorageError>;
-
-    impl Storage for Meeting {
-        fn create(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
-            self.files.create(path)
-        }
-        fn open(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
-            let opened = self.files.open(path);
-            if opened.is_err() && self.met.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2 {
-                self.found_missing.wait();
-            }
-            opened
-        }
-        fn open_read(&self, path: &Path) -> Done<Box<dyn StorageFile>> {
-            self.files.open_read(path)
-        }
-        fn handle(&self, path: &Path, access: Access) -> Done<OsFile> {
-            self.files.handle(path, access)
-        }
-        fn examine(&self, path: &Path) -> Done<Metadata> {
-            self.files.examine(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> Done<()> {
-            self.files.rename(from, to)
-        }
-        fn rename_new(&self, from: &Path, to: &Path) -> Done<()> {
-            self.files.rename_new(from, to)
-        }
-        fn unlink(&self, path: &Path) -> Done<()> {
-            self.files.unlink(path)
-        }
-        fn check_folder(&self, path: &Path) -> Done<()> {
-            self.files.check_folder(path)
-        }
-        fn create_folder(&self, path: &Path) -> Done<()> {
-            self.files.create_folder(path)
-        }
-        fn remove_folder(&self, path: &Path) -> Done<()> {
-            self.files.remove_folder(path)
-        }
-        fn sync_folder(&self, path: &Path) -> Done<()> {
-            self.files.sync_folder(path)
-        }
-        fn gives_back(&self, folder: &Path) -> Done<bool> {
-            self.files.gives_back(folder)
-        }
-        fn list(&self, path: &Path) -> Done<Vec<String>> {
-            self.files.list(path)
-        }
-    }
 
     #[test]
     fn a_newer_format_is_named_though_the_tables_after_it_cannot_be_understood() {
@@ -278,21 +191,5 @@ mod tests {
         assert!(matches!(newer, RepositoryError::NewerFormat { found: 2, .. }), "{newer}");
         check("format = 1\nbases = [\n\"a\",\n[\"b\"]]\n[[backup]]\n").unwrap();
         assert!(check("[[backup]]\nformat = 1\n").is_err());
-    }
-
-    #[test]
-    fn two_threads_that_find_no_reserve_at_the_same_moment_both_have_it_afterwards() {
-        let folder = tempfile::tempdir().unwrap();
-        let root: PathBuf = folder.path().to_owned();
-        let layout = Layout::new(&root);
-        let storage =
-            Meeting { files: RootStorage::at(&root), found_missing: Barrier::new(2), met: 0.into() };
-        std::thread::scope(|scope| {
-            let both = [(); 2].map(|()| scope.spawn(|| refill_reserve(&storage, &layout)));
-            for thread in both {
-                thread.join().unwrap().unwrap();
-            }
-        });
-        assert_eq!(std::fs::metadata(layout.reserve()).unwrap().len(), RESERVE);
     }
 }

@@ -293,6 +293,7 @@ pub fn read_to_stream(
     progress.end();
     let mut summary = result?;
     summary.never_read = never_read(manifest, &within);
+    note(repository, manifest, &summary.damaged);
     summary.segments = u64::from(geometry.segments());
     summary.elapsed = begun.elapsed();
     Ok(summary)
@@ -310,6 +311,12 @@ fn never_read(manifest: &ManifestReader, range: &Range<u64>) -> Vec<Range<u64>> 
 fn segments_of(geometry: Geometry, range: &Range<u64>) -> Range<u32> {
     let behind = geometry.containing(range.end.saturating_sub(1)).0.saturating_add(1);
     geometry.containing(range.start).0..behind.min(geometry.segments())
+}
+
+/// Has the repository remember which segments could not be read.
+fn note(repository: &Repository, manifest: &ManifestReader, damaged: &[DamagedSegment]) {
+    let noted: Vec<_> = damaged.iter().map(|damaged| (damaged.index, damaged.error.clone())).collect();
+    repository.note_damage(manifest, &noted);
 }
 
 fn tell(problems: &[CatalogProblem], progress: &dyn Progress) {

@@ -27,6 +27,7 @@ const PLANNED: u64 = 160;
 /// stored segment.
 #[derive(Debug)]
 pub struct RangeReader {
+    repository: Repository,
     manifest: ManifestReader,
     catalog: Catalog,
     geometry: Geometry,
@@ -80,7 +81,8 @@ impl RangeReader {
         }
         let lease = repository.lease(info.backupset, info.incremental)?;
         let catalog = repository.catalog()?;
-        Ok(Self { manifest, catalog, geometry, range, idle: Mutex::default(), _lease: lease })
+        let repository = repository.clone();
+        Ok(Self { repository, manifest, catalog, geometry, range, idle: Mutex::default(), _lease: lease })
     }
 
     /// How much memory the plan of a window of any range takes at most, in bytes, about.
@@ -163,6 +165,9 @@ impl RangeReader {
             idle().push(fetcher.into_parts());
             result
         });
+        if let Err(RestoreError::Damaged { index, what }) = &result {
+            self.repository.note_damage(&self.manifest, &[(*index, what.clone())]);
+        }
         (bytes, result)
     }
 

@@ -7,7 +7,7 @@ use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::repository::{Lease, Repository};
 use crate::restore::plan::{self, Plan};
-use crate::restore::{DamagedSegment, RestoreError, fetch, tell};
+use crate::restore::{DamagedSegment, RestoreError, fetch, note, tell};
 use crate::segment::{SegmentIndex, SegmentKey};
 use crate::store::Catalog;
 
@@ -54,6 +54,7 @@ pub trait SegmentSink: Sync {
 
 /// Segments of a repository's packs, fetched in the order of the packs.
 pub(super) struct PackedSegments<'a> {
+    repository: &'a Repository,
     manifest: &'a ManifestReader,
     runs: Vec<Range<u32>>,
     /// Until the end, no garbage collection takes what the backup names, even if it is deleted meanwhile.
@@ -72,7 +73,7 @@ fn windows(runs: &[Range<u32>]) -> impl Iterator<Item = Range<u32>> + use<> {
 impl<'a> PackedSegments<'a> {
     /// Makes sure that the backup is there, and stays for this job, and can be read.
     pub(super) fn prepare(
-        repository: &Repository,
+        repository: &'a Repository,
         manifest: &'a ManifestReader,
         runs: Vec<Range<u32>>,
         job: &str,
@@ -81,7 +82,7 @@ impl<'a> PackedSegments<'a> {
         manifest.verify()?;
         let lease = repository.lease_for(job, manifest.info(), progress)?;
         let catalog = repository.catalog()?;
-        let mut prepared = Self { manifest, runs, _lease: lease, catalog, first: None };
+        let mut prepared = Self { repository, manifest, runs, _lease: lease, catalog, first: None };
         prepared.first = match windows(&prepared.runs).next() {
             Some(window) => Some(prepared.plan(window, progress)?),
             None => None,
@@ -128,6 +129,7 @@ impl PreparedSegments for PackedSegments<'_> {
             damaged.extend(fetch::run(&self.catalog, &plan, sink, geometry, pace, progress)?);
         }
         damaged.sort_by_key(|damaged| damaged.index);
+        note(self.repository, self.manifest, &damaged);
         Ok(damaged)
     }
 }

@@ -126,6 +126,11 @@ impl From<RepositoryError> for Refused {
                 let why = "the UUID of a backupset begins with this name: choose another name";
                 Self::new(Refusal::Conflict, why)
             }
+            RepositoryError::ListLost { .. } => {
+                let why = "cannot back up this image: its earlier backups are missing on the server; ask the service's operator to \
+                           put them back";
+                Self { internal: Some(error.to_string()), ..Self::new(Refusal::from(kind), why) }
+            }
             RepositoryError::BackupRunning { .. } => {
                 Self::new(Refusal::Busy, "a backup of this image is running already")
             }
@@ -209,6 +214,8 @@ impl From<InvalidName> for Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
     use crate::manifest::ImageName;
 
     fn refused(error: RepositoryError) -> (u16, bool, String) {
@@ -220,7 +227,7 @@ mod tests {
     #[test]
     fn who_meets_a_store_that_stopped_is_to_ask_again_and_who_filled_the_disk_is_not() {
         let reason = || "write /srv/store/packs/1 failed".to_owned();
-        let full = |found| RepositoryError::Full { path: "/srv/store".into(), reason: reason(), found };
+        let full = |found| RepositoryError::full(Path::new("/srv/store"), reason(), found);
         for full in [false, true] {
             let store = StoreError::Poisoned { reason: reason(), full, index: false };
             let (status, again, detail) = refused(store.into());

@@ -25,6 +25,16 @@ pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Er
     move |source| StorageError::new(operation, path, source)
 }
 
+/// Says what it means that `fsync` does not take a folder.
+pub(super) fn explain_folder_sync(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(rustix::io::Errno::INVAL.raw_os_error()) {
+        return error;
+    }
+    let what = "its filesystem does not support fsync of a folder, so a power loss could cost acknowledged backups; put the \
+                repository on another filesystem, for example ext4 or XFS";
+    io::Error::new(io::ErrorKind::Unsupported, what)
+}
+
 impl OsStorage {
     fn file(
         path: &Path,
@@ -98,7 +108,8 @@ impl Storage for OsStorage {
     }
 
     fn sync_folder(&self, path: &Path) -> Result<(), StorageError> {
-        File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync folder", path))
+        let synced = File::open(path).and_then(|folder| folder.sync_all());
+        synced.map_err(explain_folder_sync).map_err(failed("sync folder", path))
     }
 
     fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {
@@ -324,6 +335,14 @@ mod tests {
         let mut buffer = AlignedBuffer::new(DIRECT);
         assert!(failing.write_direct_at(buffer.of(DIRECT), 0).is_err_and(|error| error.is_full()));
         assert_eq!(fs::metadata(&path).unwrap().len(), 0, "and is not tried another way");
+    }
+
+    #[test]
+    fn a_filesystem_that_cannot_sync_folders_is_named_as_the_cause() {
+        let explained = explain_folder_sync(io::Error::from_raw_os_error(22));
+        assert!(explained.to_string().contains("does not support fsync of a folder"), "{explained}");
+        let other = explain_folder_sync(io::Error::from_raw_os_error(28));
+        assert_eq!(other.kind(), io::ErrorKind::StorageFull);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use rustix::fs::{mkdirat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use crate::storage::beneath::{self, refused};
-use crate::storage::os::{OsFile, failed, gives_back};
+use crate::storage::os::{OsFile, explain_folder_sync, failed, gives_back};
 use crate::storage::{Access, OsStorage, Storage, StorageError, StorageFile};
 
 /// The files below one folder, which may not exist yet.
@@ -236,7 +236,8 @@ impl Storage for RootStorage {
             // The folder that the root stands in, which is the owner's.
             return OsStorage.sync_folder(path);
         }
-        self.folder(path).and_then(|folder| folder.sync_all()).map_err(failed("sync folder", path))
+        let synced = self.folder(path).and_then(|folder| folder.sync_all());
+        synced.map_err(explain_folder_sync).map_err(failed("sync folder", path))
     }
 
     fn gives_back(&self, folder: &Path) -> Result<bool, StorageError> {

@@ -106,6 +106,7 @@ impl<'a> Batch<'a> {
             Change::Insert(key, entry) => self.insert(*key, entry),
             Change::Count(key, difference) => self.count(*key, *difference),
             Change::Move(key, entry, from) => self.relocate(*key, entry, *from),
+            Change::Heal(key, entry, damaged) => self.heal(*key, entry, *damaged),
             Change::Quarantine(key, place, span) => self.quarantine(*key, *place, *span),
             Change::Seal(number, id, size, dead) => {
                 self.meta.last_pack = self.meta.last_pack.max(number.0);
@@ -189,6 +190,16 @@ impl<'a> Batch<'a> {
     fn list_zero(&mut self, key: SegmentKey, entry: &mut SegmentEntry) -> Result<(), IndexError> {
         entry.zero_since = self.meta.generation.max(1);
         self.set(key::zero(entry.zero_since, key), Some(Vec::new()))
+    }
+
+    /// The damaged copy stays in its pack until a collection has read the new one.
+    fn heal(&mut self, key: SegmentKey, to: &SegmentEntry, damaged: RecordPlace) -> Result<(), IndexError> {
+        if self.segment(key)?.is_none_or(|old| old.place() != damaged) {
+            return self.insert(key, to);
+        }
+        self.relocate(key, to, damaged)?;
+        self.pack(damaged.pack)?.uncounted += 1;
+        Ok(())
     }
 
     fn relocate(&mut self, key: SegmentKey, to: &SegmentEntry, from: RecordPlace) -> Result<(), IndexError> {

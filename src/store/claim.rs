@@ -32,6 +32,8 @@ pub struct NewSegment {
     found_full: FoundFull,
     /// Whether earlier backups lack it.
     heals: bool,
+    /// Where the copy lies that it takes the place of, because that was found damaged.
+    damaged: Option<RecordPlace>,
     stored: Arc<StoredCounts>,
 }
 
@@ -47,6 +49,10 @@ impl NewSegment {
 
     pub(super) fn found_full(&self) -> &FoundFull {
         &self.found_full
+    }
+
+    pub(super) fn damaged(&self) -> Option<RecordPlace> {
+        self.damaged
     }
 
     /// The writer has it, in so many stored bytes.
@@ -242,11 +248,15 @@ impl SegmentStore {
                     state: Some(Arc::clone(&self.state)),
                     found_full: job.found_full(),
                     heals: false,
+                    damaged: None,
                     stored: Arc::clone(&job.stored),
                 };
                 // It is claimed: what fails from now on must drop it.
                 let known = self.index()?.twins(hash)?;
-                new.heals = known.iter().any(|(other, entry)| *other == twin && entry.is_lost());
+                if let Some((_, entry)) = known.iter().find(|(other, _)| *other == twin) {
+                    new.heals = self.lacks(key, entry);
+                    new.damaged = Some(entry.place()).filter(|_| new.heals && !entry.is_lost());
+                }
                 Ok(Claim::New(new))
             }
             Claimed::Full => {
@@ -332,7 +342,7 @@ impl SegmentStore {
             twin,
             identity: (!entry.is_lost() || entry.is_known())
                 .then(|| Identity { fingerprint: entry.fingerprint(), plain_length: entry.plain_length }),
-            lost: entry.is_lost(),
+            lost: self.lacks(SegmentKey { hash, twin }, &entry),
             at_zero: !job.is_safe(&entry),
             unfinished: entry.refcount == 0 && entry.zero_since == 0 && !job.is_safe(&entry),
         });

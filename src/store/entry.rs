@@ -281,6 +281,8 @@ pub enum Change {
     Count(SegmentKey, i64),
     /// A segment lies in another pack now; if it is gone meanwhile, or elsewhere, the new copy is one too many.
     Move(SegmentKey, SegmentEntry, RecordPlace),
+    /// A segment was stored again because its copy at this place was found damaged. The damaged copy is then one too many.
+    Heal(SegmentKey, SegmentEntry, RecordPlace),
     /// A copy of a segment at a place, with so many bytes, is damaged: who names it lacks it until it is stored anew.
     Quarantine(SegmentKey, RecordPlace, u64),
     /// A pack is sealed: its id, its size in bytes and how many dead records it holds.

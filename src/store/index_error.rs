@@ -80,7 +80,9 @@ impl IndexError {
     /// Says whether the disk is full.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Sled { io, .. } => matches!(io, Some(io::ErrorKind::StorageFull)),
+            Self::Sled { io, .. } => {
+                matches!(io, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+            }
             Self::Storage(error) => error.is_full(),
             Self::Panicked { .. } | Self::Damaged { .. } | Self::Missing { .. } | Self::Stuck { .. } => false,
         }

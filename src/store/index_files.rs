@@ -3,6 +3,7 @@
 //! sled opens and writes them itself, past the storage seam.
 
 use std::fs::TryLockError;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,9 +34,22 @@ pub(super) fn is_let_go(path: &Path) -> Result<bool, StorageError> {
 pub(super) fn sync_files(path: &Path) -> Result<(), StorageError> {
     for_each_file(path, &mut |path| {
         std::fs::File::open(path)
-            .and_then(|file| file.sync_data())
+            .and_then(|file| {
+                make_private(&file)?;
+                file.sync_data()
+            })
             .map_err(|source| StorageError::new("sync", path, source))
     })
+}
+
+/// Leaves nothing of a file to others. sled creates files as the umask says.
+fn make_private(file: &std::fs::File) -> std::io::Result<()> {
+    let metadata = file.metadata()?;
+    let mode = if metadata.is_dir() { 0o700 } else { 0o600 };
+    if metadata.permissions().mode() & 0o777 == mode {
+        return Ok(());
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
 }
 
 fn for_each_file(

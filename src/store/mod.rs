@@ -8,6 +8,7 @@
 mod batch;
 mod catalog;
 mod claim;
+mod distrusted;
 mod entry;
 mod filter;
 mod gc;

@@ -12,6 +12,7 @@ use crate::codec::Codec;
 use crate::manifest::{BackupsetId, Incremental};
 use crate::segment::{SegmentKey, SegmentSize};
 use crate::storage::Storage;
+use crate::store::distrusted::Distrusted;
 use crate::store::entry::{Candidate, Change, Counted, FreedPlace, PackEntry, SegmentEntry, Task};
 use crate::store::index::{Index, IndexWork, IndexWriter};
 use crate::store::index_watch::Calls;
@@ -49,6 +50,7 @@ pub(super) struct Poison {
 #[derive(Debug, Default)]
 pub(super) struct StoreState {
     pub(super) pending: Pending,
+    pub(super) distrusted: Distrusted,
     poison: OnceLock<Poison>,
     /// How many steps the store's thread has done.
     steps: AtomicU64,
@@ -176,7 +178,7 @@ impl SegmentStore {
 
     /// Makes sure that a segment which a new manifest names is stored.
     pub fn require_stored(&self, key: SegmentKey) -> Result<(), StoreError> {
-        if self.require(key)?.is_lost() {
+        if self.lacks(key, &self.require(key)?) {
             return Err(StoreError::Lost { key });
         }
         Ok(())
@@ -219,7 +221,8 @@ impl SegmentStore {
             codec,
         };
         let stored_bytes = buffer.stored_length();
-        self.send(Command::Append { meta, buffer, origin: Origin::Job(segment.found_full().clone()) })?;
+        let origin = Origin::Job(segment.found_full().clone(), segment.damaged());
+        self.send(Command::Append { meta, buffer, origin })?;
         segment.stored(stored_bytes);
         self.state.check()
     }

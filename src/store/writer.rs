@@ -75,8 +75,8 @@ pub(super) enum Command {
 /// Why a segment is appended.
 #[derive(Debug)]
 pub(super) enum Origin {
-    /// It is new, and of this job.
-    Job(FoundFull),
+    /// It is new, and of this job; or it takes the place of a copy that was found damaged.
+    Job(FoundFull, Option<RecordPlace>),
     /// It is a copy.
     Moved(Moved),
 }
@@ -89,13 +89,21 @@ pub(super) struct Moved {
     pub(super) time: u64,
 }
 
+/// Which copy of a segment the index had before.
+#[derive(Clone, Copy, Debug)]
+enum Former {
+    None,
+    Moved(RecordPlace),
+    Damaged(RecordPlace),
+}
+
 /// The pack that is being appended to.
 #[derive(Debug)]
 struct OpenPack {
     writer: PackWriter,
     dead: u64,
     /// Appended and not yet in the index, in the order of their offsets, and where they were before.
-    unflushed: VecDeque<(Appended, Option<Moved>)>,
+    unflushed: VecDeque<(Appended, Former)>,
     /// Where the last sync, finished or not, ends.
     sync_begun: u64,
     /// Whose segments were appended since the last flush.
@@ -311,14 +319,14 @@ impl StoreWriter {
         buffer: &mut RecordBuffer,
         origin: Origin,
     ) -> Result<(), StoreError> {
-        let (from, job) = match origin {
-            Origin::Job(job) => (None, Some(job)),
-            Origin::Moved(from) => (Some(from), None),
+        let (former, time, job) = match origin {
+            Origin::Job(job, None) => (Former::None, now(), Some(job)),
+            Origin::Job(job, Some(damaged)) => (Former::Damaged(damaged), now(), Some(job)),
+            Origin::Moved(from) => (Former::Moved(from.place), from.time, None),
         };
         self.writes_for.clone_from(&job);
         let pack = self.pack()?;
-        let time = from.map_or_else(now, |from| from.time);
-        pack.unflushed.push_back((pack.writer.append(meta, buffer, time)?, from));
+        pack.unflushed.push_back((pack.writer.append(meta, buffer, time)?, former));
         if let Some(job) = job.filter(|job| !pack.jobs.iter().any(|other| other.is_same(job))) {
             pack.jobs.push(job);
         }
@@ -359,13 +367,17 @@ impl StoreWriter {
     fn enter(&mut self) -> Result<(), StoreError> {
         let Some(pack) = &mut self.pack else { return Ok(()) };
         let durable = std::mem::take(&mut pack.durable);
-        let mut entered: Vec<(Appended, Option<Moved>)> =
+        let mut entered: Vec<(Appended, Former)> =
             pack.unflushed.drain(..durable.min(pack.unflushed.len())).collect();
         entered.sort_by_key(|(appended, _)| appended.meta.key);
         for part in entered.chunks(CHANGES_AT_ONCE) {
-            let change = |(appended, from): &(Appended, Option<Moved>)| {
+            let change = |(appended, former): &(Appended, Former)| {
                 let (key, entry) = (appended.meta.key, SegmentEntry::appended(appended));
-                from.map_or(Change::Insert(key, entry), |from| Change::Move(key, entry, from.place))
+                match *former {
+                    Former::None => Change::Insert(key, entry),
+                    Former::Moved(place) => Change::Move(key, entry, place),
+                    Former::Damaged(place) => Change::Heal(key, entry, place),
+                }
             };
             let changes: Vec<Change> = part.iter().map(change).collect();
             self.index.apply(&changes)?;

@@ -252,6 +252,11 @@ fn segments_that_share_a_sha1_go_out_and_in_by_their_files_alone() {
     world.run(&["manifest", "import", "sqlite", "--name", "again"]).exits(2).says("under the name web");
     let set = world.json(&["show", "web"])["backupset"].as_str().unwrap().to_owned();
     fs::remove_dir_all(world.path(&format!("R/manifests/{set}"))).unwrap();
+    world
+        .run(&["manifest", "import", "sqlite", "--name", "web"])
+        .exits(1)
+        .says("cannot find the backups of web");
+    world.run(&["gc", "--accept-lost"]).exits(0);
     world.run(&["rebuild"]).exits(0);
     world
         .run(&["manifest", "import", "sqlite", "--name", "web"])

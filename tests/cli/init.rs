@@ -183,3 +183,45 @@ fn init_refuses_a_path_below_a_mount_point_where_nothing_is_mounted() {
     run("mount -t tmpfs none disk; \"$EKKO\" -r disk/store init; \"$EKKO\" -r disk/store backup web")
         .exits(0);
 }
+
+#[test]
+fn no_repository_is_created_inside_another_one() {
+    let world = World::new();
+    world.run(&["init"]).exits(0);
+    std::os::unix::fs::symlink(world.path("R/packs"), world.path("link")).unwrap();
+    fs::create_dir(world.path("R/packs/empty")).unwrap();
+    for path in ["R/new", "R/packs/new", "link/new", "R/packs/empty", "R/../R/new"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ekko"));
+        command.args(["-r", path, "init"]).current_dir(world.path(".")).env_remove("EKKO_REPOSITORY");
+        ran(command.output().unwrap()).exits(2).says("lies in the repository").says("choose a path outside");
+    }
+    fs::remove_dir(world.path("R/packs/empty")).unwrap();
+    world.run(&["check"]).exits(0);
+}
+
+#[test]
+fn a_mistake_in_the_defaults_stops_changes_and_no_restore() {
+    let world = World::new();
+    world.run(&["init"]).exits(0);
+    world.write("web", &noise(1, 1 << 16));
+    world.run(&["backup", "web"]).exits(0);
+    let settings = fs::read_to_string(world.path("R/ekko.toml")).unwrap();
+    for (mistake, says) in
+        [("keep_delted = \"2d\"", "keep_delted"), ("keep_deleted = \"two\"", "keep_deleted")]
+    {
+        fs::write(world.path("R/ekko.toml"), format!("{settings}{mistake}\n")).unwrap();
+        for change in [&["backup", "web"][..], &["delete", "--yes", "web@0"], &["gc"]] {
+            world.run(change).exits(2).says(says);
+        }
+        let restored = world.run(&["restore", "web", "-"]).exits(0).says("warning:").says(says);
+        assert_eq!(restored.stdout, noise(1, 1 << 16));
+        for read in [&["list"][..], &["check"]] {
+            world.run(read).exits(0).says(says);
+        }
+    }
+    // Outside of the defaults it may be what a newer release wrote.
+    fs::write(world.path("R/ekko.toml"), format!("secret = true\n{settings}")).unwrap();
+    world.run(&["restore", "web", "-"]).exits(2).says("secret");
+    fs::write(world.path("R/ekko.toml"), settings).unwrap();
+    world.run(&["backup", "web"]).exits(0);
+}

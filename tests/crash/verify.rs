@@ -158,7 +158,13 @@ fn back_up_as(writer: &SharedWriter, image: &str, disk: Disk, wanted: &mut Wante
 }
 
 fn collect(writer: &SharedWriter) -> Result<(), String> {
-    let options = GcOptions { dry_run: false, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 1 };
+    let options = GcOptions {
+        dry_run: false,
+        now: Some(""),
+        keep_unfinished: Some(Duration::ZERO),
+        accept_lost: false,
+        jobs: 1,
+    };
     let told = Told::default();
     let summary = writer
         .run_job(

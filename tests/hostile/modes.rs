@@ -122,3 +122,43 @@ fn a_target_that_was_there_keeps_its_mode() {
     assert_eq!(world.run(&["restore", "--force", "web@1", "target.raw"]).code, Some(0));
     assert_eq!(fs::metadata(&target).unwrap().mode() & 0o7777, 0o640);
 }
+
+#[test]
+fn every_file_of_a_repository_is_the_owners_alone_with_any_umask() {
+    for umask in ["0", "022"] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("disk.raw"), vec![7; 3 << 20]).unwrap();
+        let commands: [&[&str]; 6] = [
+            &["init"],
+            &["backup", "web=disk.raw"],
+            &["check", "--read-data"],
+            &["rebuild"],
+            &["delete", "--yes", "web@0"],
+            &["gc", "--now"],
+        ];
+        for arguments in commands {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("umask {umask}; exec \"$0\" -r store \"$@\"")]);
+            command.arg(env!("CARGO_BIN_EXE_ekko")).args(arguments).current_dir(folder.path());
+            let output = command.env_remove("EKKO_REPOSITORY").output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{arguments:?}: {said}");
+            let mut open = Vec::new();
+            all_open_to_others(&folder.path().join("store"), &mut open);
+            assert_eq!(open, Vec::<PathBuf>::new(), "{umask} {arguments:?}");
+        }
+    }
+}
+
+/// Lists what has a mode for others, in folders that are not open to them, too.
+fn all_open_to_others(folder: &Path, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.mode() & 0o077 != 0 {
+            found.push(path.clone());
+        }
+        if metadata.is_dir() {
+            all_open_to_others(&path, found);
+        }
+    }
+}

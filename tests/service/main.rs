@@ -16,6 +16,7 @@ mod going_on;
 mod harness;
 mod jobs;
 mod logs;
+mod lost;
 mod machines;
 mod names;
 mod network;

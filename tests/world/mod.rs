@@ -223,7 +223,13 @@ impl World {
     }
 
     fn gc(&self, dry_run: bool) -> Result<GcSummary, RepositoryError> {
-        let options = GcOptions { dry_run, now: Some(""), keep_unfinished: Some(Duration::ZERO), jobs: 2 };
+        let options = GcOptions {
+            dry_run,
+            now: Some(""),
+            keep_unfinished: Some(Duration::ZERO),
+            accept_lost: false,
+            jobs: 2,
+        };
         self.writer.as_ref().unwrap().gc(&options, &self.told)
     }
 

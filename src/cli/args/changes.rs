@@ -135,6 +135,9 @@ pub(in crate::cli) struct GcArgs {
     /// Only say what would be freed
     #[arg(short = 'n', long)]
     pub(in crate::cli) dry_run: bool,
+    /// Give up the backups whose folder in "manifests" is lost for good
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(in crate::cli) accept_lost: bool,
     /// Keep what an unfinished backup stored so long for its next run, e.g. 12h or 0s [default: the repository's, 1d]
     #[arg(long, value_name = "DURATION", value_parser = within)]
     pub(in crate::cli) keep_unfinished: Option<SignedDuration>,

@@ -21,6 +21,10 @@ const THREADS: usize = 2;
 pub(super) fn allow(caller: &Caller, request: &JobRequest) -> Result<(), Refused> {
     caller.must_be(Role::Operator)?;
     let invalid = |what: String| Refused::new(Refusal::Invalid, what);
+    if matches!(request, JobRequest::Gc { accept_lost: true, .. }) {
+        // Others' backups are at stake.
+        caller.must_be(Role::Admin)?;
+    }
     match request {
         JobRequest::Gc { keep_unfinished: None, .. }
         | JobRequest::Check { read_data: None, repair: false } => {}
@@ -55,11 +59,17 @@ fn keep(text: &str) -> Option<Duration> {
 /// Does a job, on a thread that may block.
 pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> {
     match &job.request {
-        JobRequest::Gc { dry_run, keep_unfinished, now } => {
+        JobRequest::Gc { dry_run, keep_unfinished, now, accept_lost } => {
             let keep_unfinished = keep_unfinished.as_deref().and_then(keep);
             let prefix = job.caller.view.prefix();
             let now = now.then_some(prefix.as_str());
-            let options = GcOptions { dry_run: *dry_run, now, keep_unfinished, jobs: THREADS };
+            let options = GcOptions {
+                dry_run: *dry_run,
+                now,
+                keep_unfinished,
+                accept_lost: *accept_lost,
+                jobs: THREADS,
+            };
             let document = api::collect(app.writer(), &options, job.as_ref())?;
             if !document.dry_run {
                 app.metrics().freed(&document);

@@ -86,9 +86,9 @@ impl RepositoryOrRefused {
     /// is to ask again.
     pub(super) fn of_sender(self, found_full: &FoundFull) -> Self {
         match self {
-            Self::Repository(RepositoryError::Full { path, reason, found }) => {
+            Self::Repository(RepositoryError::Full { path, room, reason, found }) => {
                 let found = found || found_full.is_set();
-                Self::Repository(RepositoryError::Full { path, reason, found })
+                Self::Repository(RepositoryError::Full { path, room, reason, found })
             }
             other => other,
         }

@@ -152,9 +152,9 @@ impl Session {
             Some(work) => job(work),
             // The store may have been opened again before its client is told that it has filled the disk.
             None if self.found_full.is_set() => {
-                let path = writer.repository().layout().root().to_owned();
+                let path = writer.repository().layout().root();
                 let reason = "the backup's segments found it full".to_owned();
-                Err(RepositoryError::Full { path, reason, found: true }.into())
+                Err(RepositoryError::full(path, reason, true).into())
             }
             None => gone(),
         }
@@ -177,7 +177,7 @@ impl Session {
                 let Some(segment) = cursor.at(index) else { continue };
                 let stored = writer.store().require(segment.key)?;
                 // A lost one is equal to nothing, so that it is sent again.
-                if !stored.is_lost() {
+                if !writer.store().lacks(segment.key, &stored) {
                     let (plain_length, fingerprint) = (stored.plain_length, stored.fingerprint());
                     ParentSegment { index, plain_length, fingerprint }.encode(&mut frames);
                 }

@@ -57,6 +57,7 @@ const TAKING_AWAY: &[(&str, &str, &str, Option<&str>)] = &[
     ("DELETE", "/v1/backups/{backup}/protection", "/v1/backups/web@0/protection", None),
     ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"gc\"}")),
     ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"gc\",\"keep_unfinished\":\"0h\"}")),
+    ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"gc\",\"accept_lost\":true}")),
     ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"check\",\"repair\":true}")),
     ("POST", "/v1/jobs", "/v1/jobs", Some("{\"kind\":\"forget\",\"keep\":{\"last\":1}}")),
     ("DELETE", "/v1/jobs/{id}", "/v1/jobs/00000000-0000-4000-8000-000000000000", None),
