@@ -139,7 +139,7 @@ fn run(command: Command, context: &Context) -> Result<Outcome, CliError> {
         Command::Status(args) => check::status(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Token(command) => token::run(&command, context),
-        Command::Stats => stats::run(context),
+        Command::Stats(args) => stats::run(&args, context),
         Command::Benchmark(args) => benchmark::run(&args, context),
         Command::Rebuild => rebuild::run(context),
         Command::Manifest(args) => manifest::run(&args, context),

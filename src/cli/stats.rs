@@ -2,19 +2,50 @@
 
 use std::io;
 
+use wildmatch::WildMatch;
+
 use crate::api::{self, Statistics};
+use crate::cli::args::StatsArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Lines;
 use crate::cli::{Outcome, format};
+use crate::repository::{Hint, RepositoryError};
 
-pub(super) fn run(context: &Context) -> Result<Outcome, CliError> {
-    let document: Statistics = match context.network()? {
+pub(super) fn run(args: &StatsArgs, context: &Context) -> Result<Outcome, CliError> {
+    let mut document: Statistics = match context.network()? {
         Some(remote) => remote.get("/v1/statistics")?,
         None => api::statistics(&context.open()?, context.progress())?,
     };
-    context.print(&document, |out| describe(&document, out))?;
+    let patterns: Vec<_> = args.names.iter().map(|name| (name, WildMatch::new(name))).collect();
+    for (name, pattern) in &patterns {
+        if !document.names.iter().any(|row| pattern.matches(&row.name)) {
+            let hint = Hint::among(name, document.names.iter().map(|row| row.name.as_str()));
+            return Err(RepositoryError::UnknownName { name: (*name).clone(), hint }.into());
+        }
+    }
+    let is_named = |name: &str| patterns.is_empty() || patterns.iter().any(|(_, it)| it.matches(name));
+    document.names.retain(|row| is_named(&row.name));
+    let by_name = args.by_name || !args.names.is_empty();
+    context.print(&document, |out| if by_name { table(&document, out) } else { describe(&document, out) })?;
     Ok(context.outcome())
+}
+
+/// Writes a line for each name, and which numbers mean what.
+fn table(document: &Statistics, out: &mut Lines) -> io::Result<()> {
+    let header = ["NAME", "BACKUPS", "SIZE", "USED", "REFERENCED", "ADDED", "EXCLUSIVE"];
+    let rows = document.names.iter().map(|row| {
+        let bytes =
+            [row.size_of_disk, row.used_bytes, row.referenced_bytes, row.added_bytes, row.exclusive_bytes];
+        let mut cells = vec![row.name.clone(), row.backups.to_string()];
+        cells.extend(bytes.map(format::bytes));
+        cells
+    });
+    format::table(out, &header, &[1, 2, 3, 4, 5, 6], rows)?;
+    writeln!(
+        out,
+        "EXCLUSIVE: stored bytes that no other name needs; deleting all backups of the name frees them"
+    )
 }
 
 fn describe(document: &Statistics, out: &mut Lines) -> io::Result<()> {

@@ -71,7 +71,7 @@ pub use quarantine::DamagedCopy;
 pub use range::{BackupRange, InvalidRange, Numbers};
 pub use select::{Addressee, BackupId, BackupSelector, Hint, InvalidSelector, Which};
 pub use settings::{KEEP_DELETED, KEEP_UNFINISHED, Settings, span};
-pub use statistics::RepositoryStats;
+pub use statistics::{NameStats, RepositoryStats};
 
 use crate::codec::CompressionSetting;
 use crate::manifest::{BackupsetId, ManifestReader};

@@ -200,8 +200,11 @@ pub(in crate::cli) enum Command {
     )]
     Status(StatusArgs),
     /// Show what the repository holds and takes
-    #[command(after_help = "Example:\n  ekko -r /backup/store stats --json")]
-    Stats,
+    #[command(
+        after_help = "Examples:\n  ekko -r /backup/store stats\n  ekko -r /backup/store stats --by-name\n  \
+                            ekko -r /backup/store stats 'web*'"
+    )]
+    Stats(StatsArgs),
     /// Measure what this machine can do: hash, compress, read, write
     #[command(
         after_help = "All cores are busy at once, with a sample of SOURCE or with bytes made up. The times at the end are what \
@@ -233,6 +236,16 @@ pub(in crate::cli) enum Command {
     /// Write the manual pages
     #[command(after_help = "Example:\n  ekko man /usr/local/share/man/man1")]
     Man(ManArgs),
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct StatsArgs {
+    /// Show what the backups of these names hold; * and ? stand for any letters
+    #[arg(value_name = "NAME")]
+    pub(in crate::cli) names: Vec<String>,
+    /// Show what the backups of each name hold
+    #[arg(long)]
+    pub(in crate::cli) by_name: bool,
 }
 
 #[derive(Args, Debug)]
