@@ -1,6 +1,7 @@
 //! Documents about what a check found, and whether every image has a fresh, whole backup.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,7 +11,7 @@ use crate::check::{
     CheckError, CheckIndex, CheckSummary, DamagedSegmentReport, NameStatus, StatusOptions, StatusProblem,
     status,
 };
-use crate::progress::Progress;
+use crate::progress::{Notice, Progress};
 use crate::repository::{BackupId, Repository, RepositoryError};
 
 /// What a check found.
@@ -122,9 +123,17 @@ pub struct CheckedBackups {
     pub backups: u64,
     /// Those that cannot be restored in full: their manifest is damaged, or a segment of theirs is.
     pub damaged: Vec<String>,
+    /// How many lists of backups cannot be read: backups of the project may be missing here.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub unreadable_lists: u64,
     /// Whether it was ended before it was through: then nothing else is said.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_nothing(number: &u64) -> bool {
+    *number == 0
 }
 
 impl CheckedBackups {
@@ -134,12 +143,14 @@ impl CheckedBackups {
     ///
     /// If the lists of backups cannot be read.
     pub fn of(summary: &CheckSummary, repository: &Repository, view: &View) -> Result<Self, RepositoryError> {
-        let sets = repository.backupsets()?.0;
+        let (sets, problems) = repository.backupsets()?;
         let hurt: BTreeSet<_> =
             summary.damaged.iter().flat_map(|segment| &segment.backups).map(ToString::to_string).collect();
         let seen = view.seen(sets);
         let incomplete = repository.incomplete_moments(&seen)?;
-        let mut document = Self { backups: 0, damaged: Vec::new(), cancelled: summary.cancelled };
+        let unreadable_lists = problems.len() as u64;
+        let (damaged, cancelled) = (Vec::new(), summary.cancelled);
+        let mut document = Self { backups: 0, damaged, unreadable_lists, cancelled };
         for (set, backup) in seen.iter().flat_map(|set| set.backups.iter().map(move |backup| (set, backup))) {
             document.backups += 1;
             let opened = repository.manifest(set, backup).and_then(|manifest| Ok(manifest.verify()?));
@@ -159,6 +170,16 @@ impl CheckedBackups {
 pub struct StatusDocument {
     /// How it stands with each image, by name.
     pub names: Vec<StatusRow>,
+    /// What could not be read, so that images may be missing here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+impl StatusDocument {
+    /// Says whether there are images, and all is well with each of them.
+    pub fn is_ok(&self) -> bool {
+        self.problems.is_empty() && !self.names.is_empty() && self.names.iter().all(|name| name.ok)
+    }
 }
 
 /// How it stands with one image.
@@ -199,10 +220,33 @@ pub struct FailureReport {
     pub reason: String,
 }
 
+/// What a project is told of lists and packs that cannot be read: they may be those of others.
+const UNREADABLE: &str = "a list of backups or a pack cannot be read, so images may be missing here; the owner of the repository can see which";
 /// What a project is told of a damaged manifest.
 const MANIFEST_DAMAGED: &str = "the manifest of its newest backup is damaged or missing";
 /// What a project is told of a backup that failed on the machine that has the repository.
 const FAILED_HERE: &str = "the owner of the repository can see why";
+
+/// Notes problems that are told.
+struct Noted<'a> {
+    progress: &'a dyn Progress,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Progress for Noted<'_> {
+    fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Problem { what, .. } => {
+                self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+            }
+            notice => self.progress.notice(notice),
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
+}
 
 /// Looks at the newest backup of every image that is seen.
 ///
@@ -241,5 +285,11 @@ pub fn status_of(
             name,
         })
     };
-    Ok(StatusDocument { names: status(repository, options, progress)?.into_iter().filter_map(row).collect() })
+    let noted = Noted { progress, problems: Mutex::default() };
+    let names = status(repository, options, &noted)?.into_iter().filter_map(row).collect();
+    let mut problems = noted.problems.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if view.project().is_some() && !problems.is_empty() {
+        problems = vec![UNREADABLE.to_owned()];
+    }
+    Ok(StatusDocument { names, problems })
 }

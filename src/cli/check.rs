@@ -212,24 +212,31 @@ pub(super) fn status(args: &StatusArgs, context: &Context) -> Result<Outcome, Cl
         let options = StatusOptions { max_age: args.max_age, now: crate::time::now() };
         status_of(&repository, &View::everything(), &options, context.progress())?
     };
-    let good = document.names.iter().filter(|name| name.ok).count();
+    let repository = context.repository_name()?.display().to_string();
     context.print(&document, |out| {
         for row in &document.names {
             if let Some(what) = what_of(row) {
                 writeln!(out, "{}: {what}", row.name)?;
             }
         }
-        let (all, problems) = (document.names.len(), document.names.len() - good);
+        for problem in &document.problems {
+            writeln!(out, "{problem}")?;
+        }
+        let (all, bad) = (document.names.len(), document.names.iter().filter(|name| !name.ok).count());
         let fresh = args.max_age.map_or_else(String::new, |limit| {
             format!(" younger than {}", format::span(limit.unsigned_abs()))
         });
         let disks = format::count(all as u64, "disk");
-        match problems {
-            0 => writeln!(out, "OK: {disks}, each with an intact backup{fresh}"),
-            _ => writeln!(out, "PROBLEM: {problems} of {disks} without an intact backup{fresh}"),
+        match (document.is_ok(), document.problems.is_empty()) {
+            (true, _) => writeln!(out, "OK: {disks}, each with an intact backup{fresh}"),
+            (_, true) if all == 0 => {
+                writeln!(out, "PROBLEM: no disk is expected to have backups in {repository}: is that the right repository?")
+            }
+            (_, true) => writeln!(out, "PROBLEM: {bad} of {disks}, see above"),
+            (_, false) => writeln!(out, "PROBLEM: {bad} of {disks}, and disks may be missing here, see above"),
         }
     })?;
-    Ok(if good == document.names.len() { context.outcome() } else { Outcome::Problems })
+    Ok(if document.is_ok() { context.outcome() } else { Outcome::Problems })
 }
 
 /// Says what a person has to know of a disk; nothing if all is well.

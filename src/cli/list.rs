@@ -109,12 +109,17 @@ fn choose(rows: &mut Vec<BackupRow>, args: &ListArgs, context: &Context) -> Resu
 
 /// Says why nothing is listed of a name.
 fn nothing_of(name: &str, args: &ListArgs, context: &Context) -> Result<CliError, CliError> {
-    let mut names: Vec<String> = Vec::new();
-    for deleted in [false, args.deleted] {
+    let names = |deleted| -> Result<Vec<String>, CliError> {
         let filter = ListFilter { deleted, ..ListFilter::default() };
-        names.extend(listed(&filter, context)?.backups.into_iter().map(|row| row.name));
+        Ok(listed(&filter, context)?.backups.into_iter().map(|row| row.name).collect())
+    };
+    let (mut names, deleted) = (names(false)?, names(true)?);
+    let is_among = |names: &[String]| names.iter().any(|known| WildMatch::new(name).matches(known));
+    if !args.deleted && !is_among(&names) && deleted.iter().any(|known| known == name) {
+        return Ok(RepositoryError::AllDeleted { name: name.to_owned() }.into());
     }
-    let is_known = names.iter().any(|known| WildMatch::new(name).matches(known));
+    names.extend(deleted);
+    let is_known = is_among(&names);
     if !is_known && !name.contains(['*', '?']) {
         let hint = Hint::among(name, names.iter().map(String::as_str));
         return Ok(RepositoryError::UnknownName { name: name.to_owned(), hint }.into());

@@ -18,7 +18,7 @@ use crate::cli::args::{
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::terminal::Lines;
-use crate::cli::{Outcome, check, delete, forget, gc};
+use crate::cli::{Outcome, check, delete, forget, format, gc};
 use crate::error::ErrorKind;
 use crate::progress::Part;
 use crate::remote::{RemoteError, RemoteRepository, part};
@@ -140,12 +140,21 @@ pub(super) fn check(
     match job(remote, &request, context)? {
         JobResult::Check(document) => check::tell(&document, args.read_data.is_some(), context),
         JobResult::Checked(document) => {
-            let CheckedBackups { backups, damaged, .. } = &document;
+            let CheckedBackups { backups, damaged, unreadable_lists, .. } = &document;
             context.print(&document, |out| {
                 damaged.iter().try_for_each(|backup| writeln!(out, "problem: {backup} is damaged"))?;
-                writeln!(out, "{backups} backups, {} of them damaged", damaged.len())
+                if *unreadable_lists > 0 {
+                    let lists = format::count(*unreadable_lists, "list");
+                    writeln!(
+                        out,
+                        "problem: {lists} of backups cannot be read, so backups may be missing here"
+                    )?;
+                }
+                let backups = format::count(*backups, "backup");
+                writeln!(out, "{backups}, {} of them damaged", damaged.len())
             })?;
-            Ok(if damaged.is_empty() { context.outcome() } else { Outcome::Problems })
+            let is_clean = damaged.is_empty() && *unreadable_lists == 0;
+            Ok(if is_clean { context.outcome() } else { Outcome::Problems })
         }
         JobResult::Gc(_) | JobResult::Collected(_) | JobResult::Forget(_) => Err(unexpected()),
     }

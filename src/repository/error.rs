@@ -130,6 +130,15 @@ pub enum RepositoryError {
         /// What was asked for.
         what: String,
     },
+    /// All backups of a name were deleted, and can be undeleted.
+    #[error(
+        "all backups of {name} are deleted; \"ekko list --deleted {name}\" shows them, and \"ekko undelete {name}@all\" restores \
+         them"
+    )]
+    AllDeleted {
+        /// The name.
+        name: String,
+    },
     /// Nothing has these numbers.
     #[error("there is no backup {what}; \"ekko list\" shows all backups")]
     NoneNamed {
@@ -408,6 +417,7 @@ impl RepositoryError {
             | Self::Deleted { .. }
             | Self::NoneNamed { .. }
             | Self::NoneDeleted { .. }
+            | Self::AllDeleted { .. }
             | Self::UnknownName { .. } => ErrorKind::NotFound,
             Self::Exists { .. }
             | Self::Inside { .. }

@@ -302,7 +302,11 @@ impl Repository {
         selector: &BackupSelector,
     ) -> Result<(&'a Backupset, &'a BackupRecord), RepositoryError> {
         addressee.backup(selector.which).ok_or_else(|| {
-            let what = selector.to_string();
+            let (is_latest, name) = (selector.which == Which::Latest, selector.name.clone());
+            if is_latest && addressee.sets().iter().any(|set| !set.deleted.is_empty()) {
+                return RepositoryError::AllDeleted { name };
+            }
+            let what = if is_latest { format!("of {name}") } else { selector.to_string() };
             if addressee.is_deleted(selector.which) {
                 return RepositoryError::Deleted { what };
             }

@@ -118,7 +118,8 @@ impl From<RepositoryError> for Refused {
             RepositoryError::UnknownName { .. }
             | RepositoryError::Deleted { .. }
             | RepositoryError::NoneNamed { .. }
-            | RepositoryError::NoneDeleted { .. } => Self::new(Refusal::NotFound, error.to_string()),
+            | RepositoryError::NoneDeleted { .. }
+            | RepositoryError::AllDeleted { .. } => Self::new(Refusal::NotFound, error.to_string()),
             RepositoryError::NotExact { .. } | RepositoryError::NotAMachine { .. } => {
                 Self::new(Refusal::Invalid, error.to_string())
             }

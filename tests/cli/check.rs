@@ -95,7 +95,7 @@ fn every_name_without_a_fresh_whole_backup_is_a_line_and_exit_3() {
     world.write(&path, &bytes);
     let text = world.run(&["status"]).exits(3).text();
     assert!(!text.contains("mail") && text.contains("db: manifest"), "{text}");
-    assert!(text.contains("PROBLEM: 1 of 2 disks without an intact backup\n"), "{text}");
+    assert!(text.contains("PROBLEM: 1 of 2 disks, see above\n"), "{text}");
     fs::remove_file(world.path("R/packs/0000000000000001.pack")).unwrap();
     let status = world.run(&["--json", "status"]).exits(3).json();
     let web = status["names"].as_array().unwrap().iter().find(|name| name["name"] == "web").unwrap();

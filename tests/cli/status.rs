@@ -72,7 +72,7 @@ fn a_failure_after_an_intact_backup_is_a_problem_until_a_backup_succeeds() {
     assert_eq!(ran.json()["names"].as_array().unwrap().len(), 1);
     // A disk that is backed up although it was retired is expected again.
     world.run(&["retire", "sql"]).exits(0);
-    assert_eq!(row(&world.run(&["--json", "status"]).exits(0), "sql"), Value::Null);
+    assert_eq!(row(&world.run(&["--json", "status"]).exits(3), "sql"), Value::Null);
     world.run(&["backup", "sql=gone"]).exits(1);
     assert_eq!(row(&world.run(&["--json", "status"]).exits(3), "sql")["ok"], false);
 }
@@ -125,7 +125,8 @@ fn records_of_failures_that_cannot_be_read_stop_nothing() {
     world.write("disk", &noise(1, 1 << 16));
     world.write("R/failures", b"");
     world.run(&["backup", "web=disk"]).exits(3).says("failures");
-    world.run(&["status"]).exits(3).says("failures");
+    let text = world.run(&["status"]).exits(3).text();
+    assert!(text.contains("cannot read the records of failed backups"), "{text}");
     world.run(&["restore", "web", "-"]).exits(0);
 }
 
@@ -182,4 +183,33 @@ fn all_disks_of_a_call_that_fails_as_a_whole_are_in_the_status() {
     // A wrong command line is no attempt.
     world.run(&["backup", "one=disk", "one=disk"]).exits(2);
     world.run(&["status"]).exits(0);
+}
+
+#[test]
+fn a_status_that_expects_no_disk_or_cannot_read_a_list_is_a_problem() {
+    let world = World::new();
+    world.init_small();
+    let text = world.run(&["status"]).exits(3).text();
+    assert!(
+        text.contains("PROBLEM: no disk is expected to have backups in R: is that the right repository?"),
+        "{text}"
+    );
+    world.write("disk", &noise(1, 1 << 16));
+    world.run(&["backup", "web=disk", "db=disk"]).exits(0);
+    let set = world.json(&["show", "db"])["backupset"].as_str().unwrap().to_owned();
+    let list = format!("R/manifests/{set}/set.toml");
+    let mut bytes = world.read(&list);
+    bytes[30] ^= 1;
+    world.write(&list, &bytes);
+    let ran = world.run(&["--json", "status"]).exits(3).json();
+    assert_eq!(
+        (ran["names"].as_array().unwrap().len(), ran["problems"].as_array().unwrap().len()),
+        (1, 1),
+        "{ran}"
+    );
+    let text = world.run(&["status"]).exits(3).text();
+    assert!(
+        text.contains("set.toml") && text.contains("PROBLEM: 0 of 1 disk, and disks may be missing here"),
+        "{text}"
+    );
 }

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::harness::{Served, disk, ekko_done};
+use crate::harness::{Served, disk, ekko_done, start};
 use crate::tokens::{token, two_projects};
 
 fn run(served: &Served, token: &str, arguments: &[&str]) -> Output {
@@ -59,7 +59,8 @@ fn an_operator_renames_and_retires_the_images_of_the_project_alone() {
     assert_eq!(names, ["blue:www", "own", "red:db"]);
     exits(3, &served, &operator, &["status", "--max-age", "0h"]);
     assert!(exits(0, &served, &operator, &["retire", "www"]).starts_with("www is retired: "));
-    exits(0, &served, &operator, &["status", "--max-age", "0h"]);
+    let none = exits(3, &served, &operator, &["status", "--max-age", "0h"]);
+    assert!(none.contains("no disk is expected"), "{none}");
     // The owner's commands go through the socket.
     ekko_done(&served.repository(), &["rename", "own", "mine"]);
     ekko_done(&served.repository(), &["retire", "red:db"]);
@@ -80,7 +81,8 @@ fn a_backup_that_fails_on_its_client_is_in_the_status_of_its_project() {
     let text = exits(3, &served, &blue, &["status"]);
     assert!(text.contains("db: no backup; the attempt of 20"), "{text}");
     assert!(text.contains(" failed: cannot open image /gone: "), "{text}");
-    assert_eq!(row(&served, &red, "db")["ok"], true, "another project's");
+    let other = row(&served, &red, "db");
+    assert_eq!((&other["ok"], other.get("failure")), (&true.into(), None), "another project's");
     let body = br#"{"reason":"x"}"#;
     assert_eq!(served.ask("POST", "/v1/images/db/failure", Some(&restore), Some(body)).status, 403);
     // What failed on the service's own machine may name its paths.
@@ -117,4 +119,30 @@ fn a_client_that_goes_away_leaves_its_first_backup_in_the_status() {
     let path = format!("/v1/sessions/{}", begun.json()["session"].as_str().unwrap());
     assert_eq!(served.ask("DELETE", &path, Some(&blue), None).status, 204);
     assert_eq!(row(&served, &blue, "web")["ok"], false);
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_a_problem_for_every_project_and_names_no_file() {
+    let mut served = Served::with(&[], two_projects);
+    let blue = token(&served.repository(), "blue", "operator");
+    exits(0, &served, &blue, &["status"]);
+    served.stop();
+    let sets = std::fs::read_dir(served.repository().join("manifests")).unwrap();
+    let lists: Vec<_> =
+        sets.map(|set| set.unwrap().path().join("set.toml")).filter(|list| list.exists()).collect();
+    let list = lists.iter().find(|list| std::fs::read_to_string(list).unwrap().contains("red:")).unwrap();
+    let mut bytes = std::fs::read(list).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(list, bytes).unwrap();
+    let (child, address) = start(&served.repository(), &[]);
+    served.replace(child, address);
+    let text = exits(3, &served, &blue, &["status"]);
+    assert!(
+        text.contains("a list of backups or a pack cannot be read") && !text.contains("set.toml"),
+        "{text}"
+    );
+    let text = exits(3, &served, &blue, &["check"]);
+    assert!(text.contains("problem: 1 list of backups cannot be read"), "{text}");
+    let owners = served.owner("GET", "/v1/status", &[], None).json();
+    assert!(owners["problems"][0].as_str().unwrap().contains("set.toml"), "{owners}");
 }
