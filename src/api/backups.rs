@@ -9,11 +9,12 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::changes::end_of;
 use crate::api::{ByteRange, View};
 use crate::check::damaged_backups;
-use crate::manifest::{BackupsetId, ImageName, Incremental, unreadable_ranges};
+use crate::manifest::{
+    BackupsetId, ImageName, Incremental, PROVENANCE, Provenance, SESSION, unreadable_ranges,
+};
 use crate::progress::{Notice, Progress, Silent};
 use crate::repository::{
-    BackupRecord, BackupSelector, Backupset, DeletedBackup, Protection, Repository, RepositoryError,
-    RepositoryStats, Which,
+    BackupRecord, BackupSelector, Backupset, DeletedBackup, Protection, Repository, RepositoryError, Which,
 };
 
 /// The most rows of one answer.
@@ -296,6 +297,18 @@ pub struct BackupDetails {
     /// Their encoded bytes: what the backup added to the store.
     #[serde(default)]
     pub stored_bytes: u64,
+    /// Bytes that were read from the source; holes are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// How long it took, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<f64>,
+    /// The path or URL of the source on the machine that read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The machine that read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Whether a check found a segment of it damaged that no backup has stored again since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
@@ -345,6 +358,12 @@ pub fn show(
         .segments()
         .filter(|(_, segment)| segment.incremental == info.incremental && segment.base.0 == 0)
         .count();
+    let Provenance { mut source, mut host, read_bytes, seconds } = Provenance::of(info);
+    if view.project().is_some() && info.attribute(SESSION).is_none() {
+        // They name a path of the machine that has the repository, and that machine: this concerns the owner alone.
+        (source, host) = (None, None);
+    }
+    let attributes = info.attributes.iter().filter(|(key, _)| !PROVENANCE.contains(&key.as_str()));
     // A release to come may write what is no text.
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     Ok(BackupDetails {
@@ -370,6 +389,10 @@ pub fn show(
         used_bytes: backup.amounts.used_bytes,
         new_bytes: backup.amounts.new_bytes,
         stored_bytes: backup.amounts.stored_bytes,
+        read_bytes,
+        duration_seconds: seconds,
+        source,
+        host,
         damaged: damaged(repository, &Silent).contains(&(set.id, backup.incremental)),
         missing: missing.iter().map(|disk| view.in_words(disk)).collect(),
         note: backup.note.clone(),
@@ -377,7 +400,7 @@ pub fn show(
         inconsistent: backup.flaws.inconsistent.clone(),
         // Of ranges in an unknown form, the attribute tells.
         unreadable: unreadable_ranges(info).unwrap_or_default().iter().map(ByteRange::from).collect(),
-        attributes: info.attributes.iter().map(|(key, value)| (key.clone(), text(value))).collect(),
+        attributes: attributes.map(|(key, value)| (key.clone(), text(value))).collect(),
         // Where it lies concerns the owner alone.
         manifest: view.project().is_none().then(|| manifest.path().display().to_string()),
         manifest_bytes: manifest.file_size(),
@@ -425,63 +448,4 @@ pub fn images(
         }
     }
     Ok(ImageList { images })
-}
-
-/// What a repository holds and takes.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Statistics {
-    /// Backups.
-    pub backups: u64,
-    /// Backupsets.
-    pub backupsets: u64,
-    /// Stored segments.
-    pub segments: u64,
-    /// Plain bytes of all backups.
-    pub referenced_bytes: u64,
-    /// The same, each segment once.
-    pub unique_bytes: u64,
-    /// Encoded bytes.
-    pub stored_bytes: u64,
-    /// Encoded bytes of segments that no backup names.
-    pub garbage_bytes: u64,
-    /// What the repository takes on its disk.
-    pub disk_bytes: u64,
-    /// What of that is held free for cleaning up when the disk is full.
-    #[serde(default)]
-    pub reserve_bytes: u64,
-    /// What the disk has left.
-    #[serde(default)]
-    pub free_bytes: u64,
-}
-
-/// Counts what a repository holds.
-///
-/// # Errors
-///
-/// If it cannot be read.
-pub fn statistics(repository: &Repository, progress: &dyn Progress) -> Result<Statistics, RepositoryError> {
-    let RepositoryStats {
-        backups,
-        backupsets,
-        segments,
-        referenced_bytes,
-        unique_bytes,
-        stored_bytes,
-        garbage_bytes,
-        disk_bytes,
-        reserve_bytes,
-        free_bytes,
-    } = repository.statistics(progress)?;
-    Ok(Statistics {
-        backups,
-        backupsets,
-        segments,
-        referenced_bytes,
-        unique_bytes,
-        stored_bytes,
-        garbage_bytes,
-        disk_bytes,
-        reserve_bytes,
-        free_bytes,
-    })
 }

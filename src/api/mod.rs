@@ -16,13 +16,13 @@ mod names;
 mod own;
 mod problem;
 mod sessions;
+mod statistics;
 mod undelete;
 pub mod version;
 mod view;
 
 pub use backups::{
-    BackupDetails, BackupList, BackupRow, ImageList, ImageRow, ListFilter, MOST_LISTED, Statistics, images,
-    list, show, statistics,
+    BackupDetails, BackupList, BackupRow, ImageList, ImageRow, ListFilter, MOST_LISTED, images, list, show,
 };
 pub use changes::{
     BackupRef, DeleteDocument, GcDocument, ProtectionDocument, ProtectionRequest, collect, protect,
@@ -44,5 +44,6 @@ pub use names::{
 pub use own::Own;
 pub use problem::{Problem, Refusal};
 pub use sessions::{ByteRange, Committed, InvalidFlaws, NewSession, SessionState, SourceFlaws, sign_of_life};
+pub use statistics::{NameStatistics, Statistics, statistics};
 pub use undelete::{UndeleteDocument, UndeleteRequest, undelete};
 pub use view::{InvalidProject, Project, View};

@@ -36,6 +36,14 @@ pub struct NewSession {
     /// Who else may have been changing the source, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<String>,
+    /// The path or URL of the source on the client's machine, without credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024)]
+    pub source: Option<String>,
+    /// The name of the client's machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub host: Option<String>,
     /// A random word that the client chooses once for each backup. A session that it begins again with this word replaces
     /// the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +89,7 @@ pub fn sign_of_life(silence_seconds: u64) -> Duration {
     fifth.clamp(Duration::from_millis(100), Duration::from_mins(1))
 }
 
-/// Flaws of a source that its client found while it read it.
+/// What a client found out about its source while it read it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceFlaws {
@@ -93,6 +101,9 @@ pub struct SourceFlaws {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 1024)]
     pub unreadable: Vec<ByteRange>,
+    /// How many bytes of the source were read; holes are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
 }
 
 /// A range of bytes of a disk.
@@ -113,13 +124,13 @@ impl From<&Range<u64>> for ByteRange {
 }
 
 impl SourceFlaws {
-    /// Returns the document of flaws; nothing if there are none.
-    pub fn of(flaws: &Flaws) -> Option<Self> {
-        let document = Self {
+    /// Returns the document of flaws, and of how many bytes were read.
+    pub fn of(flaws: &Flaws, read_bytes: u64) -> Self {
+        Self {
             inconsistent: flaws.inconsistent.as_ref().map(ToString::to_string),
             unreadable: flaws.unreadable.iter().map(ByteRange::from).collect(),
-        };
-        (document != Self::default()).then_some(document)
+            read_bytes: Some(read_bytes),
+        }
     }
 
     /// Returns the flaws of a disk of `size` bytes.

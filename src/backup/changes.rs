@@ -277,6 +277,9 @@ pub fn describe(draft: &mut BackupDraft, options: &BackupOptions) -> Result<(), 
     if let Some(how) = &options.in_use {
         draft.set_attribute(IN_USE, how.as_str().into());
     }
+    for (key, value) in options.origin.attributes() {
+        draft.set_attribute(key, value);
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod pieces;
 mod pipeline;
 mod plan;
 mod source;
+mod tell;
 mod worker;
 
 use std::ops::Range;
@@ -28,22 +29,23 @@ use std::time::{Duration, Instant};
 pub use changes::{ChangesBase, FullRead, KIND, TrackedChanges, Tracking, describe};
 pub use pipeline::{InOrder, Outcome, SegmentWorker, used_bytes};
 pub use source::WatchedSource;
+pub use tell::tell_shrunk;
 pub use worker::{Class, Put, SegmentWriter};
-
-use jiff::SignedDuration;
 
 use crate::backup::changes::Prepared;
 use crate::backup::order::Order;
 use crate::backup::pipeline::Ran;
 use crate::backup::plan::{Fate, Plan};
+use crate::backup::tell::{tell_clock, tell_full_read};
 use crate::backup::worker::Worker;
 use crate::codec::{CodecError, CompressionSetting};
 use crate::error::ErrorKind;
 use crate::image::{Format, Image, ImageError, LookAlike, Lookout};
-use crate::manifest::{Flaws, ImageName, ManifestError, ManifestWriter, SourceUse, Tags};
+use crate::manifest::{
+    Flaws, ImageName, ManifestError, ManifestWriter, ReadEffort, SourceOrigin, SourceUse, Tags,
+};
 use crate::pace::Pace;
-use crate::progress::{Notice, Progress};
-use crate::repository::retention::is_to_come;
+use crate::progress::Progress;
 use crate::repository::{
     BackupDraft, CommittedBackup, FinishedDraft, JobError, RepositoryError, RepositoryWriter, SharedWriter,
 };
@@ -194,6 +196,8 @@ pub struct BackupOptions {
     pub skip_bad_sectors: bool,
     /// What changed since the backup before, as somebody says; nothing if the whole disk is to be read.
     pub changes: Option<Arc<TrackedChanges>>,
+    /// Which source it is, and which machine reads it, to be written down.
+    pub origin: SourceOrigin,
     /// What else its manifest says, by keys.
     pub attributes: Vec<(&'static str, Vec<u8>)>,
     /// Each of these stops it once it is set, if it has not been read in full by then.
@@ -216,6 +220,7 @@ impl BackupOptions {
             skip_bad_sectors: false,
             lookout: Arc::default(),
             changes: None,
+            origin: SourceOrigin::default(),
             attributes: Vec::new(),
             stop: Vec::new(),
             pace: None,
@@ -379,26 +384,6 @@ pub fn read_disk(
     Ok(DiskRead { draft: writer.finish_draft(draft, manifest)?, stats, tracking, flaws, shrank_from })
 }
 
-/// Tells a person if a disk is smaller than in the backup before. Returns its size there then.
-pub fn tell_shrunk(name: &str, before: Option<u64>, now: u64, progress: &dyn Progress) -> Option<u64> {
-    let was = before.filter(|was| *was > now)?;
-    progress.notice(Notice::Shrank { name: name.to_owned(), was, now });
-    Some(was)
-}
-
-/// How long a disk may go without a backup before the clock is doubted.
-const LONG: SignedDuration = SignedDuration::from_hours(400 * 24);
-
-/// Tells a person if the clock is before the newest backup of a disk, or far ahead of it.
-fn tell_clock(draft: &BackupDraft, progress: &dyn Progress) {
-    let now = crate::time::now();
-    let Some(newest) = draft.newest() else { return };
-    if is_to_come(newest, now) || now.duration_since(newest) > LONG {
-        let name = draft.info().name.as_str().to_owned();
-        progress.notice(Notice::DoubtfulClock { name, newest, now });
-    }
-}
-
 /// A disk that was read, and whose manifest is not finished.
 struct DiskScan {
     manifest: ManifestWriter,
@@ -422,14 +407,6 @@ fn check_fleece(
     }
 }
 
-/// Tells a person that the whole disk is read in spite of a list of changes, before that takes its time.
-fn tell_full_read(draft: &BackupDraft, tracking: &Tracking, progress: &dyn Progress) {
-    if let Some(why) = &tracking.full_read {
-        let name = draft.info().name.to_string();
-        progress.notice(Notice::ReadInFull { name, why: why.to_string() });
-    }
-}
-
 /// Reads what is planned, or everything, if it turns out that the list of changes is wrong.
 fn read(
     writer: &RepositoryWriter,
@@ -439,6 +416,7 @@ fn read(
     options: &BackupOptions,
     progress: &dyn Progress,
 ) -> Result<DiskScan, BackupError> {
+    let begun = Instant::now();
     let Prepared { plan, mut tracking } = prepared;
     let source = WatchedSource::new(image, options);
     let mut manifest = writer.create_manifest(draft)?;
@@ -458,6 +436,10 @@ fn read(
     let stats = ran.stats;
     let flaws = source.flaws(draft.info().name.as_str(), progress)?;
     draft.set_flaws(&mut manifest, &flaws)?;
+    draft.set_effort(
+        &mut manifest,
+        ReadEffort { read_bytes: Some(stats.read_bytes), elapsed: begun.elapsed() },
+    )?;
     Ok(DiskScan { manifest, stats, tracking, flaws })
 }
 

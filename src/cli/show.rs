@@ -40,6 +40,7 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
         );
         let (new, stored) = (format::bytes(document.new_bytes), format::bytes(document.stored_bytes));
         let added = format!("{new} new, stored as {stored}");
+        let read = document.read_bytes.map(|bytes| format!("{} from the source", format::bytes(bytes)));
         let damaged = if document.damaged { "a check found segments of it damaged" } else { "" }.to_owned();
         let manifest = document.manifest.as_deref().unwrap_or(&document.manifest_blake3);
         let mut pairs = vec![
@@ -48,7 +49,14 @@ pub(super) fn run(args: &ShowArgs, context: &Context) -> Result<Outcome, CliErro
             ("backupset", document.backupset.clone()),
             ("time", format!("{} ({})", format::time_text(&document.timestamp), age(&document.timestamp))),
             ("size of disk", format::bytes(document.size_of_disk)),
+            ("source", document.source.clone().unwrap_or_default()),
+            ("host", document.host.clone().unwrap_or_default()),
+            (
+                "duration",
+                document.duration_seconds.map(|seconds| format!("{seconds:.1} s")).unwrap_or_default(),
+            ),
             ("used", format::bytes(document.used_bytes)),
+            ("read", read.unwrap_or_default()),
             ("added", added),
             ("segments", segments),
             ("bases", document.bases.join(", ")),

@@ -14,6 +14,7 @@ mod generate;
 mod header;
 mod ids;
 mod map;
+mod provenance;
 mod reader;
 mod rename;
 pub mod stays;
@@ -28,9 +29,12 @@ pub use diff::{DiffCursor, Difference, ManifestDiff};
 pub use flaws::{FlawMarks, Flaws, MOST_UNREADABLE, UnknownRanges, inconsistency, unreadable_ranges};
 pub use generate::{GenerateOptions, generate};
 pub use ids::{BackupsetId, BaseIndex, ImageName, Incremental, InvalidName};
+pub use provenance::{PROVENANCE, Provenance, ReadEffort, SESSION, SourceOrigin};
 pub use reader::{Cursor, ManifestReader, SegmentRef, Stretch};
 pub use rename::renamed;
-pub use words::{Inconsistency, InvalidText, Note, SourceUse, Tag, Tags, TooManyTags, TrackingId};
+pub use words::{
+    HostName, Inconsistency, InvalidText, Note, SourceName, SourceUse, Tag, Tags, TooManyTags, TrackingId,
+};
 pub use writer::{FinishedManifest, ManifestWriter};
 
 use crate::error::ErrorKind;

@@ -93,6 +93,16 @@ text! {
 }
 
 text! {
+    /// The path or URL of a source: 1 to 1,024 bytes without control characters.
+    SourceName, "the name of a source", 1024, NO_CONTROL, |_| true
+}
+
+text! {
+    /// The name of a machine that reads a source: 1 to 255 bytes without control characters.
+    HostName, "the name of a host", 255, NO_CONTROL, |_| true
+}
+
+text! {
     /// How a source changed while it was read: 1 to 1,024 bytes without control characters.
     Inconsistency, "how the source changed", 1024, NO_CONTROL, |_| true
 }
@@ -121,6 +131,20 @@ impl SourceUse {
     /// Takes down what this machine says: control characters are escaped, and what is too long is cut.
     pub fn of_this_machine(text: &str) -> Self {
         Self(fitted(text, Self::LONGEST, "somebody"))
+    }
+}
+
+impl SourceName {
+    /// Takes down what this machine says: control characters are escaped, and what is too long is cut.
+    pub fn of_this_machine(text: &str) -> Self {
+        Self(fitted(text, Self::LONGEST, "unknown"))
+    }
+}
+
+impl HostName {
+    /// Takes down what this machine says: control characters are escaped, and what is too long is cut.
+    pub fn of_this_machine(text: &str) -> Self {
+        Self(fitted(text, Self::LONGEST, "unknown"))
     }
 }
 
@@ -167,11 +191,13 @@ mod tests {
     #[test]
     fn each_text_has_a_longest_length_and_none_has_any_of_the_65_control_characters() {
         type IsOk = fn(&str) -> bool;
-        let kinds: [(usize, IsOk); 4] = [
+        let kinds: [(usize, IsOk); 6] = [
             (Tag::LONGEST, |text| Tag::new(text).is_ok()),
             (Note::LONGEST, |text| Note::new(text).is_ok()),
             (SourceUse::LONGEST, |text| SourceUse::new(text).is_ok()),
             (TrackingId::LONGEST, |text| TrackingId::new(text).is_ok()),
+            (SourceName::LONGEST, |text| SourceName::new(text).is_ok()),
+            (HostName::LONGEST, |text| HostName::new(text).is_ok()),
         ];
         let controls: Vec<char> = ('\0'..='\u{ff}').filter(|letter| letter.is_control()).collect();
         assert_eq!(controls.len(), 65);

@@ -55,6 +55,8 @@ impl RemoteRepository {
             recognised: options.format.recognised,
             looks_like: options.format.looks_like.map(|it| it.name().to_owned()),
             in_use: options.in_use.as_ref().map(ToString::to_string),
+            source: options.origin.source.as_ref().map(ToString::to_string),
+            host: options.origin.host.as_ref().map(ToString::to_string),
             client: Some(uuid::Uuid::new_v4().to_string()),
         };
         let counted = Counted { source: WatchedSource::new(image, options), read_bytes: AtomicU64::new(0) };
@@ -177,8 +179,9 @@ impl Session<'_> {
         let used_bytes = used_bytes(self.geometry, zero_segments);
         let stats = BackupStats { segments: read.segments, zero_segments, used_bytes, ..stats };
         let flaws = image.source.flaws(&self.state.name, progress)?;
+        let report = SourceFlaws::of(&flaws, image.read_bytes.load(Ordering::Relaxed));
         let path = self.path(&format!("/commit?parts={parts}"));
-        let committed = self.link.document("POST", &path, SourceFlaws::of(&flaws).as_ref())?;
+        let committed = self.link.document("POST", &path, Some(&report))?;
         Ok((committed, stats, flaws))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::manifest::{
     BackupsetId, BaseIndex, FinishedManifest, FlawMarks, Flaws, ImageName, Incremental, ManifestError,
-    ManifestInfo, ManifestReader, ManifestWriter, Tags,
+    ManifestInfo, ManifestReader, ManifestWriter, ReadEffort, Tags,
 };
 use crate::repository::backupset::remove_newborn;
 use crate::repository::{BackupNumber, Backupset, Layout, Repository, RepositoryError};
@@ -282,6 +282,14 @@ impl BackupDraft {
         }
         self.flaws = flaws.marks();
         Ok(())
+    }
+
+    /// Records in the manifest what it took to read the source.
+    ///
+    /// # Errors
+    /// The manifest has no room for it.
+    pub fn set_effort(&self, manifest: &mut ManifestWriter, effort: ReadEffort) -> Result<(), ManifestError> {
+        effort.attributes().try_for_each(|(key, value)| manifest.set_attribute(key, &value))
     }
 
     /// Returns when the newest backup of its backupset was begun.

@@ -48,6 +48,7 @@ fn list_show_and_stats_say_what_is_there() {
         "disk_bytes",
         "free_bytes",
         "garbage_bytes",
+        "names",
         "referenced_bytes",
         "reserve_bytes",
         "segments",
@@ -209,4 +210,81 @@ fn a_list_is_chosen_by_names_patterns_tags_and_time() {
     let empty = World::new();
     empty.init_small();
     assert_eq!(empty.run(&["list"]).exits(0).text(), "no backups\n");
+}
+
+#[test]
+fn show_says_where_a_backup_came_from_and_what_reading_it_took() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 100_000));
+    world.run(&["backup", "web=disk"]).exits(0);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let shown = world.json(&["show", "web"]);
+    assert_eq!((&shown["source"], &shown["host"]), (&"disk".into(), &host.trim().into()), "{shown}");
+    assert_eq!((&shown["read_bytes"], &shown["new_bytes"]), (&100_000.into(), &100_000.into()), "{shown}");
+    assert!(
+        shown["duration_seconds"].as_f64().unwrap() >= 0.0 && shown["attributes"].get("source").is_none()
+    );
+    let text = world.run(&["show", "web"]).exits(0).text();
+    for key in ["source", "host", "duration", "read"] {
+        assert!(text.lines().any(|line| line.trim_start().starts_with(key)), "{key}: {text}");
+    }
+    // An unchanged disk is read again and adds nothing.
+    world.run(&["backup", "web=disk"]).exits(0);
+    let shown = world.json(&["show", "web"]);
+    assert_eq!((&shown["read_bytes"], &shown["new_bytes"]), (&100_000.into(), &0.into()), "{shown}");
+}
+
+#[test]
+fn a_disk_of_which_all_backups_are_deleted_is_known() {
+    let world = World::new();
+    world.init_small();
+    world.write("disk", &noise(1, 100_000));
+    world.run(&["backup", "web=disk", "web2=disk"]).exits(0);
+    world.run(&["delete", "web@all"]).exits(0);
+    for arguments in
+        [&["list", "web"][..], &["show", "web"], &["restore", "web", "out"], &["verify", "web", "disk"]]
+    {
+        world
+            .run(arguments)
+            .exits(1)
+            .says("all backups of web are deleted; \"ekko list --deleted web\" shows them, and \"ekko undelete web@all\"");
+    }
+    world.run(&["gc", "--now"]).exits(0);
+    world.run(&["show", "web"]).exits(1).says("there is no backup of web in R");
+}
+
+#[test]
+fn stats_by_name_say_what_each_name_adds_and_what_only_it_needs() {
+    let world = World::new();
+    world.init_small();
+    let (shared, own) = (noise(1, 2 << 16), noise(2, 1 << 16));
+    world.write("web", &[&shared[..], &own].concat());
+    world.write("db", &shared);
+    world.run(&["backup", "--compression", "none", "web"]).exits(0);
+    world.run(&["backup", "--compression", "none", "db"]).exits(0);
+    world.run(&["backup", "--compression", "none", "db"]).exits(0);
+    let stats = world.json(&["stats"]);
+    let of = |name: &str, key: &str| {
+        let rows = stats["names"].as_array().unwrap();
+        rows.iter().find(|row| row["name"] == name).unwrap()[key].as_u64().unwrap()
+    };
+    assert_eq!((of("web", "backups"), of("db", "backups")), (1, 2));
+    assert_eq!((of("web", "used_bytes"), of("db", "size_of_disk")), (3 << 16, 2 << 16));
+    assert_eq!((of("web", "referenced_bytes"), of("db", "referenced_bytes")), (3 << 16, 4 << 16));
+    assert!(of("web", "added_bytes") >= 3 << 16 && of("db", "added_bytes") == 0);
+    let exclusive = of("web", "exclusive_bytes");
+    assert!((1 << 16..2 << 16).contains(&exclusive) && of("db", "exclusive_bytes") == 0, "{stats}");
+    assert_eq!(world.json(&["stats", "d*"])["names"].as_array().unwrap().len(), 1);
+    let text = world.run(&["stats", "--by-name"]).exits(0).text();
+    assert!(text.contains("EXCLUSIVE") && text.lines().count() == 4, "{text}");
+    assert!(!world.run(&["stats"]).exits(0).text().contains("EXCLUSIVE"));
+    world.run(&["stats", "wbe"]).exits(1).says("no disk named \"wbe\" (did you mean \"web\"?)");
+    // Deleting all backups of a name frees what only it needs.
+    let freed = world.json(&["delete", "web@all", "--gc"])["gc"]["freed_bytes"].as_u64().unwrap();
+    assert!((exclusive..exclusive + 4096).contains(&freed), "{freed} {exclusive}");
+    assert_eq!(
+        world.json(&["stats"])["names"][0]["exclusive_bytes"].as_u64().unwrap(),
+        of("web", "added_bytes") - exclusive
+    );
 }

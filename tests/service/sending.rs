@@ -85,7 +85,10 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
         rows.iter().map(|row| row["backup"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(names(&document(&served, &token, &["list", "web"])), ["web@0", "web@1"]);
-    assert_eq!(document(&served, &token, &["show", "web@0"])["tags"][0], "gold");
+    let shown = document(&served, &token, &["show", "web@0"]);
+    assert_eq!((&shown["tags"][0], &shown["source"]), (&"gold".into(), &path.to_str().unwrap().into()));
+    assert_eq!(shown["read_bytes"], before.len());
+    assert!(shown["host"].is_string() && shown["duration_seconds"].as_f64().unwrap() > 0.0, "{shown}");
     let diff = document(&served, &token, &["diff", "web@0", "web@1"]);
     assert_eq!(diff.as_array().unwrap().len(), 1);
     let sqlite = served.folder().join("web.sqlite");

@@ -201,7 +201,7 @@ pub(in crate::cli) enum Command {
     Status(StatusArgs),
     /// Show what the repository holds and takes
     #[command(
-        after_help = "Examples:\n  ekko -r /backup/store stats\n  ekko -r /backup/store stats --by-name\n  \
+        after_help = "Example:\n  ekko -r /backup/store stats\n  ekko -r /backup/store stats --by-name\n  \
                             ekko -r /backup/store stats 'web*'"
     )]
     Stats(StatsArgs),

@@ -9,6 +9,7 @@ mod place;
 mod report;
 mod sources;
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub(super) use lists::read_list;
@@ -26,7 +27,7 @@ use crate::cli::limits;
 use crate::cli::progress::Console;
 use crate::error::ErrorKind;
 use crate::image::{Format, Lookout, OpenImage};
-use crate::manifest::SourceUse;
+use crate::manifest::{HostName, SourceName, SourceOrigin, SourceUse};
 use crate::pace::Pace;
 use crate::progress::{Notice, Progress};
 
@@ -161,6 +162,7 @@ impl<'a> How<'a> {
         BackupOptions {
             format,
             in_use,
+            origin: origin(&source.path),
             // A snapshot in a qcow2 image does not change, whoever has the image open.
             stands_still: self.args.machine.before.is_some() || self.args.image.snapshot.is_some(),
             skip_bad_sectors: self.args.skip_bad_sectors,
@@ -183,7 +185,48 @@ impl<'a> How<'a> {
     }
 }
 
+/// Returns what is written down of a source and this machine.
+fn origin(source: &Path) -> SourceOrigin {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    SourceOrigin {
+        source: Some(SourceName::of_this_machine(&without_credentials(&source.to_string_lossy()))),
+        host: host.map(|host| HostName::of_this_machine(host.trim())),
+    }
+}
+
+/// Takes the user, the password and the keys out of the name of a source.
+fn without_credentials(source: &str) -> String {
+    if let Some((scheme, rest)) = source.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        return format!("{scheme}://{host}{path}");
+    }
+    // The options of QEMU's RBD driver follow the image, with colons between them.
+    match source.strip_prefix("rbd:") {
+        Some(image) => format!("rbd:{}", image.split(':').next().unwrap_or_default()),
+        None => source.to_owned(),
+    }
+}
+
 fn source_format(image: &OpenImage) -> SourceFormat {
     let OpenImage { format, recognised, looks_like, .. } = *image;
     SourceFormat { format, recognised, looks_like }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_of_a_source_has_no_credentials() {
+        for (source, written) in [
+            ("/dev/vg/web", "/dev/vg/web"),
+            ("nbd://host:10809/web", "nbd://host:10809/web"),
+            ("nbd://user:secret@host/web@1", "nbd://host/web@1"),
+            ("nbd+unix:///web?socket=/run/x", "nbd+unix:///web?socket=/run/x"),
+            ("rbd:pool/web@snap:id=admin:key=AQB0", "rbd:pool/web@snap"),
+        ] {
+            assert_eq!(without_credentials(source), written);
+        }
+    }
 }

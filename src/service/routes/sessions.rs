@@ -265,7 +265,7 @@ pub(super) struct Parts {
 /// Commits the backup: once this answers, it is durable. Asked again, it answers the same, also after the service was restarted.
 #[utoipa::path(post, path = "/v1/sessions/{session}/commit", tag = "sessions",
     params(("session" = String, Path, description = "Its id"), Parts),
-    request_body(content = Option<SourceFlaws>, description = "Flaws of the source that were found while it was read; nothing if there are none"),
+    request_body(content = Option<SourceFlaws>, description = "What was found out about the source while it was read"),
     responses(
         (status = 200, description = "The backup exists", body = Committed),
         (status = 400, description = "The query or the body is wrong", body = Problem, content_type = "application/problem+json"),

@@ -9,12 +9,9 @@
 //! is told of it that its caller could not list.
 
 use crate::api::{Committed, View};
-use crate::manifest::{BackupsetId, Incremental};
+use crate::manifest::{BackupsetId, Incremental, SESSION};
 use crate::repository::{BackupDraft, Repository};
 use crate::service::Refused;
-
-/// The attribute of a manifest that says in which session of a service the backup was sent.
-pub(super) const SESSION: &str = "session";
 
 /// What the id of a session consists of: its text is these three with dots between them.
 struct SessionId<'a> {

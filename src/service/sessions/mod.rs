@@ -24,7 +24,7 @@ use crate::api::frames::{Entry, Question};
 use crate::api::{Committed, NewSession, Refusal, SessionState, SourceFlaws};
 use crate::backup::{BackupError, BackupOptions, SourceFormat, describe};
 use crate::codec::CompressionSetting;
-use crate::manifest::{ImageName, InvalidText, SourceUse, Tags};
+use crate::manifest::{HostName, ImageName, InvalidText, SourceName, SourceOrigin, SourceUse, Tags};
 use crate::progress::Silent;
 use crate::repository::{GrowthLimits, RepositoryError, RepositoryWriter};
 use crate::service::limits::{Flight, Pass, Shares};
@@ -148,6 +148,8 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     let tags = new.tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(said)?;
     let tags = Tags::new(tags).map_err(|error| invalid(error.to_string()))?;
     let in_use = new.in_use.as_deref().map(SourceUse::new).transpose().map_err(said)?;
+    let source = new.source.as_deref().map(SourceName::new).transpose().map_err(said)?;
+    let host = new.host.as_deref().map(HostName::new).transpose().map_err(said)?;
     let graphic = |word: &String| {
         (1..=LONGEST_WORD).contains(&word.len()) && word.bytes().all(|it| it.is_ascii_graphic())
     };
@@ -160,6 +162,7 @@ pub(super) fn begin(app: &App, caller: &Caller, new: &NewSession) -> Result<Sess
     let options = BackupOptions {
         format: SourceFormat { format, recognised: new.recognised, looks_like },
         in_use,
+        origin: SourceOrigin { source, host },
         ..BackupOptions::new(CompressionSetting::default(), 1)
     };
     app.count_session(caller)?;
@@ -312,6 +315,7 @@ fn commit(
     parts: u64,
     flaws: &SourceFlaws,
 ) -> Result<Committed, Refused> {
+    let read_bytes = flaws.read_bytes;
     let flaws = flaws.flaws(session.size_of_disk());
     let flaws = flaws.map_err(|error| Refused::new(Refusal::Invalid, error.to_string()))?;
     // Asked again, it costs nothing.
@@ -323,7 +327,7 @@ fn commit(
         |(_, backup): &(Committed, Option<crate::repository::CommittedBackup>)| {
             backup.as_ref().is_some_and(|backup| backup.replace_index)
         },
-        |writer| session.commit(writer, parts, &flaws),
+        |writer| session.commit(writer, parts, (&flaws, read_bytes)),
     );
     let committed = committed.map_err(|error| error.of_sender(&session.found_full))?;
     Ok(committed.0)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::frames::{Entry, ParentSegment, Question};
 use crate::api::{Committed, Refusal, SessionState, View};
-use crate::manifest::{BaseIndex, Flaws, ImageName, ManifestError, ManifestWriter, SegmentRef};
+use crate::manifest::{BaseIndex, Flaws, ImageName, ManifestError, ManifestWriter, ReadEffort, SegmentRef};
 use crate::repository::{BackupDraft, CommittedBackup, RepositoryError, RepositoryWriter};
 use crate::segment::{Geometry, SegmentIndex, SegmentKey};
 use crate::service::limits::{Allowance, Pass};
@@ -256,7 +256,7 @@ impl Session {
         &self,
         writer: &RepositoryWriter,
         parts: u64,
-        flaws: &Flaws,
+        (flaws, read_bytes): (&Flaws, Option<u64>),
     ) -> Result<(Committed, Option<CommittedBackup>)> {
         let mut manifest = self.manifest();
         if let Some(committed) = &manifest.committed {
@@ -266,7 +266,8 @@ impl Session {
             return refuse(Refusal::Conflict, "not all parts of the manifest have come");
         }
         self.with_draft(writer, |_| Ok(()))?;
-        self.set_flaws(manifest.writer.as_mut(), flaws)?;
+        let effort = ReadEffort { read_bytes, elapsed: self.begun.elapsed() };
+        self.describe_source(manifest.writer.as_mut(), flaws, effort)?;
         if let (Some(allowance), Some(target)) = (self.allowance().as_mut(), &manifest.writer) {
             allowance.manifest(target.size_at_most())?;
         }
@@ -291,11 +292,17 @@ impl Session {
         Ok((committed, Some(backup)))
     }
 
-    /// Writes down the flaws of the source that the client found.
-    fn set_flaws(&self, manifest: Option<&mut ManifestWriter>, flaws: &Flaws) -> Result<()> {
+    /// Writes down the flaws of the source that the client found, and what it took to read it.
+    fn describe_source(
+        &self,
+        manifest: Option<&mut ManifestWriter>,
+        flaws: &Flaws,
+        effort: ReadEffort,
+    ) -> Result<()> {
         let mut work = self.work.write().unwrap_or_else(PoisonError::into_inner);
         if let (Some(Work { draft, .. }), Some(manifest)) = (work.as_mut(), manifest) {
             draft.set_flaws(manifest, flaws).map_err(RepositoryError::from)?;
+            draft.set_effort(manifest, effort).map_err(RepositoryError::from)?;
         }
         Ok(())
     }

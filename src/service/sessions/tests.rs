@@ -106,6 +106,8 @@ fn new(name: &str, size_of_disk: u64) -> NewSession {
         recognised: false,
         looks_like: None,
         in_use: None,
+        source: None,
+        host: None,
         client: None,
     }
 }
