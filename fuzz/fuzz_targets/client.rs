@@ -9,6 +9,7 @@ mod shared;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use ekko::api::frames::{Entry, ParentSegment, Question, SegmentHead, decode_answer};
 use ekko::api::{JobDocument, NewSession, Problem, SessionState, StatusDocument};
@@ -139,7 +140,8 @@ fuzz_target!(|input: (u8, u8, Vec<(u32, u8)>, &[u8])| {
     lies[lie] = changed(&good[lie], kind, &changes, bytes);
     *answers.lock().unwrap() = lies;
     let address = Address::of_url(address);
-    let remote = RemoteRepository::without_patience(address, &Credentials::default(), Arc::new(Silent)).unwrap();
+    let (credentials, patience) = (Credentials::default(), Duration::from_secs(30));
+    let remote = RemoteRepository::without_patience(address, &credentials, Arc::new(Silent), patience).unwrap();
     let target = folder.path().join("out");
     let _ = std::fs::remove_file(&target);
     let options =
