@@ -160,7 +160,7 @@ impl<'a> Division<'a> {
         }
         let moments = Moments::among(self.seen);
         let flaws = flaws(&names, &moments, damaged);
-        let larger = larger(&names, &moments);
+        let larger = larger(&names, &moments, &flaws);
         names.retain(|name, backups| !backups.is_empty() && self.name.is_none_or(|wanted| *name == wanted));
         let mut plan = ForgetPlan::default();
         let mut reasons = Reasons::new();
@@ -330,20 +330,23 @@ fn flaws(
     flaws
 }
 
-/// Returns the newest backup of each name that is larger than its newest one, and the moments of machines that consist of these.
+/// Returns of each name the newest backup that is larger than its newest one, the newest that is larger than that one, and so on, and the
+/// moments of machines that consist of these. An intact one goes before others.
 fn larger(
     names: &BTreeMap<&ImageName, Vec<(&Backupset, &BackupRecord)>>,
     moments: &Moments<'_>,
+    flaws: &HashMap<Key, &'static str>,
 ) -> HashSet<Key> {
     let mut larger = HashSet::new();
     for backups in names.values() {
-        let newest = backups.iter().max_by_key(|(_, record)| record.number);
-        let Some(backup) = newest.and_then(|(_, newest)| newest.larger_before(backups.iter().copied()))
-        else {
-            continue;
-        };
-        larger.insert(key(&backup));
-        larger.extend(moments.with(key(&backup)).iter().map(key));
+        let is_intact = |backup: &(&Backupset, &BackupRecord)| !flaws.contains_key(&key(backup));
+        let mut newest = backups.iter().copied().max_by_key(|(_, record)| record.number);
+        while let Some((_, record)) = newest {
+            let all = || backups.iter().copied();
+            newest = record.larger_before(all().filter(is_intact)).or_else(|| record.larger_before(all()));
+            larger.extend(newest.iter().map(key));
+            larger.extend(newest.iter().flat_map(|found| moments.with(key(found))).map(key));
+        }
     }
     larger
 }

@@ -250,6 +250,21 @@ pub const JOBS: &[Job] = &[
         ..JOB
     },
     Job {
+        name: "forget-machine",
+        before: &[&[INIT, MACHINE, "backup --machine vm vm/a=disks/3-1 vm/b=disks/4-1 --attach disks/1-1"]],
+        there: &[
+            MACHINE_BACKUPS[0],
+            MACHINE_BACKUPS[1],
+            MACHINE_BACKUPS[2],
+            ("vm@1", ARCHIVE),
+            ("vm/a@1", Disk(3, 1)),
+            ("vm/b@1", Disk(4, 1)),
+        ],
+        work: Work::Commands(&[removes("forget vm --keep-last 1", &["vm@0", "vm/a@0", "vm/b@0"])]),
+        together: &[&["vm@0", "vm/a@0", "vm/b@0"]],
+        ..JOB
+    },
+    Job {
         name: "undelete",
         before: &[BACKUPS, &["delete web@all"]],
         there: &[("db@0", Disk(1, 0)), ("old@0", Disk(2, 0))],
@@ -261,7 +276,7 @@ pub const JOBS: &[Job] = &[
         name: "undelete-machine",
         before: &[&[INIT, MACHINE, "delete --machine vm@0"]],
         there: &[],
-        work: Work::Commands(&[adds("undelete vm@0 vm/a@0 vm/b@0", MACHINE_BACKUPS)]),
+        work: Work::Commands(&[adds("undelete vm@0", MACHINE_BACKUPS)]),
         together: &[&["vm@0", "vm/a@0", "vm/b@0"]],
         ..JOB
     },

@@ -127,3 +127,19 @@ fn a_moment_is_flawed_if_one_of_its_disks_is() {
     let (_, kept) = last(sets(&vda), &[], 1);
     assert_eq!(kept[..2], ["web@0: last", "web@1: last (incomplete)"]);
 }
+
+#[test]
+fn the_last_intact_backup_from_before_each_time_that_a_disk_shrank_stays() {
+    let mut set = days("web", 6);
+    for (backup, size) in set.backups.iter_mut().zip([9, 9, 9, 5, 0, 0]) {
+        backup.size_of_disk = size;
+    }
+    let (goes, kept) = last(vec![set.clone()], &[], 1);
+    assert_eq!(goes, ["web@0", "web@1", "web@4"]);
+    assert_eq!(kept, ["web@2: larger than the newest", "web@3: last", "web@5: last (empty)"]);
+    // One that is damaged does not stand for an intact one.
+    let damaged = [(set.id, Incremental(2))];
+    let (goes, kept) = last(vec![set], &damaged, 1);
+    assert_eq!(goes, ["web@0", "web@2", "web@4"]);
+    assert_eq!(kept[0], "web@1: larger than the newest");
+}
