@@ -135,9 +135,9 @@ fn a_moment_without_a_disk_is_told_of_by_every_command() {
     let world = machine();
     world.run(&BACKUP).exits(0);
     let [place, lost] = lose(&world, "web/vdb");
-    let row = world.json(&["list", "web"])["backups"][0].clone();
+    let row = world.run(&["--json", "list", "web"]).exits(3).json()["backups"][0].clone();
     assert_eq!(row["incomplete"], json!(true));
-    assert!(world.run(&["list", "web"]).exits(0).text().contains("incomplete"));
+    assert!(world.run(&["list", "web"]).exits(3).text().contains("incomplete"));
     let status = world.run(&["status"]).exits(3).text();
     assert!(status.contains("web: its newest backup lacks the backup of a disk: "), "{status}");
     let checked = world.run(&["check"]).exits(3).text();
@@ -145,4 +145,9 @@ fn a_moment_without_a_disk_is_told_of_by_every_command() {
     fs::rename(lost, place).unwrap();
     world.run(&["status"]).exits(0);
     assert!(!world.run(&["list", "web"]).exits(0).text().contains("incomplete"));
+    // Once the disk is given up, the moment still says what it lacks.
+    lose(&world, "web/vdb");
+    world.run(&["gc", "--accept-lost"]).exits(0);
+    assert_eq!(world.json(&["list", "web"])["backups"][0]["incomplete"], json!(true));
+    world.run(&["status"]).exits(3);
 }
