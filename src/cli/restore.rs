@@ -39,6 +39,21 @@ struct Document {
 
 const QCOW2_TO_STDOUT: &str = "qcow2 cannot be written to stdout: name a file";
 
+fn is_qcow2(args: &RestoreArgs) -> bool {
+    args.format == Some(RestoreFormat::Qcow2)
+}
+
+/// Makes sure that all of a disk is restored if it becomes a qcow2 file.
+fn refuse_part_of_qcow2(args: &RestoreArgs) -> Result<(), CliError> {
+    let is_part = args.in_place || args.delta.is_some() || args.offset.is_some() || args.length.is_some();
+    if is_qcow2(args) && is_part {
+        let message = "cannot restore with --format qcow2: --in-place, --delta, --offset and --length write raw bytes; leave \
+                       --format out";
+        return Err(CliError::new(ErrorKind::Invalid, message));
+    }
+    Ok(())
+}
+
 /// Returns how a person wants a disk restored.
 pub(super) fn options_of(args: &RestoreArgs) -> RestoreOptions {
     RestoreOptions {
@@ -48,8 +63,9 @@ pub(super) fn options_of(args: &RestoreArgs) -> RestoreOptions {
         ignore_space: args.ignore_space,
         keep_partial: args.keep_partial,
         format: match args.format {
-            RestoreFormat::Raw => TargetFormat::Raw,
-            RestoreFormat::Qcow2 => TargetFormat::Qcow2,
+            None => TargetFormat::Unsaid,
+            Some(RestoreFormat::Raw) => TargetFormat::Raw,
+            Some(RestoreFormat::Qcow2) => TargetFormat::Qcow2,
         },
         sync: !args.no_sync,
         range: None,
@@ -109,7 +125,7 @@ fn refuse_archive(args: &RestoreArgs, target: &Path, manifest: &ManifestReader) 
     }
     let over = args.in_place || args.delta.is_some() || args.over.is_some();
     let exists = is_nbd(target) || std::fs::symlink_metadata(target).is_ok();
-    if over || exists || args.format != RestoreFormat::Raw {
+    if over || exists || is_qcow2(args) {
         let (backup, target) = (&args.backup, target.display());
         let message = format!(
             "cannot restore {backup} to {target}: {backup} is a machine, and its archive is no disk; use --machine with a folder, \
@@ -149,6 +165,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     if to_stdout {
         context.reserve_stdout();
     }
+    refuse_part_of_qcow2(args)?;
     let mut options = options_of(args);
     clean_up_after_signals(options.cleanup.clone(), context)?;
     if let Some(remote) = context.network()? {
@@ -177,7 +194,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     if in_place && to_stdout {
         return Err(CliError::new(ErrorKind::Invalid, "stdout holds nothing that could be compared"));
     }
-    if to_stdout && args.format != RestoreFormat::Raw {
+    if to_stdout && is_qcow2(args) {
         return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
     }
     if args.over.is_some() {
@@ -259,7 +276,7 @@ fn from_service(
         return Err(CliError::new(ErrorKind::Unsupported, message));
     }
     let to_stdout = target == Path::new("-");
-    if to_stdout && args.format != RestoreFormat::Raw {
+    if to_stdout && is_qcow2(args) {
         return Err(CliError::new(ErrorKind::Invalid, QCOW2_TO_STDOUT));
     }
     let (name, manifest) = remote.named_manifest(&args.backup.to_string())?;

@@ -200,7 +200,7 @@ fn place_all(
     let within = |name: &str| Place { written: written.join(name), shown: folder.join(name) };
     let placed = |place: &Option<Place>, name: &str| place.clone().unwrap_or_else(|| within(name));
     let disk = |(place, disk): (&Option<Place>, &MachineDisk)| match options.format {
-        TargetFormat::Raw => placed(place, disk.file.as_str()),
+        TargetFormat::Unsaid | TargetFormat::Raw => placed(place, disk.file.as_str()),
         TargetFormat::Qcow2 => placed(place, &format!("{}.qcow2", short_name(disk))),
     };
     let disks = disks.iter().zip(&moment.disks).map(disk).collect();

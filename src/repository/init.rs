@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::CompressionSetting;
+use crate::repository::enclosing::enclosing_repository;
 use crate::repository::lock::Lock;
 use crate::repository::room::refill_reserve;
 use crate::repository::settings::{KEEP_DELETED, KEEP_UNFINISHED, Settings, text};
@@ -45,7 +46,7 @@ impl Default for InitOptions {
 
 /// Creates a repository at `path`, which must not exist or be an empty folder.
 pub(super) fn create(path: &Path, options: &InitOptions) -> Result<Repository, RepositoryError> {
-    if let Some(repository) = enclosing(path) {
+    if let Some(repository) = enclosing_repository(path) {
         return Err(RepositoryError::Inside { path: path.to_owned(), repository });
     }
     if path.file_name().is_none() || path.symlink_metadata().is_ok() {
@@ -93,23 +94,6 @@ fn remove_left(temporary: &Path) {
         tracing::info!(path = %temporary.display(), "removing what an interrupted init left");
         remove(temporary);
     }
-}
-
-/// Returns the repository that a path lies in, as seen from where links lead.
-fn enclosing(path: &Path) -> Option<PathBuf> {
-    let absolute = std::path::absolute(path).ok()?;
-    let parent = absolute.parent()?;
-    // If the path does not exist, the folder that it is to be created in does.
-    let (found, is_parent) = match absolute.canonicalize() {
-        Ok(found) => (found, false),
-        Err(_) => (parent.canonicalize().ok()?, true),
-    };
-    let mut folders = found.ancestors().skip(usize::from(!is_parent));
-    let is_repository = |folder: &&Path| {
-        let layout = Layout::new(folder);
-        layout.settings().is_file() && layout.packs().is_dir()
-    };
-    folders.find(is_repository).map(Path::to_owned)
 }
 
 /// Renames a complete repository to its final path. The kernel replaces nothing but an empty folder by a folder.

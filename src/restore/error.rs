@@ -37,6 +37,45 @@ pub enum RestoreError {
         /// The target.
         path: PathBuf,
     },
+    /// The target lies in a repository.
+    #[error(
+        "cannot restore to {}: this path lies in the repository {}; choose a path outside of it",
+        path.display(),
+        repository.display()
+    )]
+    InRepository {
+        /// The target.
+        path: PathBuf,
+        /// The repository.
+        repository: PathBuf,
+    },
+    /// The target's name is that of another format than raw, and raw was not asked for.
+    #[error(
+        "cannot restore to {}: a raw disk would get the name of a {format} disk; {}",
+        path.display(),
+        if *is_possible {
+            "add --format qcow2, or --format raw to write a raw disk nevertheless"
+        } else {
+            "choose another name, or add --format raw to write a raw disk nevertheless"
+        }
+    )]
+    OtherFormat {
+        /// The target.
+        path: PathBuf,
+        /// The format that the name says.
+        format: &'static str,
+        /// Whether a restore can write it.
+        is_possible: bool,
+    },
+    /// A part of a disk is to replace a file.
+    #[error(
+        "cannot restore to {}: it exists, and a part of a disk is written to a new file or to a device; name a new file",
+        path.display()
+    )]
+    PartOverFile {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target is a symbolic link to a file that does not exist.
     #[error(
         "cannot restore to {}: it is a symbolic link to a file that does not exist; name that file instead",
@@ -127,8 +166,12 @@ pub enum RestoreError {
         /// The temporary file.
         partial: PathBuf,
     },
-    /// Something that no restore left has the temporary name of the target.
-    #[error("cannot restore: {} is in the way, and no restore left it; move it away", partial.display())]
+    /// Something has the temporary name of the target that no restore left which was killed.
+    #[error(
+        "cannot restore: {} is in the way: --keep-partial kept it, or it is complete, or no restore made it; move it away, or \
+         remove it",
+        partial.display()
+    )]
     PartialTaken {
         /// The temporary name.
         partial: PathBuf,
@@ -277,6 +320,9 @@ impl RestoreError {
             Self::TargetExists { .. }
             | Self::NotATarget { .. }
             | Self::DanglingLink { .. }
+            | Self::InRepository { .. }
+            | Self::OtherFormat { .. }
+            | Self::PartOverFile { .. }
             | Self::NoFileForFormat { .. }
             | Self::TargetTooSmall { .. }
             | Self::PartialTaken { .. }

@@ -12,8 +12,10 @@ use crate::segment::Geometry;
 /// The format of a file that a disk is restored to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TargetFormat {
-    /// The bytes of the disk, with holes where they are zero.
+    /// Raw, unless the target's name is that of another format: then the restore is refused.
     #[default]
+    Unsaid,
+    /// The bytes of the disk, with holes where they are zero.
     Raw,
     /// QEMU's qcow2, written by QEMU's own programs.
     Qcow2,
@@ -55,7 +57,7 @@ impl Default for RestoreOptions {
             target_in_use: false,
             ignore_space: false,
             keep_partial: false,
-            format: TargetFormat::Raw,
+            format: TargetFormat::Unsaid,
             sync: true,
             range: None,
             limit: None,

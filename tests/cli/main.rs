@@ -24,6 +24,7 @@ mod machine_parts;
 mod manifest;
 mod policy;
 mod reading;
+mod refused_targets;
 mod restore;
 mod screen;
 mod signals;

@@ -180,6 +180,22 @@ fn a_restore_over_the_network_touches_no_target_in_use_and_leaves_nothing_after_
     assert_eq!(std::fs::read(&out).unwrap(), b"old");
     done(&served.address, &token, &restore);
     assert!(std::fs::read(&out).unwrap() == bytes);
+    // Nor a repository, a name of another format, or a file that no restore left.
+    let partial = served.folder().join("new.ekko-partial");
+    std::fs::write(&partial, b"precious").unwrap();
+    let refused = [
+        (served.repository().join("packs/new"), "lies in the repository "),
+        (served.folder().join("new.qcow2"), "add --format qcow2, or --format raw"),
+        (served.folder().join("new"), "is in the way"),
+    ];
+    for (target, why) in refused {
+        let restore = ["restore", "web", target.to_str().unwrap()];
+        let refused = run(&served.address, &token, &restore);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.status.code() == Some(2) && said.contains(why), "{said}");
+        assert!(!target.exists(), "{said}");
+    }
+    assert_eq!(std::fs::read(&partial).unwrap(), b"precious");
 }
 
 #[test]

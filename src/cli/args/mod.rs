@@ -98,9 +98,9 @@ pub(in crate::cli) enum Command {
     /// Restore a backup to a file, a block device or stdout
     #[command(
         after_help = "A target that exists is only overwritten with --force, and one that is mounted, attached or open for \
-                            writing elsewhere only with --target-in-use as well. A file appears under its name when it is \
-                            complete. A damaged segment does not stop the restore: it is named, its range is left zero, \
-                            and the exit code is 3.\n\n\
+                            writing elsewhere only with --target-in-use as well. No target may lie in a \
+                            repository. A file appears under its name when it is complete. A damaged segment does not stop \
+                            the restore: it is named, its range is left zero, and the exit code is 3.\n\n\
                             Example:\n  ekko -r /backup/store restore web@3 /srv/vm/web.raw\n  \
                             ekko -r /backup/store restore web - | zstd > web.raw.zst\n  \
                             ekko -r /backup/store restore --machine web@latest /srv/vm/web\n  \

@@ -66,13 +66,13 @@ pub(in crate::cli) struct RestoreArgs {
     /// Restore although the target's filesystem may have too little room
     #[arg(long)]
     pub(in crate::cli) ignore_space: bool,
-    /// Keep an incomplete file as TARGET.ekko-partial if the restore ends early
+    /// Keep an incomplete file as TARGET.ekko-partial if the restore ends early. No later restore removes it
     #[arg(long)]
     pub(in crate::cli) keep_partial: bool,
-    /// The format of the file to write; qcow2 needs QEMU's tools
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "raw",
-          conflicts_with_all = ["in_place", "delta", "offset", "length"])]
-    pub(in crate::cli) format: RestoreFormat,
+    /// The format of the file to write; qcow2 needs QEMU's tools. Without it Ekko writes a raw disk, but not to a name that ends in
+    /// .qcow2, .qcow, .vmdk, .vhd, .vhdx, .vdi or .qed [default: raw]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(in crate::cli) format: Option<RestoreFormat>,
     /// Say that the disk of this name is replaced by what is restored: its next backup begins a new backupset
     #[arg(long, value_name = "NAME")]
     pub(in crate::cli) over: Option<ImageName>,
@@ -88,10 +88,11 @@ pub(in crate::cli) struct RestoreArgs {
     pub(in crate::cli) no_sync: bool,
     #[command(flatten)]
     pub(in crate::cli) tls: TlsArgs,
-    /// Restore the disk from this byte on, to the beginning of the target, e.g. 1MiB
+    /// Restore the disk from this byte on, to the beginning of a new file or of a device, e.g. 1MiB. A file that exists is refused,
+    /// also with --force
     #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
     pub(in crate::cli) offset: Option<u64>,
-    /// Restore so many bytes, not all up to the disk's end
+    /// Restore so many bytes, not all up to the disk's end, to the beginning of a new file or of a device
     #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "over")]
     pub(in crate::cli) length: Option<u64>,
     /// Restore at most so many bytes a second, e.g. 100MiB

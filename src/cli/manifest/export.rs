@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::args::{ExportArgs, Format};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::manifest::{Named, open_named, refuse_disk_in_use};
+use crate::cli::manifest::{Named, check_output, open_named, refuse_repository};
 use crate::cli::{Outcome, restored};
 use crate::error::ErrorKind;
 use crate::exchange::{ExportOptions, ExportSummary, ForeignFormat, export_backup, export_file};
@@ -21,8 +21,11 @@ struct Document {
 }
 
 pub(super) fn run(args: &ExportArgs, context: &Context) -> Result<Outcome, CliError> {
-    refuse_disk_in_use(&args.out, args.force, args.target_in_use)?;
+    check_output(&args.out, args.force, args.target_in_use)?;
     let Named { manifest, repository } = open_named(&args.source, context)?;
+    if let Some(folder) = &args.segments {
+        refuse_repository(&folder.join(manifest.info().backupset.to_string()))?;
+    }
     let (format, name) = match args.format {
         Format::Sqlite => (ForeignFormat::Sqlite, "sqlite"),
         Format::Osdk => (ForeignFormat::Osdk, "osdk"),

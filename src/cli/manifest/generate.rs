@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cli::args::GenerateArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::manifest::refuse_disk_in_use;
+use crate::cli::manifest::check_output;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::manifest::{GenerateOptions, ManifestReader, generate};
@@ -33,7 +33,7 @@ pub(super) fn run(args: &GenerateArgs, context: &Context) -> Result<Outcome, Cli
         None => random_seed()?,
     };
     let options = GenerateOptions { geometry, seed, fragmented_percent: args.fragmented };
-    refuse_disk_in_use(&args.file, args.force, args.target_in_use)?;
+    check_output(&args.file, args.force, args.target_in_use)?;
     generate(&args.file, args.force, &options)?;
     let manifest = ManifestReader::read(&args.file)?;
     let document = Document {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::args::ImportArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::manifest::refuse_disk_in_use;
+use crate::cli::manifest::check_output;
 use crate::cli::{Outcome, format};
 use crate::error::ErrorKind;
 use crate::exchange::{ImportOptions, ImportSummary, import_backup};
@@ -41,7 +41,7 @@ pub(super) fn run(args: &ImportArgs, context: &Context) -> Result<Outcome, CliEr
         None => name_of(&args.file)?,
     };
     if let Some(output) = &args.output {
-        refuse_disk_in_use(output, args.force, args.target_in_use)?;
+        check_output(output, args.force, args.target_in_use)?;
         foreign::import(&args.file, format, &name, output, args.force, context.progress())?;
         return converted(output, context);
     }

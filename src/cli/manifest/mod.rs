@@ -16,7 +16,7 @@ use crate::error::ErrorKind;
 use crate::image::target_use;
 use crate::manifest::ManifestReader;
 use crate::progress::{Notice, Progress};
-use crate::repository::{BackupSelector, InvalidSelector, Repository, RepositoryError};
+use crate::repository::{BackupSelector, InvalidSelector, Repository, RepositoryError, enclosing_repository};
 use crate::restore::RestoreError;
 
 pub(super) fn run(command: &ManifestCommand, context: &Context) -> Result<Outcome, CliError> {
@@ -40,8 +40,21 @@ pub(super) fn open(source: &str, context: &Context) -> Result<ManifestReader, Cl
     Ok(open_named(source, context)?.manifest)
 }
 
-/// What a manifest replaces may be a disk by mistake: one that somebody uses stays, unless that was said too.
-pub(super) fn refuse_disk_in_use(path: &Path, force: bool, target_in_use: bool) -> Result<(), CliError> {
+/// Makes sure that a new file does not lie in a repository.
+pub(super) fn refuse_repository(path: &Path) -> Result<(), CliError> {
+    let Some(repository) = enclosing_repository(path) else { return Ok(()) };
+    let message = format!(
+        "cannot write {}: this path lies in the repository {}; choose a path outside of it",
+        path.display(),
+        repository.display()
+    );
+    Err(CliError::new(ErrorKind::Invalid, message))
+}
+
+/// Makes sure that a manifest can be written to a path. What it replaces may be a disk by mistake: one that somebody uses stays, unless
+/// that was said too.
+pub(super) fn check_output(path: &Path, force: bool, target_in_use: bool) -> Result<(), CliError> {
+    refuse_repository(path)?;
     if force
         && !target_in_use
         && let Some(how) = target_use(path)

@@ -31,7 +31,7 @@ impl Medium {
         options: &RestoreOptions,
     ) -> Result<Self, RestoreError> {
         match options.format {
-            TargetFormat::Raw => {
+            TargetFormat::Unsaid | TargetFormat::Raw => {
                 partial.set_size(size)?;
                 Ok(Self::File(partial.file()?))
             }

@@ -3,6 +3,10 @@
 //! The temporary name is the target's with `.ekko-partial` at its end. Its maker holds the kernel's lock on it, so what a killed
 //! restore left is told from what another one is writing: the former is removed, the latter is refused.
 //!
+//! What may be removed has a mark, from its first moment on until it is complete or is to be kept: the sticky bit of its mode, which
+//! Linux ignores on files. Whatever else has the temporary name stays, and the restore is refused: a file of somebody else, a
+//! complete disk that could not get its name, and what `--keep-partial` kept.
+//!
 //! A file that is replaced keeps its owner, group, mode and extended attributes where the system allows it. Its bytes are not
 //! touched: whoever has it open, and each further name (hard link) of it, keeps the old disk.
 
@@ -17,7 +21,7 @@ use rustix::fs::{OFlags, XattrFlags, fgetxattr, flistxattr, fsetxattr};
 
 use crate::image::target_use;
 use crate::restore::cleanup::{Cleanup, CleanupEntry, TargetFate};
-use crate::restore::target::plan::{PlannedTarget, TargetPlan};
+use crate::restore::target::plan::{PlannedTarget, TargetPlan, outside_repositories};
 use crate::restore::{RestoreError, RestoreOptions};
 use crate::storage::{OsStorage, Storage};
 
@@ -26,6 +30,30 @@ const SUFFIX: &str = ".ekko-partial";
 
 /// The longest name that Linux's filesystems take, in bytes.
 const LONGEST_NAME: usize = 255;
+
+/// The bit in the mode of what a later restore may remove.
+const MARK: u32 = 0o1000;
+
+/// Returns the mode that a temporary file or folder is created with, which has this one without the mark.
+fn marked(mode: u32, options: &RestoreOptions) -> u32 {
+    if options.keep_partial { mode } else { mode | MARK }
+}
+
+/// Removes the mark of what must stay from now on.
+fn unmark(file: &File) {
+    if let Ok(metadata) = file.metadata()
+        && metadata.mode() & MARK != 0
+    {
+        let _ = file.set_permissions(Permissions::from_mode(metadata.mode() & 0o7777 & !MARK));
+    }
+}
+
+/// Says whether a restore made something that may be removed.
+fn is_marked(metadata: &Metadata) -> bool {
+    // On folders for everybody, such as /tmp, the bit is usual.
+    let is_own = !metadata.is_dir() || metadata.mode() & 0o777 == 0o700;
+    is_own && metadata.mode() & MARK != 0
+}
 
 /// Returns the temporary name of a target.
 pub(in crate::restore) fn partial_path(target: &Path) -> PathBuf {
@@ -61,8 +89,9 @@ impl PartialFile {
         options: &RestoreOptions,
     ) -> Result<Self, RestoreError> {
         let partial = partial_path(target);
+        let mode = marked(0o600, options);
         let open =
-            |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+            |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path);
         let (file, entry) = create(target, &partial, false, options, open)?;
         let target_in_use = options.target_in_use;
         Ok(Self { target: target.to_owned(), partial, replace, target_in_use, file, entry })
@@ -125,7 +154,9 @@ impl PartialFile {
             }
             OsStorage.rename(&partial, &target).map_err(RestoreError::from)
         };
-        entry.complete(rename).map_err(|error| with_name(error, fate))?;
+        let renamed = entry.complete(rename);
+        unmark(&file);
+        renamed.map_err(|error| with_name(error, fate))?;
         if sync {
             OsStorage.sync_folder(parent(&target))?;
         }
@@ -178,9 +209,10 @@ pub struct PartialFolder {
 impl PartialFolder {
     /// Creates a folder for its owner alone, which will appear as `target`. There is nothing at `target`.
     pub fn create(target: &Path, options: &RestoreOptions) -> Result<Self, RestoreError> {
+        outside_repositories(target)?;
         let partial = partial_path(target);
         let open = |path: &Path| {
-            DirBuilder::new().mode(0o700).create(path)?;
+            DirBuilder::new().mode(marked(0o700, options)).create(path)?;
             File::open(path)
         };
         let (lock, entry) = create(target, &partial, true, options, open)?;
@@ -210,7 +242,9 @@ impl PartialFolder {
                 _ => RestoreError::from(error),
             })
         };
-        entry.complete(rename).map_err(|error| with_name(error, fate))?;
+        let renamed = entry.complete(rename);
+        unmark(&lock);
+        renamed.map_err(|error| with_name(error, fate))?;
         if sync {
             OsStorage.sync_folder(parent(&target))?;
         }
@@ -309,6 +343,9 @@ fn remove_left(partial: &Path, is_folder: bool) -> Result<(), RestoreError> {
     if !is_at(&left, partial) {
         return Ok(());
     }
+    if !is_marked(&kind) {
+        return Err(RestoreError::PartialTaken { partial: partial.to_owned() });
+    }
     let removed = if is_folder { remove_folder(partial) } else { fs::remove_file(partial) };
     match removed {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
@@ -353,7 +390,8 @@ fn take_owner(file: &File, old: &Metadata) {
         fchown(file, Some(old.uid()), Some(old.gid())).is_ok() || fchown(file, None, Some(old.gid())).is_ok();
     // What the old group was allowed, another one is not. Last, as a change of the owner takes bits from the mode.
     let kept = if has_group { 0o7777 } else { 0o707 };
-    let _ = file.set_permissions(Permissions::from_mode(old.mode() & kept));
+    let mark = file.metadata().map_or(0, |metadata| metadata.mode() & MARK);
+    let _ = file.set_permissions(Permissions::from_mode(old.mode() & kept | mark));
 }
 
 #[cfg(test)]

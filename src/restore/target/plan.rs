@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use crate::image::{DiskUse, NbdTarget, is_nbd, target_use};
+use crate::repository::enclosing_repository;
 use crate::restore::target::partial::parent;
 use crate::restore::{RestoreError, RestoreOptions, TargetFormat};
 
@@ -67,15 +68,22 @@ impl TargetPlan {
         if is_nbd(path) {
             return Self::export(path, size, options);
         }
+        outside_repositories(path)?;
         let examined = |source| RestoreError::Target { operation: "examine", path: path.to_owned(), source };
         match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => match written {
-                Written::All => Self::new_file(path, size, needed),
+                Written::All => {
+                    named_as_its_format(path, path, written, options)?;
+                    Self::new_file(path, size, needed)
+                }
                 Written::Some => Err(RestoreError::NoTarget { path: path.to_owned() }),
             },
             Err(error) => Err(examined(error)),
             Ok(metadata) if !metadata.is_file() && !metadata.file_type().is_block_device() => {
                 Err(RestoreError::NotATarget { path: path.to_owned() })
+            }
+            Ok(metadata) if metadata.is_file() && options.range.is_some() => {
+                Err(RestoreError::PartOverFile { path: path.to_owned() })
             }
             Ok(_) if !options.force => Err(RestoreError::TargetExists { path: path.to_owned() }),
             Ok(metadata) => {
@@ -90,6 +98,7 @@ impl TargetPlan {
                 // A link stays, and what it points to is replaced.
                 let is_link = fs::symlink_metadata(path).map_err(examined)?.is_symlink();
                 let real = if is_link { fs::canonicalize(path).map_err(examined)? } else { path.to_owned() };
+                named_as_its_format(path, &real, written, options)?;
                 let room = Some((metadata.dev(), parent(&real).to_owned()));
                 let (needed, kind) = match written {
                     Written::All => (needed, PlannedTarget::File { path: real, replace: true }),
@@ -202,6 +211,38 @@ impl TargetPlan {
     }
 }
 
+/// Makes sure that a restore writes into no repository, its own or another.
+pub(super) fn outside_repositories(path: &Path) -> Result<(), RestoreError> {
+    match enclosing_repository(path) {
+        Some(repository) => Err(RestoreError::InRepository { path: path.to_owned(), repository }),
+        None => Ok(()),
+    }
+}
+
+/// How the names of disks end whose format is not raw.
+const OTHER_FORMATS: [&str; 7] = ["qcow2", "qcow", "vmdk", "vhd", "vhdx", "vdi", "qed"];
+
+/// Makes sure that a raw disk gets no name of another format, unless raw was asked for: a hypervisor would not know it. `real` is the
+/// path without links.
+fn named_as_its_format(
+    path: &Path,
+    real: &Path,
+    written: Written,
+    options: &RestoreOptions,
+) -> Result<(), RestoreError> {
+    if options.format != TargetFormat::Unsaid {
+        return Ok(());
+    }
+    let format = |path: &Path| {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        OTHER_FORMATS.into_iter().find(|format| *format == extension)
+    };
+    let Some(format) = format(path).or_else(|| format(real)) else { return Ok(()) };
+    // Only all of a disk can be restored to a new qcow2 file.
+    let is_possible = format == "qcow2" && written == Written::All && options.range.is_none();
+    Err(RestoreError::OtherFormat { path: path.to_owned(), format, is_possible })
+}
+
 fn large_enough(path: &Path, has: u64, needed: u64) -> Result<(), RestoreError> {
     if has < needed {
         return Err(RestoreError::TargetTooSmall { path: path.to_owned(), size: has, needed });
@@ -211,7 +252,7 @@ fn large_enough(path: &Path, has: u64, needed: u64) -> Result<(), RestoreError> 
 
 fn not_qcow2(path: &Path, options: &RestoreOptions) -> Result<(), RestoreError> {
     match options.format {
-        TargetFormat::Raw => Ok(()),
+        TargetFormat::Unsaid | TargetFormat::Raw => Ok(()),
         TargetFormat::Qcow2 => Err(RestoreError::NoFileForFormat { path: path.to_owned() }),
     }
 }
