@@ -18,6 +18,9 @@ const RESERVE_TRIES: u32 = 100;
 const LITTLE_BYTES: u64 = 16 << 20;
 const LITTLE_INODES: u64 = 16;
 
+/// A reserve that is created again leaves at least so many bytes of the disk free.
+const LEFT_FREE: u64 = LITTLE_BYTES / 2;
+
 /// The room on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DiskRoom {
@@ -78,14 +81,22 @@ impl Repository {
         }
     }
 
-    /// Creates a reserve that was removed, if there is room for more than that. A backup needs it, and creates it if this did not.
+    /// Creates a reserve that was removed, as large as the disk has room for. A backup needs all of it, and enlarges it if this
+    /// could not.
     pub(super) fn restore_reserve(&self) {
-        let is_gone = self.storage.examine(&self.layout.reserve()).is_err_and(|error| error.is_not_found());
-        let has_room = |room: DiskRoom| room.free_bytes >= 2 * RESERVE && !room.is_little();
-        if is_gone
-            && DiskRoom::of(self.layout.root()).is_some_and(has_room)
-            && let Err(error) = refill_reserve(self.storage.as_ref(), &self.layout)
-        {
+        let path = self.layout.reserve();
+        let there = match self.storage.examine(&path) {
+            Ok(reserve) => reserve.len(),
+            Err(error) if error.is_not_found() => 0,
+            Err(_) => return,
+        };
+        let Some(room) = DiskRoom::of(self.layout.root()).filter(|room| !room.is_little()) else { return };
+        let wanted = RESERVE.min(there.saturating_add(room.free_bytes).saturating_sub(LEFT_FREE));
+        if there >= RESERVE || wanted <= there || wanted < LITTLE_BYTES {
+            return;
+        }
+        let file = if there == 0 { self.storage.create(&path) } else { self.storage.open(&path) };
+        if let Err(error) = file.and_then(|file| file.allocate(wanted)) {
             tracing::info!(%error, "the reserve could not be created again");
         }
     }

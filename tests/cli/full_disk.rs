@@ -35,7 +35,7 @@ fn on_small_disk(world: &World, script: &str) -> Option<Ran> {
 fn every_job_that_frees_space_works_on_a_full_disk_and_the_reserve_comes_back() {
     let world = World::new();
     world.write("web", &noise(1, MIB));
-    let script = r"
+    let script = r#"
         for name in a b c d; do ekko -q backup $name=web; done
         full -q protect a@0
         full -q unprotect a@0
@@ -43,13 +43,17 @@ fn every_job_that_frees_space_works_on_a_full_disk_and_the_reserve_comes_back() 
         full -q undelete a@0
         full -q rename d e
         full -q delete --yes a@0 b@0
-        full -q gc --now
+        fill
+        test "$(stat -f -c %a disk)" = 0
+        ekko -q delete --yes e@0
+        fill
+        ekko -q gc --now
         full -q forget --keep-last 1 --gc
         inodes -q delete --yes c@0
         inodes -q gc --now
         empty
         ekko check
-    ";
+    "#;
     let Some(ran) = on_small_disk(&world, script) else { return };
     ran.exits(0);
 }
