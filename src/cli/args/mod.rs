@@ -134,7 +134,8 @@ pub(in crate::cli) enum Command {
     Delete(DeleteArgs),
     /// Restore deleted backups, until their period is over
     #[command(
-        after_help = "\"ekko list --deleted\" shows the deleted backups and the end of their period.\n\n\
+        after_help = "\"ekko list --deleted\" shows the deleted backups and the end of their period. A machine's moment brings the \
+                            deleted backups of its disks with it.\n\n\
                             Example:\n  ekko -r /backup/store undelete web@3"
     )]
     Undelete(UndeleteArgs),
@@ -143,7 +144,7 @@ pub(in crate::cli) enum Command {
         after_help = "The rules are restic's: --keep-daily 7 keeps the newest backup of each of the last seven days that \
                             have one, and so on; times are in UTC. NUMBER may be \"unlimited\".\n\n\
                             These are always kept: protected backups; the newest backup of a name, and the newest intact one; \
-                            the newest backup that is larger than the newest one of its name; what a machine's moment that is kept \
+                            the last intact backup from before the disk became smaller; what a machine's moment that is kept \
                             consists of. A backup that \"ekko list\" marks as damaged, suspect, inconsistent, incomplete or \
                             bad-sectors, or that is empty though an earlier one was not, takes no place of a rule: the rules count \
                             intact backups, and keep it as long as they would if it were one.\n\n\
