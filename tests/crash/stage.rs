@@ -1,7 +1,7 @@
 //! A job's folder, and how its commands run in it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -284,6 +284,7 @@ impl Stage {
         if self.is_of_clients() && served.is_none() {
             return Ok(());
         }
+        remove_unnamed(&path, &made);
         let output = File::create(self.output()).map_err(text)?;
         let mut command = self.command(target.again, device, served);
         let child =
@@ -320,6 +321,29 @@ fn ends(mut child: Child, is_over: impl Fn() -> bool) -> Option<i32> {
                 let _ = child.wait();
                 return None;
             }
+        }
+    }
+}
+
+/// Removes a complete disk that could not get its name. It has no mark of what a later restore may remove: a person must remove it.
+fn remove_unnamed(path: &Path, made: &[u8]) {
+    let partial = |path: &Path| {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".ekko-partial");
+        PathBuf::from(partial)
+    };
+    let stays = |named: &Path, file: &Path| {
+        let is_unmarked = fs::metadata(named).is_ok_and(|metadata| metadata.mode() & 0o1000 == 0);
+        is_unmarked && fs::read(file).is_ok_and(|bytes| bytes == made)
+    };
+    let file = partial(path);
+    if stays(&file, &file) {
+        let _ = fs::remove_file(&file);
+    }
+    if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+        let folder = partial(folder);
+        if stays(&folder, &folder.join(name)) {
+            let _ = fs::remove_dir_all(&folder);
         }
     }
 }
