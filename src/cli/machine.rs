@@ -153,20 +153,19 @@ pub(super) fn restore(args: &RestoreArgs, context: &Context) -> Result<Outcome, 
         folder: args.target.clone(),
         named: args.to.iter().map(|it| (it.name.clone(), it.target.clone())).collect(),
     };
+    // In the order of the disks that are restored: if one is missing, none is.
+    let mut manifests = Vec::new();
     for (set, backup) in moment.disks.iter().filter_map(|disk| disk.find(&sets).ok()) {
-        tell_flaws(
-            &repository.manifest(set, backup)?,
-            &BackupId::of(set, backup).to_string(),
-            false,
-            context,
-        );
+        let manifest = repository.manifest(set, backup)?;
+        tell_flaws(&manifest, &BackupId::of(set, backup).to_string(), false, context);
+        manifests.push(manifest);
     }
     let restored = restore_machine(&repository, &moment, &sets, &targets, &options, context.progress())?;
-    let disks = restored.disks.into_iter().map(|part| {
+    let disks = restored.disks.into_iter().zip(&manifests).map(|(part, manifest)| {
         let (set, backup) = part.backup;
         let backup = BackupId::of(set, backup).to_string();
         let (segments, written_bytes) = (part.summary.segments, part.summary.written_bytes);
-        let lacks = Lacks::of(part.summary, false);
+        let lacks = Lacks::of(part.summary, manifest, false);
         lacks.tell(Some(&backup), context);
         Restored { backup, target: part.target.display().to_string(), segments, written_bytes, lacks }
     });

@@ -221,7 +221,7 @@ pub(super) fn run(args: &RestoreArgs, context: &Context) -> Result<Outcome, CliE
     };
     let (segments, written_bytes, seconds) =
         (summary.segments, summary.written_bytes, summary.elapsed.as_secs_f64());
-    let lacks = Lacks::of(summary, in_place);
+    let lacks = Lacks::of(summary, &manifest, in_place);
     lacks.tell(None, context);
     let begin_set = |name| {
         let writer = context.open_writer(1, false)?;
@@ -292,7 +292,7 @@ fn from_service(
     };
     let (segments, written_bytes, seconds) =
         (summary.segments, summary.written_bytes, summary.elapsed.as_secs_f64());
-    let lacks = Lacks::of(summary, false);
+    let lacks = Lacks::of(summary, &manifest, false);
     lacks.tell(None, context);
     let document = Document {
         backup: name,

@@ -13,6 +13,9 @@ use crate::restore::{DamagedSegment, RestoreSummary, UnwrittenRange};
 /// What a restored disk lacks.
 #[derive(Serialize)]
 pub(super) struct Lacks {
+    /// Why the backup may be of no single moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inconsistent: Option<String>,
     /// The ranges that are not what the backup has, in order.
     incomplete: Vec<ByteRange>,
     damaged: Vec<Damaged>,
@@ -104,11 +107,12 @@ pub(super) fn tell_damaged(damaged: &[Damaged], means: &str, context: &Context) 
 }
 
 impl Lacks {
-    pub(super) fn of(summary: RestoreSummary, in_place: bool) -> Self {
+    pub(super) fn of(summary: RestoreSummary, manifest: &ManifestReader, in_place: bool) -> Self {
         let damaged = summary.damaged.iter().map(|damaged| damaged.range.clone());
         let unwritten = summary.unwritten.iter().map(|unwritten| unwritten.range.clone());
         let incomplete = joined(damaged.chain(unwritten).collect());
         Self {
+            inconsistent: inconsistency(manifest.info()),
             incomplete: incomplete.iter().map(ByteRange::from).collect(),
             damaged: summary.damaged.into_iter().map(Damaged::from).collect(),
             unwritten: summary.unwritten.into_iter().map(Unwritten::from).collect(),

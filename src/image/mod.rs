@@ -231,7 +231,7 @@ pub enum ImageError {
         found: Vec<String>,
     },
     /// An NBD server could not be reached, or did not do what it was asked for.
-    #[error("cannot {}: {source}", task.on(path))]
+    #[error("cannot {}: {source}{}", task.on(path), source.hint(*task))]
     Nbd {
         /// The URI, or the image that the server reads.
         path: PathBuf,

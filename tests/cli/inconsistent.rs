@@ -84,6 +84,8 @@ fn is_marked(world: &World, why: &str) {
     let list = world.json(&["list"]);
     let row = list["backups"].as_array().unwrap().last().unwrap().clone();
     assert!(row["inconsistent"].as_str().unwrap().contains(why), "{row}");
+    let restore = world.json(&["restore", "--force", "web", "restored"]);
+    assert!(restore["inconsistent"].as_str().unwrap().contains(why), "{restore}");
     let text = world.run(&["list"]).exits(0).text();
     let line = format!("{} is inconsistent: it ", row["backup"].as_str().unwrap());
     assert!(text.contains(&line), "{text}");
@@ -111,6 +113,7 @@ fn a_file_that_changes_while_it_is_read_makes_an_inconsistent_backup() {
         let ended = world.run(&["--json", "backup", "web=disk"]).exits(0).json();
         assert_eq!(ended["backups"][0].get("inconsistent"), None);
         assert_eq!(world.json(&["show", "web"]).get("inconsistent"), None);
+        assert_eq!(world.json(&["restore", "--force", "web", "restored"]).get("inconsistent"), None);
     }
     let text = world.run(&["list"]).exits(0).text();
     assert_eq!(text.matches("is inconsistent").count(), cases.len(), "{text}");
@@ -171,6 +174,9 @@ fn a_disk_of_a_machine_that_changes_marks_that_disk() {
         .map(|row| row["backup"].as_str().unwrap())
         .collect();
     assert_eq!(marked, ["m/a@0"]);
+    let restore = world.json(&["restore", "--machine", "m", "restored"]);
+    let flaws = restore["disks"].as_array().unwrap().iter().map(|disk| disk.get("inconsistent").is_some());
+    assert_eq!(flaws.collect::<Vec<_>>(), [true, false]);
     // The archive of the moment is no disk: it may be smaller than the one before.
     world.write("note", &noise(3, 5 * SEGMENT));
     let backup = ["backup", "--machine", "m", "m/a=disk", "m/b=other"];

@@ -59,6 +59,19 @@ fn place(offset: u64) -> String {
     }
 }
 
+impl NbdError {
+    /// Returns what to do about it, or nothing.
+    pub(in crate::image) fn hint(&self, task: NbdTask) -> &'static str {
+        match (self, task) {
+            // A server that has as many clients as it takes lets others wait.
+            (Self::Silent { .. }, NbdTask::Open) => {
+                "; if it takes no further client, start it for more: qemu-nbd -e 4"
+            }
+            _ => "",
+        }
+    }
+}
+
 /// What went wrong with an NBD server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

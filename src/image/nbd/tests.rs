@@ -77,7 +77,8 @@ fn a_server_that_knows_the_oldest_way_to_choose_an_export_alone_is_read() {
 #[test]
 fn a_server_that_says_nothing_is_said_to_have_been_silent_and_for_how_long() {
     let error = Server::start(Manner::Silent).open().unwrap_err();
-    assert!(error.to_string().ends_with("the server did not answer within 2 s"), "{error}");
+    let said = "the server did not answer within 2 s; if it takes no further client, start it for more: qemu-nbd -e 4";
+    assert!(error.to_string().ends_with(said), "{error}");
 }
 
 /// Each of the two links is silent for as long as one may be: a third is not made.
