@@ -112,8 +112,9 @@ impl Original {
             case("pack header", &pack, 0..256, changes, Then::Whole),
             case("copy of the pack header", &pack, 4096..4352, changes, Then::Whole),
             case("both pack headers", &pack, 0..4352, &[Zero], Then::Named),
-            case("record header", &pack, third..third + 256, changes, Then::Named),
-            case("payload", &pack, third + 256..third + SEGMENT, changes, Then::Named),
+            // The restore records these, and the next backup stores them again.
+            case("record header", &pack, third..third + 256, changes, Then::NamedAndHealed),
+            case("payload", &pack, third + 256..third + SEGMENT, changes, Then::NamedAndHealed),
             case("mark", &pack, mark..mark + 256, changes, Then::Whole),
             case("table of contents", &pack, size - 1024..size - 1024 + 256 + 7 * 80, changes, Then::Whole),
             case("trailer", &pack, size - 64..size, changes, Then::Whole),

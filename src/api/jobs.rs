@@ -3,9 +3,10 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use crate::api::{CheckDocument, CheckedBackups, ForgetDocument, GcDocument, Refusal};
+use crate::api::changes::end_of;
+use crate::api::{CheckDocument, CheckedBackups, ForgetDocument, GcDocument, Refusal, View};
 use crate::repository::retention::{Keep, RetentionPolicy};
-use crate::repository::span;
+use crate::repository::{Repository, RepositoryError, span};
 
 /// What is to be done.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -259,7 +260,7 @@ pub enum JobResult {
 }
 
 /// What a project is told of a collection, which is of the whole store: how much it freed would say what others have.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CollectedDocument {
     /// Whether it is only looked what would be freed.
     pub dry_run: bool,
@@ -267,6 +268,33 @@ pub struct CollectedDocument {
     pub problems: bool,
     /// Whether it was ended before it was through.
     pub cancelled: bool,
+    /// How many deleted backups of the project can still be undeleted.
+    #[serde(default)]
+    pub kept_backups: u64,
+    /// When the last of them can be undeleted no longer, at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    pub kept_until: Option<String>,
+}
+
+impl CollectedDocument {
+    /// Takes from what a collection did what concerns a project.
+    ///
+    /// # Errors
+    /// The lists of backups, or the count of the time, cannot be read.
+    pub fn of(document: &GcDocument, repository: &Repository, view: &View) -> Result<Self, RepositoryError> {
+        let (seen, _) = view.sets(repository)?;
+        let periods = repository.undelete_periods(&seen)?;
+        let left = seen.iter().flat_map(|set| &set.deleted).map(|deleted| periods.left(deleted));
+        let left: Vec<_> = left.filter(|left| !left.is_zero()).collect();
+        Ok(Self {
+            dry_run: document.dry_run,
+            problems: !document.problems.is_empty(),
+            cancelled: document.cancelled,
+            kept_backups: left.len() as u64,
+            kept_until: left.into_iter().max().map(end_of),
+        })
+    }
 }
 
 /// Why a job could not be done.

@@ -97,7 +97,16 @@ impl Collected {
             Self::OfProject(CollectedDocument { dry_run: true, .. }) => {
                 writeln!(out, "dry run: nothing was freed; only an admin is told how much would be")
             }
-            Self::OfProject(_) => writeln!(out, "garbage was collected"),
+            Self::OfProject(CollectedDocument { kept_backups, kept_until, .. }) => {
+                writeln!(out, "garbage was collected")?;
+                let Some(until) = kept_until else { return Ok(()) };
+                let (backups, until) =
+                    (format::count(*kept_backups, "deleted backup"), format::time_text(until));
+                writeln!(
+                    out,
+                    "{backups} can be undeleted until {until} at the earliest; \"ekko gc --now\" frees their space"
+                )
+            }
         }
     }
 

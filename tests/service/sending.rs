@@ -103,7 +103,8 @@ fn every_command_works_over_the_network_as_it_does_beside_the_repository() {
     let gone = document(&served, &token, &["list", "--deleted"]);
     assert_eq!(names(&gone), ["web@0"]);
     assert!(gone["backups"][0]["deleted_until"].is_string());
-    done(&served, &token, &["gc"]);
+    let collected = done(&served, &token, &["gc"]);
+    assert!(collected.contains("1 deleted backup can be undeleted until"), "{collected}");
     done(&served, &token, &["undelete", "web@0"]);
     assert_eq!(names(&document(&served, &token, &["list"])), ["web@0", "web@1"]);
     let again = document(&served, &token, &["undelete", "web@0"]);

@@ -79,13 +79,11 @@ pub(super) fn run(app: &Arc<App>, job: &Arc<Job>) -> Result<JobResult, Refused> 
                 let kept = options.keep_unfinished;
                 app.quotas().collected(kept.unwrap_or_else(|| app.repository().settings().keep_unfinished));
             }
-            Ok(match job.project() {
-                None => JobResult::Gc(document),
-                Some(_) => JobResult::Collected(CollectedDocument {
-                    dry_run: document.dry_run,
-                    problems: !document.problems.is_empty(),
-                    cancelled: document.cancelled,
-                }),
+            let view = &job.caller.view;
+            Ok(if job.project().is_none() {
+                JobResult::Gc(document)
+            } else {
+                JobResult::Collected(CollectedDocument::of(&document, app.repository(), view)?)
             })
         }
         JobRequest::Check { read_data, repair } => {
