@@ -136,6 +136,11 @@ impl Pace {
         }
     }
 
+    /// Returns how many bytes a second may be moved; nothing if there is no limit.
+    pub fn limit(&self) -> Option<NonZeroU64> {
+        self.limit
+    }
+
     /// Waits until `bytes` more may be moved, or until `stopped` says that nobody wants them any longer.
     pub fn spend(&self, bytes: u64, stopped: impl Fn() -> bool) {
         let Some(limit) = self.limit else { return };

@@ -109,7 +109,10 @@ impl PreparedSegments for Supplied<'_> {
     ) -> Result<Vec<DamagedSegment>, RestoreError> {
         let Self { supply, manifest } = *self;
         let geometry = manifest.info().geometry;
-        let most = (BATCH / geometry.segment_size().bytes()).max(1);
+        // Of a limited rate no more than a second is asked for at once: the wait comes before each request.
+        let bytes =
+            pace.limit().map_or(BATCH, |limit| u32::try_from(limit.get()).unwrap_or(BATCH).min(BATCH));
+        let most = (bytes / geometry.segment_size().bytes()).max(1);
         let segments = Mutex::new(manifest.segments().peekable());
         let next = || -> Option<Batch> {
             let mut segments = segments.lock().unwrap_or_else(PoisonError::into_inner);
