@@ -252,7 +252,8 @@ impl SegmentStore {
                     stored: Arc::clone(&job.stored),
                 };
                 // It is claimed: what fails from now on must drop it.
-                let known = self.index()?.twins(hash)?;
+                // Nearly always nothing is lost or damaged, and then the index is not asked once more.
+                let known = if self.lacks_any()? { self.index()?.twins(hash)? } else { Vec::new() };
                 if let Some((_, entry)) = known.iter().find(|(other, _)| *other == twin) {
                     new.heals = self.lacks(key, entry);
                     new.damaged = Some(entry.place()).filter(|_| new.heals && !entry.is_lost());
